@@ -1,0 +1,71 @@
+"""Progress of long work: a bar on a terminal, a line now and then in a log.
+
+Called by: every package. This file imports none of them.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class ProgressBar:
+    """Context manager over `total` units of work; `update` moves it.
+
+    On a terminal it draws a bar; elsewhere (Ray job logs, files) it prints a line at most every `every` seconds and at
+    the end. `enabled=False` (ranks other than 0) prints nothing.
+    """
+
+    def __init__(self, label: str, total: int, *, done: int = 0, enabled: bool = True, every: float = 5.0) -> None:
+        self.label, self.total, self.done, self.every = label, total, done, every
+        self._enabled = enabled
+        self._start = time.monotonic()
+        self._began_at = done
+        self._last = self._start
+        self._bar: Progress | None = None
+        self._note = ""
+
+    def __enter__(self) -> ProgressBar:
+        console = Console(stderr=False)
+        if self._enabled and console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, note="")
+        return self
+
+    def update(self, amount: int = 1, note: str = "") -> None:
+        """Add `amount` finished units; `note` is a short text such as `loss 0.612`."""
+        self.done += amount
+        self._note = note or self._note
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, note=self._note)
+        elif self._enabled and time.monotonic() - self._last >= self.every:
+            self._print()
+
+    def _print(self) -> None:
+        now = time.monotonic()
+        self._last = now
+        elapsed = now - self._start
+        rate = (self.done - self._began_at) / elapsed if elapsed > 0 else 0.0
+        left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 and self.done < self.total else ""
+        share = 100 * self.done / self.total if self.total else 100.0
+        note = f", {self._note}" if self._note else ""
+        print(f"{self.label}: {self.done}/{self.total} ({share:.0f} %), {elapsed:.0f} s{left}{note}", flush=True, file=sys.stdout)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._enabled and self.done != self._began_at:
+            self._print()

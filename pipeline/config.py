@@ -1,0 +1,102 @@
+"""The `corpus` and `pipeline` sections: which videos, and how they become token shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from cluster.config import Section
+from pipeline.records import Bucket
+
+
+class CorpusConfig(Section):
+    """Raw videos and what is known about them."""
+
+    videos: tuple[str, ...] = ()
+    """Files, folders, globs or fsspec URLs; folders are walked in sorted order."""
+    extensions: tuple[str, ...] = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif", ".ts", ".flv", ".3gp", ".m4v", ".wmv")
+    """File endings that count as videos when a folder is walked (case does not matter)."""
+    captions: str | None = None
+    """CSV, JSONL or parquet table with the columns `file` and `caption`; a sidecar NAME.txt beside a video wins over it."""
+
+
+class CutConfig(Section):
+    """Shot boundaries."""
+
+    method: Literal["none", "content"] = "content"
+    """`content` is PySceneDetect's ContentDetector; `none` keeps a video whole."""
+    threshold: float = Field(default=27.0, gt=0)
+    """ContentDetector threshold (mean HSV difference, 0 to 255)."""
+    margin: float = Field(default=0.0, ge=0)
+    """Seconds left out on each side of a cut."""
+
+
+class FilterConfig(Section):
+    """Thresholds; a clip outside one is refused with its scores kept."""
+
+    min_luma: float = Field(default=8.0, ge=0, le=255)
+    """Mean luma under which a clip counts as black."""
+    min_motion: float = Field(default=0.0, ge=0)
+    """Mean absolute luma difference between frames (0 to 255) under which a clip counts as static."""
+    min_sharpness: float = Field(default=0.0, ge=0)
+    """Variance of the Laplacian under which a clip counts as blurred."""
+    min_side: int = Field(default=16, ge=1)
+    """Videos whose shorter side is less are refused (pixels)."""
+
+
+class DecodeLimits(Section):
+    """What a decoding child may use before it is killed."""
+
+    seconds: float = Field(default=120.0, gt=0)
+    """Wall-clock seconds a video."""
+    memory_gb: float = Field(default=4.0, gt=0)
+    """Address space a child, GiB."""
+    max_frames: int = Field(default=1_000_000, ge=1)
+    """Frames of a video that are probed before it is refused as a decode bomb."""
+    max_pixels: int = Field(default=8192 * 8192, ge=1)
+    """Pixels a frame."""
+    attempts: int = Field(default=2, ge=1)
+    """Decoder deaths (kill, crash, time-out) after which a video is quarantined."""
+
+
+class PipelineConfig(Section):
+    """`videoar tokenize`: corpus to shards."""
+
+    output: Path = Path("shards")
+    """SHARDS folder."""
+    buckets: tuple[Bucket, ...] = (Bucket(frames=17, height=128, width=128),)
+    """Shapes that clips are encoded at; one decode of a clip serves all of them."""
+    fps: float = Field(default=8.0, gt=0)
+    """Frames a second of a clip; frames are chosen by timestamp."""
+    clip_stride: float = Field(default=1.0, gt=0, le=1)
+    """Distance between the beginnings of clips of one shot, as a share of a clip's length."""
+    clips_per_shard: int = Field(default=64, ge=1)
+    """Samples a shard."""
+    batch: int = Field(default=4, ge=1)
+    """Clips that the codec encodes at once; a rule of the shard's own list, so bytes do not depend on timing."""
+    threads: int = Field(default=1, ge=1)
+    """Torch threads an encoding worker."""
+    workers: int = Field(default=1, ge=1)
+    """Encoding actors (one per accelerator, or CPU workers)."""
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    """Ray CPUs an encoding actor asks for."""
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    """Ray GPUs an encoding actor asks for; may be a fraction."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the codec's network."""
+    features: bool = False
+    """Store the continuous features too (bfloat16)."""
+    zstd_level: int = Field(default=3, ge=1, le=22)
+    """Compression level of `.zst` members."""
+    min_free_gb: float = Field(default=0.5, ge=0)
+    """Free disk under which the job stops with a clear line before it writes."""
+    cuts: CutConfig = CutConfig()
+    """Shot boundaries."""
+    filters: FilterConfig = FilterConfig()
+    """Quality thresholds."""
+    limits: DecodeLimits = DecodeLimits()
+    """Limits of a decoding child."""
+    dedup: bool = True
+    """Refuse a file whose content digest was seen before."""

@@ -1,0 +1,96 @@
+"""Records that cross the border between pipeline, shards and training."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_BUCKET = re.compile(r"^f(\d{3,})x(\d+)x(\d+)$")
+
+
+class Bucket(BaseModel):
+    """One clip shape: frames x height x width, in pixels of the decoded clip."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    frames: int = Field(ge=1)
+    """Pixel frames: 1 (an image) or 1 + 4n."""
+    height: int = Field(ge=1)
+    """Pixels."""
+    width: int = Field(ge=1)
+    """Pixels."""
+
+    @property
+    def name(self) -> str:
+        """Folder name, such as f017x128x128."""
+        return f"f{self.frames:03d}x{self.height}x{self.width}"
+
+    @classmethod
+    def parse(cls, name: str) -> Bucket:
+        """Read a folder name. Raises ValueError for anything else."""
+        match = _BUCKET.match(name)
+        if match is None:
+            raise ValueError(f"`{name}` is no bucket name; write f<frames>x<height>x<width>, such as f017x128x128")
+        frames, height, width = (int(part) for part in match.groups())
+        return cls(frames=frames, height=height, width=width)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One planned clip: what to decode and what shape to give it. Row of clips.parquet."""
+
+    key: str
+    """Sample key: 32 hex digits from source digest, span and bucket; no dots."""
+    source: str
+    """Path or URL of the video, as the corpus names it."""
+    source_digest: str
+    """xxh3-128 (hex) over the video file's bytes."""
+    begin: float
+    """Time of the first frame, seconds from the video's first frame."""
+    end: float
+    """Time just after the last frame, seconds."""
+    fps: float
+    """Frames a second of the clip."""
+    bucket: Bucket
+    """Shape."""
+    caption: str = ""
+    """Text; empty when none is known."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """Scores of the filters."""
+    shard: str = ""
+    """`bucket/shard-000000`, the shard that holds the clip."""
+
+
+@dataclass(frozen=True)
+class Reject:
+    """One refused video or clip. Row of rejects.parquet."""
+
+    source: str
+    stage: str
+    """probe, cuts, filters, dedup, plan or encode."""
+    reason: str
+    """Short snake_case word, bounded in number: usable as a metric label."""
+    detail: str = ""
+    """The whole message."""
+    begin: float | None = None
+    """Seconds; None for a whole video."""
+    end: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TokenSample:
+    """One sample of a shard, as training reads it."""
+
+    key: str
+    bits: bytes
+    """Packed bits, uncompressed: order frame, scale, row, column, bit; little-endian bits in a byte."""
+    bucket: Bucket
+    caption: str
+    meta: dict[str, Any]
+    """The sample's KEY.json."""
+    features: bytes | None = None
+    """Optional bfloat16 features, shape (latent frames, d, h, w), row-major."""
