@@ -40,7 +40,9 @@ METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("pipeline_videos_total", "counter", "Videos with an outcome.", ("outcome",)),
-        Metric("pipeline_clips_total", "counter", "Clips with an outcome; reason is empty for encoded ones.", ("outcome", "reason")),
+        Metric(
+            "pipeline_clips_total", "counter", "Clips with an outcome; reason is empty for encoded ones.", ("outcome", "reason")
+        ),
         Metric("pipeline_frames_total", "counter", "Pixel frames encoded."),
         Metric("pipeline_tokens_total", "counter", "Latent positions written, over all scales."),
         Metric("pipeline_shards_committed_total", "counter", "Shards committed."),
@@ -148,7 +150,9 @@ class Meter:
         try:
             self._server, _ = start_http_server(port, addr=host, registry=self.registry)
         except OSError as error:
-            raise OSError(f"metrics port {host}:{port}: {error.strerror}; set metrics.port to a free port, or to 0 to take any") from error
+            raise OSError(
+                f"metrics port {host}:{port}: {error.strerror}; set metrics.port to a free port, or to 0 to take any"
+            ) from error
         address = f"{host}:{self._server.server_port}"
         if address_file is not None:
             address_file.parent.mkdir(parents=True, exist_ok=True)

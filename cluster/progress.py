@@ -62,7 +62,9 @@ class ProgressBar:
         left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 and self.done < self.total else ""
         share = 100 * self.done / self.total if self.total else 100.0
         note = f", {self._note}" if self._note else ""
-        print(f"{self.label}: {self.done}/{self.total} ({share:.0f} %), {elapsed:.0f} s{left}{note}", flush=True, file=sys.stdout)
+        print(
+            f"{self.label}: {self.done}/{self.total} ({share:.0f} %), {elapsed:.0f} s{left}{note}", flush=True, file=sys.stdout
+        )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.metrics import JsonLines, StepReport
+from cluster.report import ReportError, read_lines, write
+
+
+def a_step(step: int, stage: int) -> StepReport:
+    return StepReport(
+        step=step,
+        stage=stage,
+        stage_name=("short", "long")[stage],
+        bucket=("f009x64x64", "f017x96x96")[stage],
+        loss=0.7 / step,
+        scale_loss={"1x1": 0.6 / step, "2x2": 0.7 / step},
+        bit_accuracy={"1x1": 0.5 + 0.01 * step, "2x2": 0.5},
+        grad_norm=1.0,
+        learning_rate=1e-3,
+        tokens=1000,
+        seconds={"total": 0.5, "data": 0.1, "forward": 0.4},
+        memory={"resident": 1},
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    with JsonLines(tmp_path / "metrics.jsonl") as lines:
+        for step in range(1, 9):
+            lines.write(a_step(step, int(step > 4)))
+    (tmp_path / "shards").mkdir()
+    rows = {"shard": ["f009x64x64/shard-000000"] * 2, "source": ["/videos/a.mp4", "/videos/b.mp4"], "bits_size": [100, 150]}
+    pq.write_table(pa.table(rows), tmp_path / "shards" / "index.parquet")
+    rejects = {"source": ["/videos/broken.mp4"], "stage": ["probe"], "reason": ["no_video_stream"]}
+    pq.write_table(pa.table(rejects), tmp_path / "shards" / "rejects.parquet")
+    (tmp_path / "samples" / "text").mkdir(parents=True)
+    (tmp_path / "samples" / "text" / "one.mp4").write_bytes(b"\0" * 100)
+    (tmp_path / "samples" / "text" / "one.txt").write_text("a <rabbit>")
+    (tmp_path / "events.jsonl").write_text(json.dumps({"event": "resume", "step": 5}) + "\n")
+    return tmp_path
+
+
+def test_report_holds_everything_and_needs_no_network(run: Path) -> None:
+    page = write(run).read_text()
+    for part in (
+        "f009x64x64/shard-000000",
+        "broken.mp4",
+        "no_video_stream",
+        "a &lt;rabbit&gt;",
+        "data:video/mp4;base64,",
+        ">250<",
+    ):
+        assert part in page
+    assert page.count("<svg") == 4  # loss, two stages, throughput
+    assert "0.700 → 0.175" in page  # stage 1, first and last step
+    assert "resume at step 5" in page
+    for fetched in ('src="http', 'href="http', "url(http", "@import"):
+        assert fetched not in page
+
+
+def test_report_refuses_a_folder_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match=r"no metrics.jsonl with a step"):
+        write(tmp_path)
+
+
+def test_a_half_written_last_line_is_left_out_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"st')
+    assert read_lines(path) == [{"step": 1}]
+    path.write_text('{"st\n{"step": 1}\n')
+    with pytest.raises(ReportError, match=r"metrics.jsonl:1: not a JSON line"):
+        read_lines(path)

