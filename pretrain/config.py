@@ -118,7 +118,11 @@ class CurriculumConfig(Section):
     """Stages, one after the other."""
 
     shards: tuple[Path, ...] = ()
-    """SHARDS folders; empty takes pipeline.output."""
+    """SHARDS folders; empty takes pipeline.output. Joined: one epoch visits each sample of all of them once."""
+    weights: tuple[float, ...] = ()
+    """One weight a folder: each then keeps its own epochs, and the folders alternate in these shares (to 1/1000)."""
+    validation: tuple[Path, ...] = ()
+    """Held-out SHARDS folders for the validation loss; they must hold the stages' buckets."""
     stages: tuple[Stage, ...] = ()
     """The curriculum."""
 
@@ -166,6 +170,22 @@ class TrainConfig(Section):
     """Torch threads a rank on CPU; 0 divides the cores among the ranks of a host."""
     prefetch: int = Field(default=2, ge=0)
     """Global batches read ahead."""
+    shuffle_window: int = Field(default=16, ge=1)
+    """Shards whose rows are shuffled together; each shard is read within one such window an epoch."""
+    accept_new_data: bool = False
+    """Go on when the index or an exclusion list changed since the checkpoint: from there on the order is the new data's."""
+    spike_sigma: float = Field(default=0.0, ge=0)
+    """Skip a step whose loss lies so many standard deviations above the last 128; 0 turns it off."""
+    deterministic: bool = False
+    """Torch's deterministic algorithms only (errors where an operation has none)."""
+    validate_every: int = Field(default=0, ge=0)
+    """Steps between validation losses; 0 = only at the end of each stage when curriculum.validation is set."""
+    validation_samples: int = Field(default=64, ge=1)
+    """Samples of each stream that a validation takes."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files to RUN/tensorboard (needs the package tensorboard)."""
+    collective_timeout: float = Field(default=1800.0, gt=0)
+    """Seconds after which a collective that some rank does not join ends the job."""
 
 
 class DeepSpeedConfig(Section):

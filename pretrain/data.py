@@ -1,0 +1,178 @@
+"""The token datasets of a run, opened and joined: rows by stream, samples by slot, one digest.
+
+In:  SHARDS folders (pipeline.index.ShardDataset), an optional SHARDS/exclude.txt with one sample key a line.
+Out: `Source` lists for order.py; captions, keys and `TokenSample`s for loader.py; the data digest for state.py.
+Called by: loader.py, train.py, evaluate.py.
+
+exclude.txt is read once, when a run starts; it is part of the data digest, so a run that is resumed after the list (or the
+index) changed is refused unless train.accept_new_data says that the order may change from here on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.records import Bucket, TokenSample
+from pretrain.curriculum import Curriculum, StreamName
+from pretrain.order import Slot, Source
+from tokenizer.spec import CodecSpec
+
+
+class DataError(ValueError):
+    """Token shards that cannot be trained on; the message names the folder and the mend."""
+
+
+class Dataset(Protocol):
+    """What training needs of pipeline.index.ShardDataset."""
+
+    @property
+    def spec(self) -> CodecSpec: ...  # noqa: D102
+    @property
+    def digest(self) -> str: ...  # noqa: D102
+    def buckets(self) -> list[Bucket]: ...  # noqa: D102
+    def rows(self, bucket: Bucket) -> Any: ...  # noqa: D102
+    def read(self, bucket: Bucket, row: int) -> TokenSample: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """One bucket of one dataset, exclusions taken out."""
+
+    dataset: int
+    numbers: npt.NDArray[np.int64]
+    """Row numbers in the dataset's own table."""
+    shards: tuple[int, ...]
+    """Rows left in each shard, in order."""
+    table: Any
+
+
+class _Pool:
+    """Datasets whose rows are numbered through."""
+
+    def __init__(self, parts: list[_Rows]) -> None:
+        self.parts = parts
+        self._ends = list(accumulate(rows.numbers.size for rows in parts))
+        self.size = self._ends[-1]
+
+    def find(self, row: int) -> tuple[_Rows, int]:
+        """Return the dataset's rows and the row number in its own table."""
+        part = bisect_right(self._ends, row)
+        rows = self.parts[part]
+        return rows, int(rows.numbers[row - (self._ends[part - 1] if part else 0)])
+
+
+class Corpus:
+    """Datasets of one run. Raises DataError when they do not fit each other or the curriculum."""
+
+    def __init__(self, datasets: Mapping[Path, Dataset], curriculum: Curriculum, weights: Sequence[float] = ()) -> None:
+        if weights and len(weights) != len(datasets):
+            raise DataError(f"curriculum.weights names {len(weights)} weights for {len(datasets)} datasets in curriculum.shards")
+        self.folders = tuple(datasets)
+        self._datasets = tuple(datasets.values())
+        self._weights = tuple(weights)
+        self.spec = self._common_spec()
+        excluded = {folder: _exclusions(folder) for folder in self.folders}
+        self.excluded = sum(len(keys) for keys in excluded.values())
+        parts = [(dataset.digest, sorted(excluded[folder])) for folder, dataset in datasets.items()]
+        self.digest = hashlib.sha256(repr((parts, self._weights)).encode()).hexdigest()
+        self._pools: dict[str, list[_Pool]] = {}
+        for name in dict.fromkeys(bucket for bucket, _ in curriculum.streams()):
+            parts_of = []
+            for number, (folder, dataset) in enumerate(datasets.items()):
+                if name in {bucket.name for bucket in dataset.buckets()}:
+                    rows = _select(number, dataset.rows(Bucket.parse(name)), excluded[folder])
+                    if rows.numbers.size:
+                        parts_of.append(rows)
+            if not parts_of:
+                known = sorted({bucket.name for dataset in self._datasets for bucket in dataset.buckets()})
+                raise DataError(
+                    f"curriculum: bucket {name} has no samples in {', '.join(map(str, self.folders))}; "
+                    f"buckets there: {', '.join(known) or 'none'}. Tokenize it (pipeline.buckets) or change the stage's mix"
+                )
+            self._pools[name] = [_Pool([rows]) for rows in parts_of] if self._weights else [_Pool(parts_of)]
+
+    @classmethod
+    def open(cls, folders: Sequence[Path], curriculum: Curriculum, weights: Sequence[float] = ()) -> Corpus:
+        """Open SHARDS folders. Raises DataError, or pipeline.index.DatasetError for a missing or unfinished index."""
+        from pipeline.index import ShardDataset
+
+        if not folders:
+            raise DataError("no token shards: set curriculum.shards, or pipeline.output")
+        return cls({folder: ShardDataset.open(folder) for folder in folders}, curriculum, weights)
+
+    def _common_spec(self) -> CodecSpec:
+        spec = self._datasets[0].spec
+        for folder, dataset in zip(self.folders, self._datasets):
+            if dataset.spec != spec:
+                raise DataError(
+                    f"{folder}: shards of another tokenizer ({dataset.spec.digest[:12]}) than {self.folders[0]} "
+                    f"({spec.digest[:12]}); tokenize both with one tokenizer, or train on one of them"
+                )
+        return spec
+
+    def sources(self, stream: StreamName) -> list[Source]:
+        """Return what shares an epoch: all datasets joined, or each alone when curriculum.weights is set."""
+        return [
+            Source(
+                number=number,
+                shards=tuple(size for rows in pool.parts for size in rows.shards),
+                weight=self._weights[pool.parts[0].dataset] if self._weights else 1.0,
+            )
+            for number, pool in enumerate(self._pools[stream[0]])
+        ]
+
+    def key(self, stream: StreamName, slot: Slot) -> str:
+        """Return the sample key of a slot."""
+        return str(self._cell(stream, slot, "key"))
+
+    def caption(self, stream: StreamName, slot: Slot) -> str:
+        """Return the caption of a slot."""
+        return str(self._cell(stream, slot, "caption") or "")
+
+    def _cell(self, stream: StreamName, slot: Slot, column: str) -> Any:
+        rows, number = self._pools[stream[0]][slot.source].find(slot.row)
+        return rows.table.column(column)[number].as_py()
+
+    def rows(self, stream: StreamName, source: int) -> int:
+        """Return how many rows one source of the stream has."""
+        return self._pools[stream[0]][source].size
+
+    def read(self, stream: StreamName, slot: Slot) -> TokenSample:
+        """Read one sample. Raises pipeline.shards.CorruptSample for one that is damaged."""
+        rows, number = self._pools[stream[0]][slot.source].find(slot.row)
+        return self._datasets[rows.dataset].read(Bucket.parse(stream[0]), number)
+
+    def grid(self, stream: StreamName) -> tuple[int, int, int]:
+        """Return (latent frames, rows, columns) of a stream. Raises ValueError for frames that the tokenizer cannot cut at."""
+        bucket = Bucket.parse(stream[0])
+        return self.spec.grid(stream[1] or bucket.frames, bucket.height, bucket.width)
+
+
+def _select(dataset: int, table: Any, excluded: frozenset[str]) -> _Rows:
+    keys = table.column("key").to_pylist()
+    kept = np.asarray([number for number, key in enumerate(keys) if key not in excluded], dtype=np.int64)
+    shard_of = np.asarray(table.column("shard").to_pylist(), dtype=object)[kept]
+    shards: list[int] = []
+    last = None
+    for shard in shard_of:
+        if shard != last:
+            shards.append(0)
+            last = shard
+        shards[-1] += 1
+    return _Rows(dataset=dataset, numbers=kept, shards=tuple(shards), table=table.select(["key", "caption"]))
+
+
+def _exclusions(folder: Path) -> frozenset[str]:
+    path = folder / "exclude.txt"
+    if not path.is_file():
+        return frozenset()
+    return frozenset(line.strip() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#"))

@@ -1,0 +1,212 @@
+"""From token shards to a rank's micro-batches, read ahead in a thread.
+
+In:  Corpus (data.py), Order (order.py), the rank's place among the ranks.
+Out: one `StepData` a step: equal-shape `Batch`es, all ranks the same number of them.
+Called by: train.py, evaluate.py, `videoar bench load`.
+
+    Order.slots(step) ─▶ slots r, r+W, r+2W.. ─▶ Corpus.read ─▶ prefix of frames ─▶ Batch (packed bits, as bytes)
+                             └ past the batch: fill, weight 0    └ corrupt: next readable row, counted
+
+State: none but the step. Sample keys of the whole global batch come from the index, so no rank asks another.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.records import TokenSample
+from pretrain.batch import Batch
+from pretrain.curriculum import Place
+from pretrain.data import Corpus, DataError
+from pretrain.order import Order, Slot, split
+
+MAX_REPLACEMENTS = 64
+"""Corrupt rows in a row after which the data set is given up."""
+TEXT_MULTIPLE = 8
+"""Text is padded to a multiple of this, so that shapes are few."""
+
+
+class TextEncoder(Protocol):
+    """What the loader needs of pretrain.text.TextTokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepData:
+    """One rank's share of one global batch."""
+
+    place: Place
+    batches: tuple[Batch, ...]
+    ids: tuple[str, ...]
+    """Keys of the whole global batch as planned, in slot order."""
+    replaced: tuple[tuple[int, str], ...]
+    """(slot, key read in its place) of this rank's corrupt samples."""
+    tokens: int
+    """Positions of this rank that count, text and video."""
+
+
+class Loader:
+    """Iterates over the steps `first_step`..`last_step` of the order. Use as a context manager; closing stops the thread."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        order: Order,
+        text: TextEncoder,
+        *,
+        rank: int,
+        world: int,
+        micro_batch: int,
+        text_length: int,
+        first_step: int,
+        last_step: int,
+        prefetch: int,
+        pin: bool = False,
+    ) -> None:
+        self.corpus, self.order, self.text = corpus, order, text
+        self.rank, self.world, self.micro_batch, self.text_length = rank, world, micro_batch, text_length
+        self.first_step, self.last_step, self.prefetch, self.pin = first_step, last_step, prefetch, pin
+        self._stop = threading.Event()
+        self._queue: queue.Queue[StepData | BaseException] = queue.Queue(maxsize=max(1, prefetch))
+        self._thread: threading.Thread | None = None
+
+    def __iter__(self) -> Iterator[StepData]:
+        steps = range(self.first_step, self.last_step + 1)
+        if self.prefetch == 0:
+            for step in steps:
+                yield self.load(step)
+            return
+        self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
+        self._thread.start()
+        for _ in steps:
+            item = self._queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def _run(self) -> None:
+        for step in range(self.first_step, self.last_step + 1):
+            item: StepData | BaseException
+            try:
+                item = self.load(step)
+            except (ValueError, OSError, RuntimeError, MemoryError) as error:
+                item = error
+            while not self._stop.is_set():
+                try:
+                    self._queue.put(item, timeout=0.2)
+                    break
+                except queue.Full:
+                    continue
+            if self._stop.is_set() or isinstance(item, BaseException):
+                return
+
+    def load(self, step: int) -> StepData:
+        """Read one step. Raises DataError or OSError when the data cannot be read."""
+        place = self.order.curriculum.at(step)
+        stream, count = place.stream, place.mix.batch
+        slots, seeds = self.order.slots(step), self.order.seeds(step)
+        ids = tuple(self.corpus.key(stream, slot) for slot in slots)
+        lengths = [min(len(self.text.encode(self.corpus.caption(stream, slot))), self.text_length) for slot in slots]
+        padded = min(self.text_length, -(-max(1, *lengths) // TEXT_MULTIPLE) * TEXT_MULTIPLE)
+        grid = self.corpus.grid(stream)
+        parts = split(count, self.micro_batch, self.world)
+        replaced: list[tuple[int, str]] = []
+        batches, tokens = [], 0
+        for numbers in parts.slots(count, self.rank, self.world):
+            samples = []
+            for number in numbers:
+                sample = self._read(stream, slots[number % count])
+                if number < count and sample.key != ids[number]:
+                    replaced.append((number, sample.key))
+                samples.append(sample)
+            counts = [number < count for number in numbers]
+            batch = self._batch(samples, [seeds[number % count] for number in numbers], counts, 1 / count, grid, padded)
+            positions = grid[0] * self.corpus.spec.positions(*grid[1:])
+            tokens += sum(positions + int(length) for length, real in zip(batch.text_length.tolist(), counts) if real)
+            batches.append(batch)
+        return StepData(place=place, batches=tuple(batches), ids=ids, replaced=tuple(replaced), tokens=tokens)
+
+    def _read(self, stream: tuple[str, int], slot: Slot) -> TokenSample:
+        """Read a slot; a corrupt row gives way to the next readable row of its source: a rule of the row alone."""
+        from pipeline.shards import CorruptSample
+
+        rows = self.corpus.rows(stream, slot.source)
+        first: CorruptSample | None = None
+        for distance in range(min(MAX_REPLACEMENTS, rows)):
+            try:
+                return self.corpus.read(stream, replace(slot, row=(slot.row + distance) % rows))
+            except CorruptSample as error:
+                first = first or error
+        raise DataError(f"{first}; {min(MAX_REPLACEMENTS, rows)} rows in a row are corrupt: run `videoar shards verify`")
+
+    def _batch(
+        self,
+        samples: list[TokenSample],
+        seeds: list[int],
+        counts: list[bool],
+        weight: float,
+        grid: tuple[int, int, int],
+        padded: int,
+    ) -> Batch:
+        frame_bytes = self.corpus.spec.frame_bytes(*grid[1:])
+        size = grid[0] * frame_bytes
+        bits = torch.empty(len(samples), size, dtype=torch.uint8)
+        text = torch.zeros(len(samples), padded, dtype=torch.int64)
+        lengths = torch.zeros(len(samples), dtype=torch.int64)
+        for i, sample in enumerate(samples):
+            if len(sample.bits) < size:
+                raise DataError(f"sample {sample.key}: {len(sample.bits)} bytes of bits, {size} expected for grid {grid}")
+            bits[i] = torch.from_numpy(np.frombuffer(sample.bits, dtype=np.uint8, count=size).copy())
+            tokens = self.text.encode(sample.caption)[:padded]
+            text[i, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+            lengths[i] = len(tokens)
+        batch = Batch(
+            bits=bits,
+            text=text,
+            text_length=lengths,
+            weight=torch.tensor([weight if real else 0.0 for real in counts], dtype=torch.float32),
+            seeds=torch.tensor(seeds, dtype=torch.int64),
+            grid=grid,
+            ids=tuple(sample.key for sample in samples),
+            features=self._features(samples, grid),
+        )
+        return _pinned(batch) if self.pin else batch
+
+    def _features(self, samples: list[TokenSample], grid: tuple[int, int, int]) -> Tensor | None:
+        if any(sample.features is None for sample in samples):
+            return None
+        frames, rows, columns = grid
+        count = frames * self.corpus.spec.bits * rows * columns
+        shape = (frames, self.corpus.spec.bits, rows, columns)
+        parts = [torch.frombuffer(bytearray(sample.features or b""), dtype=torch.bfloat16, count=count) for sample in samples]
+        return torch.stack([part.view(shape) for part in parts])
+
+    def close(self) -> None:
+        """Stop reading ahead and wait for the thread."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _pinned(batch: Batch) -> Batch:
+    names = ("bits", "text", "text_length", "weight", "seeds")
+    features = None if batch.features is None else batch.features.pin_memory()
+    return replace(batch, features=features, **{name: getattr(batch, name).pin_memory() for name in names})

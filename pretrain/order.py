@@ -1,0 +1,143 @@
+"""Which samples make the global batch of step s: a pure function of (seed, index, curriculum, s).
+
+In:  the number of rows of every shard, per stream and source; nothing else of the data.
+Out: `Order.slots(step)`: for each slot of the global batch a source and row number; and the seed of each slot.
+Called by: loader.py. The whole loader state is one integer, the number of steps that ended.
+
+An epoch of a stream visits each row once. Shards are shuffled, and rows are shuffled within a window of `window`
+neighbours in that shuffled list: reading therefore stays inside `window` shards at a time and each shard is opened in one
+window an epoch, which is the run length for local disks and object stores alike (a local cache of `window` + 1 shards is
+enough). With several weighted datasets each keeps its own epochs and the datasets alternate in exact shares.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
+
+from pretrain.curriculum import Curriculum, StreamName, share
+
+
+@dataclass(frozen=True)
+class Source:
+    """What shares one epoch: all datasets joined, or one of several weighted datasets. Rows are numbered in shard order."""
+
+    number: int
+    """Among the sources of the stream."""
+    shards: tuple[int, ...]
+    """Rows of each shard."""
+    weight: float = 1.0
+    """Share of the stream's samples, against its other sources."""
+
+    @property
+    def rows(self) -> int:
+        """Rows in all."""
+        return sum(self.shards)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One sample of a global batch."""
+
+    source: int
+    row: int
+    """Row number in the source, exclusions taken out."""
+    epoch: int
+    """Times the source was gone through before."""
+
+
+class Epochs:
+    """The endless order of one source: sample number n -> (row, epoch)."""
+
+    def __init__(self, seed: int, name: str, source: Source, window: int) -> None:
+        assert source.rows > 0 and window > 0
+        self.source, self.window = source, window
+        self._seed = (seed, *name.encode(), source.number)
+        self._firsts = (0, *accumulate(source.shards))
+        self._layout = lru_cache(maxsize=2)(self._make_layout)
+        self._rows = lru_cache(maxsize=4)(self._make_rows)
+
+    def at(self, number: int) -> tuple[int, int]:
+        """Return (row, epoch) of sample `number`, counted from 0."""
+        epoch, position = divmod(number, self.source.rows)
+        _, ends = self._layout(epoch)
+        window = bisect_right(ends, position)
+        begin = ends[window - 1] if window else 0
+        return int(self._rows(epoch, window)[position - begin]), epoch
+
+    def _make_layout(self, epoch: int) -> tuple[npt.NDArray[np.int64], list[int]]:
+        """The epoch's shard order, and the positions at which its windows end."""
+        order = np.random.default_rng((*self._seed, epoch, 0)).permutation(len(self.source.shards))
+        sizes = np.asarray(self.source.shards, dtype=np.int64)[order]
+        ends = [int(sizes[i : i + self.window].sum()) for i in range(0, len(order), self.window)]
+        return order, list(accumulate(ends))
+
+    def _make_rows(self, epoch: int, window: int) -> npt.NDArray[np.int64]:
+        order, _ = self._layout(epoch)
+        shards = order[window * self.window : (window + 1) * self.window]
+        rows = np.concatenate([np.arange(self._firsts[s], self._firsts[s + 1], dtype=np.int64) for s in shards])
+        return np.random.default_rng((*self._seed, epoch, 1, window)).permutation(rows)
+
+
+class Order:
+    """The order of a whole run. `streams` must hold a non-empty list of sources for every stream of the curriculum."""
+
+    def __init__(self, seed: int, curriculum: Curriculum, streams: Mapping[StreamName, Sequence[Source]], window: int) -> None:
+        self.seed, self.curriculum = seed, curriculum
+        self._weights = {name: tuple(source.weight for source in sources) for name, sources in streams.items()}
+        self._epochs = {
+            name: tuple(Epochs(seed, f"{name[0]}:{name[1]}", source, window) for source in sources)
+            for name, sources in streams.items()
+        }
+
+    def slots(self, step: int) -> tuple[Slot, ...]:
+        """Return the global batch of `step`, in slot order."""
+        place = self.curriculum.at(step)
+        return tuple(self._slot(place.stream, place.first_sample + slot) for slot in range(place.mix.batch))
+
+    def _slot(self, stream: StreamName, number: int) -> Slot:
+        epochs = self._epochs[stream]
+        chosen = 0
+        if len(epochs) > 1:
+            chosen, before = share(self._weights[stream], number)
+            number = before[chosen]
+        row, epoch = epochs[chosen].at(number)
+        return Slot(source=epochs[chosen].source.number, row=row, epoch=epoch)
+
+    def seeds(self, step: int) -> list[int]:
+        """Return the seed of each slot of `step`: 63 bits of (run seed, step, slot)."""
+        batch = self.curriculum.at(step).mix.batch
+        return [sample_seed(self.seed, step, slot) for slot in range(batch)]
+
+
+def sample_seed(seed: int, step: int, slot: int) -> int:
+    """Return the seed of all random draws of one sample, 0 <= seed < 2**63; the number of ranks has no part in it."""
+    return int(np.random.SeedSequence((seed, step, slot)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@dataclass(frozen=True)
+class Split:
+    """How one global batch falls to ranks and micro-batches."""
+
+    micro_batch: int
+    """Samples a rank runs at once: train.micro_batch, or less when the global batch has no use for it."""
+    accumulation: int
+    """Micro-batches a rank; the same on all ranks."""
+
+    def slots(self, batch: int, rank: int, world: int) -> list[list[int]]:
+        """Return the slots of each micro-batch of `rank`; a number of `batch` or more is a fill sample of weight 0."""
+        mine = [rank + world * i for i in range(self.micro_batch * self.accumulation)]
+        return [mine[i : i + self.micro_batch] for i in range(0, len(mine), self.micro_batch)]
+
+
+def split(batch: int, micro_batch: int, world: int) -> Split:
+    """Divide a global batch: equal shapes and counts on every rank, at any number of ranks."""
+    each = -(-batch // world)
+    accumulation = -(-each // micro_batch)
+    return Split(micro_batch=-(-each // accumulation), accumulation=accumulation)
