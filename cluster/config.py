@@ -75,11 +75,15 @@ class ClusterConfig(Section):
     """How jobs start on this machine or on a cluster."""
 
     ray_address: str = ""
-    """Ray dashboard address for `ray job submit`, such as http://127.0.0.1:8265; empty = RAY_API_SERVER_ADDRESS, or a local head started for the job."""
+    """Ray dashboard for `ray job submit`, such as http://127.0.0.1:8265; empty = RAY_API_SERVER_ADDRESS, or a local head for the job."""
     ranks_per_host: int = Field(default=0, ge=0)
     """Training processes a host; 0 = one per accelerator, or one on a machine with none."""
     max_restarts: int = Field(default=3, ge=0)
     """How often `videoar launch` starts a failed training job again from its newest checkpoint."""
+    restart_wait_seconds: float = Field(default=2.0, ge=0)
+    """Seconds between a failure and the new start."""
+    stop_grace_seconds: float = Field(default=120.0, gt=0)
+    """Seconds that a job gets to save and end after SIGTERM or SIGINT, before it is killed."""
     master_port: int = Field(default=0, ge=0, le=65535)
     """Rendezvous port of the training job; 0 takes a free one."""
 

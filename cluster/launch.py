@@ -1,0 +1,189 @@
+"""`videoar launch`: builds the `deepspeed` command of a training job, runs it and keeps it running.
+
+In:  a Config, optionally a hostfile.
+Out: exit code of the job; RUN/launch.lock while it runs.
+Called by: `cluster/cli.py` (launch, tokenizer train), the demo, tests.
+
+One way for one machine (`local`) and one for several (`ssh`: DeepSpeed's own launcher over pdsh). Both run
+`deepspeed --module MODULE -c CFG [overrides]`, so that what is printed can be typed by hand.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cluster.config import ClusterConfig, Config, RunConfig
+from cluster.hosts import Host, read_hostfile
+from cluster.ports import free_port
+from cluster.supervise import Attempt, Policy, Supervisor
+
+Via = Literal["local", "ssh"]
+RESTARTS = "VIDEOAR_RESTARTS"
+"""Environment variable that tells the job how often it was started again (metric train_restarts_total)."""
+_FORWARDED = ("DS_ACCELERATOR", RESTARTS, "GLOO_", "NCCL_", "OMP_NUM_THREADS", "VIDEOAR_")
+"""Beginnings of environment variables that ranks on other hosts get too."""
+
+
+class LaunchError(ValueError):
+    """A job that cannot be started; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One training job: what runs, where, with how many ranks."""
+
+    module: str
+    """Python module of a rank, such as pretrain.train."""
+    arguments: tuple[str, ...]
+    """Its arguments: -c CFG and overrides."""
+    ranks: int
+    """Ranks on this machine; 0 where the hostfile says it."""
+    hostfile: Path | None = None
+    """Hosts, for `ssh`."""
+    hosts: tuple[Host, ...] = ()
+    """The hostfile's content."""
+    master_port: int = 0
+    """Rendezvous port; 0 takes a free one at each start."""
+
+    def command(self, port: int) -> list[str]:
+        """Return the launcher's command with the rendezvous at `port`."""
+        words = [deepspeed_program()]
+        if self.hostfile is None:
+            # A hostfile that is no file keeps DeepSpeed from reading its default, /job/hostfile.
+            words += ["--hostfile", os.devnull, "--num_gpus", str(self.ranks)]
+        else:
+            words += ["--hostfile", str(self.hostfile), "--force_multi"]
+        return [*words, "--master_port", str(port), "--no_local_rank", "--module", self.module, *self.arguments]
+
+
+def deepspeed_program() -> str:
+    """Path of the `deepspeed` command of this Python. Raises LaunchError when it is missing."""
+    beside = Path(sys.executable).with_name("deepspeed")
+    if beside.exists():
+        return str(beside)
+    found = shutil.which("deepspeed")
+    if found is None:
+        raise LaunchError(f"no `deepspeed` command beside {sys.executable}; run `make setup`")
+    return found
+
+
+def accelerators() -> int:
+    """GPUs that torch can use on this machine; 0 on a machine without, and where DS_ACCELERATOR=cpu asks for the CPU."""
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def plan(
+    config: Config,
+    module: str = "pretrain.train",
+    *,
+    overrides: Sequence[str] = (),
+    via: Via | None = None,
+    hostfile: Path | None = None,
+    words: Sequence[str] = (),
+    devices: int | None = None,
+) -> Launch:
+    """Work out a job. `words` go before `-c` (a subcommand of the module); `devices` is the number of GPUs here.
+
+    Raises LaunchError or HostfileError for what cannot be started.
+    """
+    cluster = config.get(ClusterConfig)
+    arguments = (*words, "-c", str(config.source.resolve()), *overrides)
+    if via == "ssh" and hostfile is None:
+        raise LaunchError("--via ssh needs --hostfile FILE with one line `HOST slots=N` for each host")
+    if via == "local" and hostfile is not None:
+        raise LaunchError("--via local takes no --hostfile; leave one of the two out")
+    if hostfile is not None:
+        hosts = read_hostfile(hostfile)
+        for program in ("pdsh", "ssh"):
+            if shutil.which(program) is None:
+                raise LaunchError(
+                    f"--via ssh needs `{program}` on this machine; install it (Debian: apt-get install pdsh openssh-client)"
+                )
+        return Launch(module, arguments, 0, hostfile.resolve(), hosts, cluster.master_port)
+    ranks = cluster.ranks_per_host or (accelerators() if devices is None else devices) or 1
+    return Launch(module, arguments, ranks, master_port=cluster.master_port)
+
+
+def environment(restarts: int, *, cpu: bool) -> dict[str, str]:
+    """Additions to the launcher's environment: the CPU accelerator if asked for, the restarts so far."""
+    added = {RESTARTS: str(restarts), "PYTHONUNBUFFERED": "1"}
+    if cpu:
+        added["DS_ACCELERATOR"] = "cpu"
+    return added
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold RUN/launch.lock, so that two launches cannot write one run folder. Raises LaunchError when it is held."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "launch.lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise LaunchError(
+                f"{folder}: {owner} is running this run; wait for it, stop it, or set run.dir to another folder"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def write_env_file(path: Path, env: Mapping[str, str]) -> None:
+    """Write the file that DS_ENV_FILE names: what ranks on other hosts need of `env`. DeepSpeed exports each line."""
+    chosen = {key: value for key, value in sorted(env.items()) if key.startswith(_FORWARDED)}
+    path.write_text("".join(f"{key}={value}\n" for key, value in chosen.items()))
+
+
+def unfinished(config: Config) -> str:
+    """Return why the pre-training of `config` is not done, or an empty text when the checkpoint of its last step is whole."""
+    total = sum(stage.steps for stage in config.sections["curriculum"].stages)
+    last = min(config.sections["train"].stop_after or total, total)
+    folder = config.get(RunConfig).dir / "checkpoints"
+    whole = sorted(int(done.parent.name.removeprefix("step-")) for done in folder.glob("step-*/DONE"))
+    if whole and whole[-1] >= last:
+        return ""
+    return f"{folder} holds no whole checkpoint of step {last} (newest: {whole[-1] if whole else 'none'})"
+
+
+def run(config: Config, job: Launch, *, folder: Path | None = None, finished: Callable[[], str] | None = None) -> int:
+    """Start the job, keep it running, and return its exit code (0 done, 75 stopped cleanly, 2 bad configuration).
+
+    folder: the run folder that the job writes, locked meanwhile (default run.dir). finished: see `Supervisor.run`.
+    Raises LaunchError when another launch holds the folder.
+    """
+    cluster = config.get(ClusterConfig)
+    folder = config.get(RunConfig).dir if folder is None else folder
+    # Other hosts know best what they have: only a job on this machine is told to use the CPU.
+    cpu = job.hostfile is None and accelerators() == 0
+    policy = Policy(cluster.max_restarts, cluster.restart_wait_seconds, cluster.stop_grace_seconds)
+    supervisor = Supervisor(policy, rank_module=job.module)
+
+    def attempt(restarts: int) -> Attempt:
+        env = environment(restarts, cpu=cpu)
+        if job.hostfile is not None:
+            env_file = folder.resolve() / "launch.env"
+            write_env_file(env_file, {**os.environ, **env})
+            env["DS_ENV_FILE"] = str(env_file)
+        return Attempt(job.command(job.master_port or free_port()), env)
+
+    with run_lock(folder):
+        return supervisor.run(attempt, finished)
