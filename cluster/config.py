@@ -10,18 +10,17 @@ resolved when a file is read.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import json
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cluster.config_errors import Given, duplicates, explain, key_lines, nearest, where_is
 
 SECTIONS: Mapping[str, str] = {
     "run": "cluster.config:RunConfig",
@@ -135,24 +134,31 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    for key, first, again in duplicates(node):
+        raise ConfigError(f"{path}:{again}: `{key}` is already set on line {first}; keep one of the two")
     if data is None:
         data = {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path}:1: the configuration must be a mapping of sections, found {type(data).__name__}")
-    lines = _lines(node) if node is not None else {}
+    lines = key_lines(node) if node is not None else {}
+    given: Given = {}
     for override in overrides:
-        _apply(data, override)
+        given[_apply(data, override)] = override
     for key in data:
         if key not in SECTIONS:
-            raise ConfigError(f"{_where(path, lines, (key,))}: unknown section `{key}`{_nearest(str(key), list(SECTIONS))}")
+            raise ConfigError(
+                f"{where_is(path, lines, given, (key,))}: unknown section `{key}`{nearest(str(key), list(SECTIONS))}"
+            )
     sections: dict[str, Any] = {}
     for name in SECTIONS:
         cls = section_class(name)
@@ -160,11 +166,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         try:
             sections[name] = cls.model_validate({} if value is None else value)
         except ValidationError as error:
-            raise ConfigError(_explain(path, lines, name, cls, error)) from error
+            raise ConfigError(explain(path, lines, given, name, cls, error)) from error
     return Config(sections=sections, source=path)
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
+def _apply(data: dict[str, Any], override: str) -> tuple[Any, ...]:
+    """Write one override into `data` and return its place."""
     dotted, equals, text = override.partition("=")
     keys = dotted.split(".")
     if not equals or len(keys) < 2 or not all(keys):
@@ -174,87 +181,31 @@ def _apply(data: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise ConfigError(f"override `{override}`: the value is not valid YAML: {error}") from error
     if keys[0] not in SECTIONS:
-        raise ConfigError(f"override `{override}`: unknown section `{keys[0]}`{_nearest(keys[0], list(SECTIONS))}")
+        raise ConfigError(f"override `{override}`: unknown section `{keys[0]}`{nearest(keys[0], list(SECTIONS))}")
     here: Any = data
+    place: list[Any] = []
     for depth, key in enumerate(keys[:-1]):
         if isinstance(here, list):
-            here = here[_item(here, key, override)]
+            place.append(_item(here, key, override))
+            here = here[place[-1]]
         elif isinstance(here, dict):
+            place.append(key)
             if here.get(key) is None:
                 here[key] = {}
             here = here[key]
         else:
             raise ConfigError(f"override `{override}`: `{'.'.join(keys[:depth])}` holds a plain value, not keys")
     if isinstance(here, list):
-        here[_item(here, keys[-1], override)] = value
-    elif isinstance(here, dict):
+        number = _item(here, keys[-1], override)
+        here[number] = value
+        return (*place, number)
+    if isinstance(here, dict):
         here[keys[-1]] = value
-    else:
-        raise ConfigError(f"override `{override}`: `{'.'.join(keys[:-1])}` holds a plain value, not keys")
+        return (*place, keys[-1])
+    raise ConfigError(f"override `{override}`: `{'.'.join(keys[:-1])}` holds a plain value, not keys")
 
 
 def _item(items: list[Any], key: str, override: str) -> int:
     if not key.isdigit() or int(key) >= len(items):
         raise ConfigError(f"override `{override}`: `{key}` is no item of a list of {len(items)} (items count from 0)")
     return int(key)
-
-
-def _lines(node: yaml.Node, prefix: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], int]:
-    found = {prefix: node.start_mark.line + 1}
-    if isinstance(node, yaml.MappingNode):
-        for key_node, value_node in node.value:
-            where = (*prefix, key_node.value)
-            found.update(_lines(value_node, where))
-            found[where] = key_node.start_mark.line + 1
-    elif isinstance(node, yaml.SequenceNode):
-        for number, item in enumerate(node.value):
-            found.update(_lines(item, (*prefix, number)))
-    return found
-
-
-def _where(path: Path, lines: Mapping[tuple[Any, ...], int], loc: tuple[Any, ...]) -> str:
-    while loc and loc not in lines:
-        loc = loc[:-1]
-    return f"{path}:{lines[loc]}" if loc else f"{path}: override"
-
-
-def _nearest(key: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean `{close[0]}`?" if close else f"; known keys: {', '.join(known)}"
-
-
-def _model_at(cls: type[BaseModel], loc: Sequence[Any]) -> type[BaseModel]:
-    """Follow a pydantic error location down to the model that refused the key."""
-    here: type[BaseModel] = cls
-    for key in loc:
-        field = here.model_fields.get(str(key))
-        if field is None:
-            continue
-        inner = _find_model(field.annotation)
-        if inner is not None:
-            here = inner
-    return here
-
-
-def _find_model(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in typing.get_args(annotation):
-        found = _find_model(argument)
-        if found is not None:
-            return found
-    return None
-
-
-def _explain(path: Path, lines: Mapping[tuple[Any, ...], int], name: str, cls: type[BaseModel], error: ValidationError) -> str:
-    messages = []
-    for item in error.errors(include_url=False):
-        loc = tuple(item["loc"])
-        dotted = ".".join(str(part) for part in (name, *loc))
-        where = _where(path, lines, (name, *loc))
-        if item["type"] == "extra_forbidden":
-            known = list(_model_at(cls, loc[:-1]).model_fields)
-            messages.append(f"{where}: unknown key `{dotted}`{_nearest(str(loc[-1]), known)}")
-        else:
-            messages.append(f"{where}: `{dotted}`: {item['msg']} (found {item.get('input')!r:.80})")
-    return "\n".join(messages)

@@ -11,10 +11,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.config import ConfigError
+
 _LINE = re.compile(r"^(?P<name>\S+)\s+slots=(?P<slots>\d+)$")
 
 
-class HostfileError(ValueError):
+class HostfileError(ConfigError):
     """A hostfile that cannot be used; the message is `file:line: what; mend`."""
 
 

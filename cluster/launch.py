@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cluster.config import ClusterConfig, Config, RunConfig
+from cluster.config import ClusterConfig, Config, ConfigError, RunConfig
 from cluster.hosts import Host, read_hostfile
 from cluster.ports import free_port
 from cluster.supervise import Attempt, Policy, Supervisor
@@ -32,8 +32,12 @@ _FORWARDED = ("DS_ACCELERATOR", RESTARTS, "GLOO_", "NCCL_", "OMP_NUM_THREADS", "
 """Beginnings of environment variables that ranks on other hosts get too."""
 
 
-class LaunchError(ValueError):
-    """A job that cannot be started; the message says why and what to do."""
+class LaunchError(ConfigError):
+    """A job that cannot be started as asked; the message says why and what to do."""
+
+
+class RunBusyError(RuntimeError):
+    """Another launch holds the run folder."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def environment(restarts: int, *, cpu: bool) -> dict[str, str]:
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold RUN/launch.lock, so that two launches cannot write one run folder. Raises LaunchError when it is held."""
+    """Hold RUN/launch.lock, so that two launches cannot write one run folder. Raises RunBusyError when it is held."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "launch.lock"
     with path.open("a+") as file:
@@ -135,7 +139,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             owner = file.read().strip() or "another process"
-            raise LaunchError(
+            raise RunBusyError(
                 f"{folder}: {owner} is running this run; wait for it, stop it, or set run.dir to another folder"
             ) from error
         file.truncate(0)
@@ -168,7 +172,7 @@ def run(config: Config, job: Launch, *, folder: Path | None = None, finished: Ca
     """Start the job, keep it running, and return its exit code (0 done, 75 stopped cleanly, 2 bad configuration).
 
     folder: the run folder that the job writes, locked meanwhile (default run.dir). finished: see `Supervisor.run`.
-    Raises LaunchError when another launch holds the folder.
+    Raises RunBusyError when another launch holds the folder.
     """
     cluster = config.get(ClusterConfig)
     folder = config.get(RunConfig).dir if folder is None else folder

@@ -1,0 +1,127 @@
+"""The command line: `videoar`. Every command calls one function, imported when the command runs.
+
+In:  sys.argv. Out: exit code: 0 done, 2 a wrong command line or configuration, 75 stopped cleanly, 1 any other failure.
+Called by: the `videoar` script and `python -m cluster.cli`.
+
+Errors of ours are one line on stderr; VIDEOAR_TRACEBACK=1 shows where they come from. An error that is
+not ours is a bug and always comes with its traceback. The commands on data and on models are in
+`cli_data.py` and `cli_train.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster import cli_data, cli_train
+from cluster.cli_options import ConfigPath, Overrides
+
+PACKAGES = ("cluster", "tokenizer", "pipeline", "pretrain")
+_HELP = "Pre-training of VideoAR: videos to tokens, tokens to a model, on one machine or a cluster."
+
+app = typer.Typer(
+    name="videoar",
+    help=_HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="The configuration.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("runs/demo"),
+    videos: Annotated[Path | None, typer.Option(help="Folder of videos instead of the default clips.")] = None,
+) -> None:
+    """Run the whole path on real video, on the CPU.
+
+    Example: videoar demo --out runs/demo
+    """
+    from cluster.demo import run
+
+    run(out.resolve(), None if videos is None else videos.resolve(), overrides or ())
+
+
+app.add_typer(config_app, name="config")
+
+
+@config_app.command("show")
+def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Print the resolved configuration, defaults filled in.
+
+    Example: videoar config show -c configs/demo.yaml train.micro_batch=2
+    """
+    from cluster.config import load
+
+    typer.echo(load(config, overrides or ()).yaml(), nl=False)
+
+
+cli_data.add_to(app)
+cli_train.add_to(app)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Write report.html of a run: curves, throughput, reconstructions, samples.
+
+    Example: videoar report runs/demo
+    """
+    from cluster.report import write
+
+    typer.echo(str(write(run)))
+
+
+def main() -> None:
+    """Run the command line and leave the process with its exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    try:
+        app(arguments, prog_name="videoar")
+    except SystemExit as ended:  # how Typer ends a command, a usage error and an interrupt
+        return ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("VIDEOAR_TRACEBACK") == "1" or not is_ours(error):
+            traceback.print_exception(error)
+        else:
+            print(f"videoar: {one_line(error)}", file=sys.stderr)
+        return exit_code(error)
+    return 0
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an error is meant for the user: a class of our packages, an OSError, or raised by a line of ours."""
+    if isinstance(error, OSError) or any(kind.__module__.partition(".")[0] in PACKAGES for kind in type(error).__mro__):
+        return True
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and str(last.tb_frame.f_globals.get("__name__", "")).partition(".")[0] in PACKAGES
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error; an OSError without one of ours names its file first."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def exit_code(error: BaseException) -> int:
+    """Return 2 for a usage or configuration error, 1 for any other."""
+    from cluster.config import ConfigError
+
+    return 2 if isinstance(error, ConfigError) else 1
+
+
+if __name__ == "__main__":
+    main()

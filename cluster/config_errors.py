@@ -1,0 +1,114 @@
+"""Where in a configuration an error lies, and what was probably meant.
+
+In:  the parsed YAML nodes, the overrides, pydantic's errors. Out: one line of text for each error.
+Called by: `cluster/config.py` only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+Lines = Mapping[tuple[Any, ...], int]
+"""Line of the file, from 1, where each key or list item stands."""
+Given = dict[tuple[Any, ...], str]
+"""Override that set each key."""
+
+
+def key_lines(node: yaml.Node, prefix: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], int]:
+    """Return the line, from 1, of each key and list item below `node`."""
+    found = {prefix: node.start_mark.line + 1}
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            where = (*prefix, key_node.value)
+            found.update(key_lines(value_node, where))
+            found[where] = key_node.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            found.update(key_lines(item, (*prefix, number)))
+    return found
+
+
+def duplicates(node: yaml.Node | None) -> Iterator[tuple[str, int, int]]:
+    """Yield each key that a mapping holds twice, with both lines; YAML's own reader keeps the last one silently."""
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in seen and key_node.value != "<<":
+                    yield key_node.value, seen[key_node.value], line
+                seen[key_node.value] = line
+            yield from duplicates(value_node)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from duplicates(item)
+
+
+def where_is(path: Path, lines: Lines, given: Given, loc: tuple[Any, ...]) -> str:
+    """Name the override or the line of the file that `loc` comes from."""
+    while loc and loc not in lines and loc not in given:
+        loc = loc[:-1]
+    return f"override `{given[loc]}`" if loc in given else f"{path}:{lines.get(loc, 1)}"
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    """Return the end of a message on an unknown key: the nearest known one, or all of them."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean `{close[0]}`?" if close else f"; known keys: {', '.join(known)}"
+
+
+def _members(annotation: Any) -> list[Any]:
+    """Return the members of a union, None left out; of any other annotation itself."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [member for member in typing.get_args(annotation) if member is not types.NoneType]
+    return [annotation]
+
+
+def _follow(cls: type[BaseModel], loc: Sequence[Any]) -> tuple[tuple[Any, ...], list[str]]:
+    """Follow a pydantic error location.
+
+    Returns the location as the file has it (pydantic adds the chosen member inside a union) and the fields known there.
+    """
+    here: Any = cls
+    place: list[Any] = []
+    for part in loc:
+        members = _members(here)
+        if len(members) > 1:
+            here = next((member for member in members if getattr(member, "__name__", None) == part), members[0])
+            continue
+        place.append(part)
+        fields = getattr(members[0], "model_fields", {})
+        arguments = [argument for argument in typing.get_args(members[0]) if argument is not Ellipsis]
+        if part in fields:
+            here = fields[part].annotation
+        elif isinstance(part, int) and part < len(arguments):
+            here = arguments[part]
+        else:
+            here = arguments[-1] if arguments else None
+    known = sorted({name for member in _members(here) for name in getattr(member, "model_fields", {})})
+    return tuple(place), known
+
+
+def explain(path: Path, lines: Lines, given: Given, name: str, cls: type[BaseModel], error: ValidationError) -> str:
+    """Return one line for each thing wrong in the section `name`, which `cls` models."""
+    messages = []
+    for item in error.errors(include_url=False):
+        unknown = item["type"] == "extra_forbidden"
+        loc, known = _follow(cls, item["loc"][:-1] if unknown else item["loc"])
+        if unknown:
+            loc = (*loc, item["loc"][-1])
+        dotted = ".".join(str(part) for part in (name, *loc))
+        where = where_is(path, lines, given, (name, *loc))
+        if unknown:
+            messages.append(f"{where}: unknown key `{dotted}`{nearest(str(loc[-1]), known)}")
+        else:
+            messages.append(f"{where}: `{dotted}`: {item['msg']} (found {item.get('input')!r:.80})")
+    return "\n".join(messages)
