@@ -36,6 +36,10 @@ class ModelConfig(Section):
     """Learned embedding a scale (s_k)."""
     max_scales: int = Field(default=16, ge=1)
     """Rows of the scale embedding."""
+    input_resize: Literal["linear", "area"] = "linear"
+    """How accumulated features become a scale's input: `linear` as Infinity trains (Eq. 6), or `area` averages."""
+    null_token: bool = True
+    """A learned token that stands for an absent text; guidance needs it."""
     text_tokenizer: Literal["bytes"] | Path = "bytes"
     """`bytes`, or the path of a Hugging Face tokenizers JSON file."""
     text_length: int = Field(default=64, ge=1)
@@ -129,6 +133,9 @@ class CurriculumConfig(Section):
 
 class TrainConfig(Section):
     """The training job."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` orthogonalises the updates of the blocks' matrices (DeepSpeed's Muon); all else keeps AdamW."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate."""
