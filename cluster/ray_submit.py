@@ -24,6 +24,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -43,7 +44,7 @@ _INHERITED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_JOB_SUBMIT_HOOK")
 
 
 class RayError(RuntimeError):
-    """A Ray head that does not start, or a cluster that does not answer; one line with the place of the log."""
+    """A Ray head that does not start, or a cluster that does not answer; the message is one line."""
 
 
 class RayHead:
@@ -62,20 +63,17 @@ class RayHead:
     def start(self) -> None:
         """Start the head and wait until it takes jobs. Raises RayError when it does not."""
         for attempt in range(1, _TRIES + 1):
-            # A short folder: Ray puts sockets under it, and a socket's path ends at 107 characters.
-            self._folder = Path(tempfile.mkdtemp(prefix="vray-", dir="/tmp"))
             try:
-                self._start_once(self._folder)
-            except RayError:
-                last = attempt == _TRIES
-                self.stop(keep_logs=last)
-                if last:
-                    raise
-            except BaseException:
-                self.stop()
-                raise
-            else:
+                with ExitStack() as undo:
+                    undo.callback(self.stop)
+                    # A short folder: Ray puts sockets under it, and a socket's path ends at 107 characters.
+                    self._folder = Path(tempfile.mkdtemp(prefix="vray-", dir="/tmp"))
+                    self._start_once(self._folder)
+                    undo.pop_all()
                 return
+            except RayError:
+                if attempt == _TRIES:
+                    raise
 
     def _start_once(self, folder: Path) -> None:
         gcs, dashboard, client, agent, agent_grpc, node, objects, runtime, figures = free_ports(9, "0.0.0.0")
@@ -109,8 +107,8 @@ class RayHead:
             except subprocess.TimeoutExpired:
                 if time.monotonic() < deadline:
                     continue
-                raise RayError(f"the local Ray head does not answer after {_START_SECONDS:.0f} s; see {log}") from None
-            raise RayError(f"the local Ray head ended with exit code {code} while starting; see {log}")
+                raise RayError(f"the local Ray head does not answer after {_START_SECONDS:.0f} s; {_last_words(log)}") from None
+            raise RayError(f"the local Ray head ended with exit code {code} while starting; {_last_words(log)}")
 
     def _remember(self) -> None:
         """Note the head's processes: once their parent is gone, nothing else tells whose they are."""
@@ -123,8 +121,8 @@ class RayHead:
         except psutil.NoSuchProcess:
             return
 
-    def stop(self, *, keep_logs: bool = False) -> None:
-        """Stop the head with all its processes and remove its folder (`keep_logs` leaves it)."""
+    def stop(self) -> None:
+        """Stop the head with all its processes and remove its folder."""
         if self._process is not None:
             self._remember()
             self._process.terminate()
@@ -140,7 +138,7 @@ class RayHead:
             self._process.wait()
             self._process = None
             self._known.clear()
-        if self._folder is not None and not keep_logs:
+        if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
@@ -150,6 +148,11 @@ class RayHead:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
+
+
+def _last_words(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return f"its last words: {' | '.join(lines[-3:])}" if lines else "it said nothing"
 
 
 def ray_program() -> str:
