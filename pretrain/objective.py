@@ -1,0 +1,148 @@
+"""The training objective: corrupt, embed, transform, loss. This is the module that DeepSpeed wraps.
+
+In:  a `Batch`, the stage's window and frame mask.
+Out: a dict of tensors; `loss` carries the gradient.
+Called by: pretrain.train through pretrain.engine; pretrain.evaluate.
+
+Legend: B samples, P text tokens, T latent frames, K scales, N video tokens, C model width, d bits a token.
+
+Every random draw is a function of `Batch.seeds`, so the result does not depend on the number of ranks; every rank calls
+the same submodules in the same order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pretrain import corrupt, draws
+from pretrain.attention import Mask, plan
+from pretrain.batch import Batch
+from pretrain.config import ObjectiveConfig
+from pretrain.loss import token_weights
+from pretrain.model import VideoAR
+from pretrain.sequence import Layout
+from tokenizer.quantizer import unpack
+from tokenizer.spec import CodecSpec
+
+
+class ObjectiveError(ValueError):
+    """A batch or a configuration that this objective cannot train on."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the transformer is given and what it must answer, before any parameter is touched."""
+
+    layout: Layout
+    text: Tensor
+    """int64 (B, P), the null token where the condition was dropped."""
+    text_length: Tensor
+    """int64 (B)."""
+    features: Tensor
+    """float32 (B, N, d): feeds of the video tokens."""
+    labels: Tensor
+    """bool (B, N, d)."""
+    scale: Tensor
+    """int64 (N): scale number of each video token."""
+    mask: Mask
+
+
+class Objective(nn.Module):
+    """`forward(batch, window, frame_mask)` returns the loss and its parts."""
+
+    def __init__(self, model: VideoAR, config: ObjectiveConfig, spec: CodecSpec) -> None:
+        super().__init__()
+        if spec.bits != model.bits:
+            raise ObjectiveError(f"the model has {model.bits} bits a token, the tokenizer {spec.bits}: set tokenizer.bits")
+        if config.condition_drop and not model.config.null_token:
+            raise ObjectiveError("objective.condition_drop needs the null token: set model.null_token=true or condition_drop=0")
+        self.model, self.config, self.spec = model, config, spec
+
+    def forward(self, batch: Batch, window: int, frame_mask: float) -> dict[str, Tensor]:
+        """Return `loss` (scalar), and detached `scale_loss`, `scale_accuracy` (K,), `frame_loss` (T,).
+
+        All are sums over the samples of weight x mean, so adding them up over micro-batches and ranks gives the means
+        of the global batch. `frame_loss` is scaled so that its mean over frames is the loss.
+        Raises ObjectiveError for a batch whose bytes do not fit its grid.
+        """
+        model, config = self.model, self.config
+        ready = self.prepare(batch, window, frame_mask)
+        attend = plan(model.config.attention, ready.mask)
+        positions = model.positions(ready.layout, ready.text_length)
+        x_BLC = model.embed(ready.text, ready.features, ready.scale, starts=True)
+        hidden_BLC = model(x_BLC, positions, attend)
+        weight_BN = batch.weight.unsqueeze(1) * token_weights(ready.layout, config.scale_weights).to(x_BLC.device)
+        loss, token_loss_BN, token_accuracy_BN = model.head(hidden_BLC[:, ready.layout.text :], ready.labels, weight_BN)
+        return {"loss": loss, **_parts(token_loss_BN, token_accuracy_BN, weight_BN, batch.weight, ready.layout)}
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch, window: int, frame_mask: float) -> Prepared:
+        """Unpack, corrupt, re-quantise and mask `batch` on its device. No parameter is read."""
+        model, config, spec = self.model, self.config, self.spec
+        frames, rows, columns = batch.grid
+        scales = spec.scales(rows, columns)
+        if len(scales) > model.config.max_scales:
+            raise ObjectiveError(
+                f"grid {rows}x{columns} has {len(scales)} scales, model.max_scales is {model.config.max_scales}"
+            )
+        expected = frames * spec.frame_bytes(rows, columns)
+        if batch.bits.shape[1] != expected:
+            raise ObjectiveError(f"{batch.bits.shape[1]} bytes a sample: grid {batch.grid} takes {expected}")
+        count = batch.bits.shape[0]
+        bits = unpack(batch.bits.reshape(count * frames, -1), scales, spec.bits)
+        turned = features = None
+        if corrupt.active(config):
+            ratios = corrupt.ratios(config, batch.seeds, frames, len(scales))
+            turned = corrupt.flips(batch.seeds, ratios, scales, spec.bits)
+            features = None if batch.features is None else batch.features.flatten(0, 1)
+        mode = model.config.input_resize
+        labels, inputs, final = corrupt.teach(bits, scales, turned, features, requantise=config.requantise, mode=mode)
+        text, text_length = self._condition(batch)
+        layout = Layout(text=text.shape[1], frames=frames, scales=scales)
+        hidden = None
+        if frame_mask > 0:
+            hidden = (draws.uniform(batch.seeds, draws.MASK, (frames,)) < frame_mask).unsqueeze(1)
+        return Prepared(
+            layout=layout,
+            text=text,
+            text_length=text_length,
+            features=corrupt.feed(inputs, final, frames, scales, mode),
+            labels=torch.cat([item.flatten(1, 2) for item in labels], dim=1).view(count, -1, spec.bits),
+            scale=layout.tokens().scale[layout.text :].to(batch.bits.device),
+            mask=Mask((layout,), text_length.unsqueeze(1), window, hidden),
+        )
+
+    def _condition(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Text and lengths with the condition dropped: by lot, and where there is no text."""
+        text, length = batch.text, batch.text_length
+        if text.shape[1] == 0:
+            text = text.new_zeros(text.shape[0], 1)
+        if not self.model.config.null_token:
+            return text, length
+        dropped = length == 0
+        if self.config.condition_drop:
+            dropped = dropped | (draws.uniform(batch.seeds, draws.DROP, (1,))[:, 0] < self.config.condition_drop)
+        null = torch.zeros_like(text)
+        null[:, 0] = self.model.null
+        return torch.where(dropped.unsqueeze(1), null, text), torch.where(dropped, torch.ones_like(length), length)
+
+
+def _parts(
+    token_loss_BN: Tensor, token_accuracy_BN: Tensor, weight_BN: Tensor, sample_weight_B: Tensor, layout: Layout
+) -> dict[str, Tensor]:
+    """Loss and bit accuracy by scale, and loss by frame, weighted over samples."""
+
+    def by_scale(values_BN: Tensor) -> Tensor:
+        values_TS = (values_BN * sample_weight_B.unsqueeze(1)).sum(0).view(layout.frames, layout.frame)
+        sizes = [end - begin for begin, end in zip(layout.offsets, layout.offsets[1:])]
+        return torch.stack([part.mean() for part in values_TS.split(sizes, dim=1)])
+
+    frame_T = (token_loss_BN * weight_BN).sum(0).view(layout.frames, layout.frame).sum(1) * layout.frames
+    return {
+        "scale_loss": by_scale(token_loss_BN),
+        "scale_accuracy": by_scale(token_accuracy_BN),
+        "frame_loss": frame_T,
+    }

@@ -1,0 +1,69 @@
+"""Multi-scale Temporal RoPE (paper Eq. 7) and its ablations.
+
+In:  a layout and the real text length of each sample.
+Out: cosine and sine tables, and their application to queries and keys.
+Called by: pretrain.model (tables, once a forward), pretrain.layers (rotation, each block).
+
+Legend: B samples, L tokens, H heads, D head dimension, P = D / 2 frequency pairs, A = 3 axes (time, height, width).
+
+Text token i sits at (i, i, i); video token (t, h, w) at (t + n, h + n, w + n), n the sample's real text length. The
+frequency pairs form one ladder base^(-j/P); the first P_t pairs turn with time, the next P_h with height, the rest
+with width, so that on text all axes agree and the whole equals plain 1D RoPE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pretrain.config import ModelConfig
+from pretrain.sequence import Layout
+
+
+def split(pairs: int, shares: Sequence[float]) -> tuple[int, int, int]:
+    """Return the pairs of (t, h, w): h and w rounded down, so that they are equal when their shares are; t takes the rest."""
+    height, width = int(pairs * shares[1]), int(pairs * shares[2])
+    return pairs - height - width, height, width
+
+
+def positions(layout: Layout, text_length_B: Tensor, kind: str = "multiscale", spatial: str = "raw") -> Tensor:
+    """Return float32 positions (B, L, 3) of a whole layout, on the device of `text_length_B`.
+
+    kind: `multiscale`, or `flat` (1D over the sequence). spatial: `raw` grid index, or `aligned` = index times
+    (rows of the last scale / rows of this one), so that equal places of all scales share an index.
+    """
+    tokens = layout.tokens()
+    is_video = tokens.frame >= 0
+    if kind == "flat":
+        index = torch.cat((torch.arange(layout.text), torch.arange(layout.video)))
+        base_L3 = index.unsqueeze(1).expand(-1, 3).to(torch.float32)
+    else:
+        row, column = tokens.row.to(torch.float32), tokens.column.to(torch.float32)
+        if spatial == "aligned":
+            sizes = torch.tensor(layout.scales, dtype=torch.float32)
+            stretch_K2 = sizes[-1] / sizes
+            scale = tokens.scale.clamp(min=0)
+            row = torch.where(is_video, row * stretch_K2[scale, 0], row)
+            column = torch.where(is_video, column * stretch_K2[scale, 1], column)
+        time = torch.where(is_video, tokens.frame, tokens.row).to(torch.float32)
+        base_L3 = torch.stack((time, row, column), dim=1)
+    offset_BL1 = text_length_B.to(torch.float32)[:, None, None] * is_video.to(text_length_B.device)[:, None]
+    return base_L3.to(text_length_B.device) + offset_BL1
+
+
+def tables(positions_BLA: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines float32 (B, 1, L, P) of positions (B, L, 3)."""
+    pairs = config.width // config.heads // 2
+    device = positions_BLA.device
+    ladder_P = config.rope_base ** (-torch.arange(pairs, dtype=torch.float32, device=device) / pairs)
+    axis_P = torch.repeat_interleave(torch.arange(3), torch.tensor(split(pairs, config.rope_split))).to(device)
+    angles_BLP = positions_BLA[:, :, axis_P] * ladder_P
+    return angles_BLP.cos().unsqueeze(1), angles_BLP.sin().unsqueeze(1)
+
+
+def rotate(x_BHLD: Tensor, cos_B1LP: Tensor, sin_B1LP: Tensor) -> Tensor:
+    """Turn pair j = (x_j, x_{j+P}) by its angle. Same shape and type as `x_BHLD`."""
+    first, second = x_BHLD.chunk(2, dim=-1)
+    return torch.cat((first * cos_B1LP - second * sin_B1LP, second * cos_B1LP + first * sin_B1LP), dim=-1).to(x_BHLD.dtype)
