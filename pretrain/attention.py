@@ -17,7 +17,6 @@ GPU; `dense` is plain scaled-dot-product attention with an L x L mask, the refer
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -35,7 +34,8 @@ Backend = Literal["auto", "blocks", "flex", "dense"]
 class Attend(Protocol):
     """Attention of block `layer`, bound to its mask. q, k, v: (B, H, L, D), q not yet scaled; returns (B, H, L, D)."""
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def ratios(config: ObjectiveConfig, seeds_B: Tensor, frames: int, scales: int) -
 
 def flips(seeds_B: Tensor, ratios_BTK: Tensor, scales: Scales, d: int) -> list[Tensor]:
     """Return which bits turn, K bool maps (N, h, w, d): each bit alone, with its scale's ratio."""
-    batch, frames, _ = ratios_BTK.shape
+    frames = ratios_BTK.shape[1]
     areas = torch.tensor([rows * columns for rows, columns in scales], device=ratios_BTK.device)
     ratio_BTS1 = ratios_BTK.repeat_interleave(areas, dim=2).unsqueeze(-1)
     turned_BTSd = draws.uniform(seeds_B, draws.FLIP, (frames, int(areas.sum()), d)) < ratio_BTS1

@@ -7,6 +7,7 @@ Called by: pretrain.loader, pretrain.sample. The null token of guidance is the m
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class TextTokenizer:
             return cls(vocabulary=256, limit=config.text_length)
         path = Path(config.text_tokenizer)
         try:
-            from tokenizers import Tokenizer
+            package = importlib.import_module("tokenizers")
         except ImportError as error:
             raise TextError(
                 f"model.text_tokenizer: {path} needs the package `tokenizers`; install it or use `bytes`"
@@ -53,7 +54,7 @@ class TextTokenizer:
             raise TextError(f"model.text_tokenizer: {path} cannot be read as JSON: {error}") from error
         if not isinstance(known, dict) or "model" not in known:
             raise TextError(f"model.text_tokenizer: {path} has no `model`; it is no tokenizers file")
-        model = Tokenizer.from_str(plain)
+        model = package.Tokenizer.from_str(plain)
         return cls(vocabulary=int(model.get_vocab_size()), limit=config.text_length, file=path, _model=model)
 
     def encode(self, text: str, *, refuse: bool = False) -> list[int]:
