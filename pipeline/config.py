@@ -18,6 +18,8 @@ class CorpusConfig(Section):
     """Files, folders, globs or fsspec URLs; folders are walked in sorted order."""
     extensions: tuple[str, ...] = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif", ".ts", ".flv", ".3gp", ".m4v", ".wmv")
     """File endings that count as videos when a folder is walked (case does not matter)."""
+    columns: tuple[str, ...] = ()
+    """Columns of that table, such as licence and origin, that are carried into the manifest."""
     captions: str | None = None
     """CSV, JSONL or parquet table with the columns `file` and `caption`; a sidecar NAME.txt beside a video wins over it."""
 
@@ -29,6 +31,8 @@ class CutConfig(Section):
     """`content` is PySceneDetect's ContentDetector; `none` keeps a video whole."""
     threshold: float = Field(default=27.0, gt=0)
     """ContentDetector threshold (mean HSV difference, 0 to 255)."""
+    min_frames: int = Field(default=8, ge=1)
+    """Cuts closer together than so many frames count as one (flashes)."""
     margin: float = Field(default=0.0, ge=0)
     """Seconds left out on each side of a cut."""
 
@@ -98,5 +102,13 @@ class PipelineConfig(Section):
     """Quality thresholds."""
     limits: DecodeLimits = DecodeLimits()
     """Limits of a decoding child."""
+    damaged: Literal["refuse", "prefix"] = "refuse"
+    """A video that breaks off: `refuse` it whole, or use the `prefix` that decodes."""
+    aspect: Literal["all", "nearest"] = "all"
+    """`all` makes a clip of every bucket; `nearest` only of the buckets whose aspect ratio is nearest to the video's."""
+    videos_per_task: int = Field(default=16, ge=1)
+    """Videos that one planning task looks at."""
+    worker_deaths: int = Field(default=3, ge=1)
+    """Deaths of an encoding actor over one shard after which the job stops and names the shard."""
     dedup: bool = True
     """Refuse a file whose content digest was seen before."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -63,6 +64,28 @@ class Clip:
     shard: str = ""
     """`bucket/shard-000000`, the shard that holds the clip."""
 
+    extra: dict[str, str] = field(default_factory=dict)
+    """Columns carried over from the corpus table, such as licence and origin."""
+
+    def plain(self) -> dict[str, Any]:
+        """JSON values; `Clip.parse` reads them back."""
+        return {**asdict(self), "bucket": self.bucket.name}
+
+    @classmethod
+    def parse(cls, plain: Mapping[str, Any]) -> Clip:
+        """Read `plain()`."""
+        return cls(**{**plain, "bucket": Bucket.parse(plain["bucket"])})
+
+
+@dataclass(frozen=True)
+class SourceVideo:
+    """One video of the corpus, before anything of it has been read."""
+
+    source: str
+    """Path or URL, as the corpus names it."""
+    caption: str = ""
+    extra: dict[str, str] = field(default_factory=dict)
+
 
 @dataclass(frozen=True)
 class Reject:
@@ -79,6 +102,33 @@ class Reject:
     """Seconds; None for a whole video."""
     end: float | None = None
     scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """The outcome of planning one video: clips, refusals, or both; never neither."""
+
+    source: str
+    digest: str
+    """xxh3-128 (hex) over the file's bytes; empty where it cannot be read."""
+    clips: tuple[Clip, ...]
+    """Clips without a shard yet, in order of begin, then of the configuration's buckets."""
+    rejects: tuple[Reject, ...]
+
+    def plain(self) -> dict[str, Any]:
+        """JSON values; `VideoPlan.parse` reads them back."""
+        return {
+            "source": self.source,
+            "digest": self.digest,
+            "clips": [clip.plain() for clip in self.clips],
+            "rejects": [asdict(reject) for reject in self.rejects],
+        }
+
+    @classmethod
+    def parse(cls, plain: Mapping[str, Any]) -> VideoPlan:
+        """Read `plain()`."""
+        clips = tuple(Clip.parse(clip) for clip in plain["clips"])
+        return cls(plain["source"], plain["digest"], clips, tuple(Reject(**reject) for reject in plain["rejects"]))
 
 
 @dataclass(frozen=True)

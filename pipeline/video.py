@@ -212,6 +212,8 @@ class Reader:
                 self._last = time
                 yield float(time - self._first), frame
         except av.error.FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise VideoError("memory", f"{self.path}: decoding needs more memory than pipeline.limits.memory_gb") from error
             raise VideoError("damaged", f"{self.path}: decoding stops at {self._position()}: {error.strerror}") from error
 
     def _position(self) -> str:
@@ -260,7 +262,8 @@ def describe(reader: Reader, frames: Iterator[tuple[float, av.VideoFrame]], *, m
     if first is None:
         raise VideoError("no_frames", f"{reader.path}: not one frame decodes")
     if len(times) > 1:
-        tail = float(np.median(np.diff(times)))
+        # Never more than `read_clips` grants the last frame, so that a planned clip can be read.
+        tail = min(float(np.median(np.diff(times))), max(tail, times[-1] - times[-2]))
     orientation = _orientation(first)
     rotation, mirrored = _ROTATIONS[orientation]
     aspect = _pixel_aspect(reader.stream, first)
@@ -372,7 +375,8 @@ def _spans(reader: Reader, pending: Sequence[_Pending]) -> Iterator[tuple[float,
     if held is None:
         raise VideoError("no_frames", f"{reader.path}: not one frame decodes")
     wanted = max(item.request.times[-1] for item in pending)
-    last_interval = max(interval, _duration(held[1]))
+    # After a jump onto the very last frame its interval is unknown.
+    last_interval = max(interval, _duration(held[1])) or 1.0
     if wanted > held[0] + last_interval + EPSILON:
         raise VideoError(
             "too_short", f"{reader.path}: ends at {held[0] + last_interval:.3f} s; a frame at {wanted:.3f} s was asked for"

@@ -1,0 +1,136 @@
+"""One look at a whole video: what it holds, where its shots end, and figures of every frame.
+
+In:  a local video, decoded once by pipeline.video in small pictures.
+Out: `Scan` (true frame times, cut times, luma, motion, sharpness and a perceptual hash's input of each frame).
+Called by: the decoding child (pipeline.decoder); `shots` by pipeline.plan.
+
+The detector is PySceneDetect's ContentDetector; it is fed with frames from pipeline.video, so there is one decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scenedetect import FrameTimecode
+from scenedetect.detectors import ContentDetector
+
+from pipeline import video
+from pipeline.config import CutConfig
+
+SHORT_SIDE = 72
+"""Pixels of the shorter side of the pictures that are looked at; detectors and scores are defined at this size."""
+LONGEST_SIDE = 320
+HASH_SIDE = 9
+"""The perceptual hash's picture is HASH_SIDE - 1 rows of HASH_SIDE columns (differences along rows)."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one decoding of a video has shown. Arrays have one entry a frame."""
+
+    codec: str
+    width: int
+    height: int
+    seconds: float
+    damage: str
+    details: dict[str, Any]
+    """Rotation, pixel aspect, colour, pixel format, variable rate, start: for the record."""
+    times: NDArray[np.float64]
+    cut: NDArray[np.float64]
+    """1 where a new shot begins, else 0."""
+    luma: NDArray[np.float64]
+    """Mean luma, 0 to 255."""
+    motion: NDArray[np.float64]
+    """Mean absolute luma difference to the frame before (0 for the first), 0 to 255."""
+    sharpness: NDArray[np.float64]
+    """Variance of the Laplacian of the luma."""
+    dhash: NDArray[np.uint64]
+    """64-bit difference hash of the picture."""
+
+    ARRAYS = ("times", "cut", "luma", "motion", "sharpness")
+
+
+def scan(path: str | Path, cuts: CutConfig, *, max_frames: int, max_pixels: int) -> Scan:
+    """Decode a video once, to its end. Raises VideoError as pipeline.video.probe does."""
+    columns: list[tuple[float, float, float, float]] = []
+    hashes: list[int] = []
+    detector = None
+    if cuts.method == "content":
+        detector = ContentDetector(threshold=cuts.threshold, min_scene_len=cuts.min_frames)
+    begins: set[int] = set()
+    with video.Reader(path, max_pixels=max_pixels) as reader:
+
+        def look() -> Iterator[tuple[float, Any]]:
+            before: Any = None
+            for index, (time, frame) in enumerate(reader.frames()):
+                small = video.thumbnail(frame, *_small(frame.height, frame.width))
+                grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+                luma = grey.astype(np.float32)
+                comparable = before is not None and before.shape == luma.shape
+                motion = float(cv2.absdiff(luma, before).mean()) if comparable else 0.0
+                columns.append((0.0, float(luma.mean()), motion, float(cv2.Laplacian(grey, cv2.CV_32F).var())))
+                hashes.append(_dhash(grey))
+                before = luma
+                if detector is not None:
+                    bgr = np.ascontiguousarray(small[..., ::-1])
+                    begins.update(cut.frame_num for cut in detector.process_frame(FrameTimecode(index, fps=25.0), bgr))
+                yield time, frame
+
+        info = video.describe(reader, look(), max_frames=max_frames)
+    table = np.asarray(columns[: info.frames], dtype=np.float64)
+    for index in begins:
+        if index < len(table):
+            table[index, 0] = 1.0
+    return Scan(
+        codec=info.codec,
+        width=info.width,
+        height=info.height,
+        seconds=info.seconds,
+        damage=info.damage,
+        details={
+            "rotation": info.rotation,
+            "mirrored": info.mirrored,
+            "pixel_aspect": info.pixel_aspect,
+            "pixel_format": info.pixel_format,
+            "colour": info.colour,
+            "variable_rate": info.variable_rate,
+            "start": info.start,
+            "dropped": info.dropped,
+        },
+        times=info.times,
+        cut=table[:, 0].copy(),
+        luma=table[:, 1].copy(),
+        motion=table[:, 2].copy(),
+        sharpness=table[:, 3].copy(),
+        dhash=np.asarray(hashes[: info.frames], dtype=np.uint64),
+    )
+
+
+def shots(found: Scan, cuts: CutConfig) -> list[tuple[float, float]]:
+    """Return (begin, end) in seconds of each shot, `margin` left out beside each cut; the video's own ends keep theirs."""
+    edges = [0.0, *(float(time) for time in found.times[found.cut > 0] if time > 0), found.seconds]
+    result = []
+    for number, (begin, end) in enumerate(pairwise(edges)):
+        inner_begin = begin + (cuts.margin if number > 0 else 0.0)
+        inner_end = end - (cuts.margin if number < len(edges) - 2 else 0.0)
+        if inner_end > inner_begin:
+            result.append((inner_begin, inner_end))
+    return result
+
+
+def _small(height: int, width: int) -> tuple[int, int]:
+    scale = min(SHORT_SIDE / min(height, width), LONGEST_SIDE / max(height, width), 1.0)
+    return max(2, round(height * scale)), max(2, round(width * scale))
+
+
+def _dhash(grey: NDArray[Any]) -> int:
+    small = cv2.resize(grey, (HASH_SIDE, HASH_SIDE - 1), interpolation=cv2.INTER_AREA)
+    bits = small[:, 1:] > small[:, :-1]
+    return int(np.packbits(bits.reshape(-1)).view(">u8")[0])

@@ -1,0 +1,243 @@
+"""Decoding in a killable child process with limits of time and memory.
+
+In:  a local path and what is wanted of it: a scan of the whole video, or clips at given times.
+Out: pipeline.cuts.Scan, or uint8 frames; a bad video is `VideoError`, a dead child `DecoderDied`.
+Called by: pipeline.plan and pipeline.encode (through `DecoderProcess`); `python -m pipeline.decoder` is the child.
+
+Native decoders hang and crash on hostile files, and a thread cannot be killed; a process can. The child takes one JSON
+line on its standard input, and answers with JSON lines, each followed by the raw bytes it announces. It ends when the
+parent does: its standard input closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import resource
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from pipeline import video
+from pipeline.config import CutConfig, DecodeLimits
+from pipeline.cuts import Scan, scan
+from pipeline.video import Frames, Request, VideoError
+
+_READ = 1 << 20
+
+
+class DecoderDied(RuntimeError):
+    """The child ended or was ended. `reason`: time_out, crash (a signal or an exit of its own) or killed (by someone)."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DecoderDied, (self.reason, str(self))
+
+
+class DecoderProcess:
+    """One child that decodes videos one after the other; a dead one is replaced at the next call. Not thread-safe."""
+
+    def __init__(self, limits: DecodeLimits) -> None:
+        self.limits = limits
+        self._child: subprocess.Popen[bytes] | None = None
+        self._log: Any = None
+        self._buffer = bytearray()
+        self.deaths = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the living child, None when there is none."""
+        return self._child.pid if self._child is not None and self._child.poll() is None else None
+
+    def scan(self, path: str | Path, cuts: CutConfig) -> Scan:
+        """Look at a whole video (pipeline.cuts.scan). Raises VideoError, DecoderDied."""
+        request = {"op": "scan", "path": str(path), "cuts": cuts.model_dump(mode="json")}
+        header, data = next(self._ask(request))
+        count = header["frames"]
+        arrays = np.frombuffer(data, dtype=np.float64, count=count * len(Scan.ARRAYS)).reshape(len(Scan.ARRAYS), count)
+        hashes = np.frombuffer(data, dtype=np.uint64, offset=arrays.nbytes)
+        columns: dict[str, Any] = dict(zip(Scan.ARRAYS, arrays))
+        return Scan(**header["scan"], **columns, dhash=hashes)
+
+    def read(self, path: str | Path, requests: Sequence[Request]) -> Iterator[Frames]:
+        """Give the frames of each request in order (pipeline.video.read_clips). Raises VideoError, DecoderDied."""
+        for header, data in self._ask({"op": "read", "path": str(path), "requests": [r._asdict() for r in requests]}):
+            yield np.frombuffer(data, dtype=np.uint8).reshape(header["shape"])
+
+    def close(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            with contextlib.suppress(BrokenPipeError):
+                assert self._child.stdin is not None
+                self._child.stdin.close()
+            self._kill()
+
+    def __enter__(self) -> DecoderProcess:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        if self._child is not None and self._child.poll() is None:
+            return self._child
+        if self._child is not None:
+            self._kill()
+        # The child must find this package where the parent found it, in a Ray worker too.
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+        env["OPENBLAS_NUM_THREADS"] = "1"
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        self._buffer.clear()
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.decoder", json.dumps(self.limits.model_dump(mode="json"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=env,
+        )
+        return self._child
+
+    def _kill(self) -> None:
+        assert self._child is not None
+        self._child.kill()
+        self._child.wait()
+        for stream in (self._child.stdin, self._child.stdout, self._log):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+        self._child = None
+
+    def _ask(self, request: dict[str, Any]) -> Iterator[tuple[dict[str, Any], bytes]]:
+        child = self._start()
+        assert child.stdin is not None
+        path, finished, waited = request["path"], False, 0.0
+        try:
+            try:
+                child.stdin.write(json.dumps(request).encode() + b"\n")
+                child.stdin.flush()
+            except BrokenPipeError:
+                self._dead(path)
+            while True:
+                line, waited = self._line(path, waited)
+                header = json.loads(line)
+                if header["kind"] == "end":
+                    finished = True
+                    return
+                if header["kind"] == "error":
+                    finished = True
+                    raise VideoError(header["reason"], header["message"])
+                data, waited = self._bytes(path, header["size"], waited)
+                yield header, data
+        finally:
+            # A caller that stops listening, or a dead child, leaves an answer half read: the next call starts afresh.
+            if not finished and self._child is not None:
+                self._kill()
+
+    def _line(self, path: str, waited: float) -> tuple[bytes, float]:
+        while True:
+            end = self._buffer.find(b"\n")
+            if end >= 0:
+                line = bytes(self._buffer[:end])
+                del self._buffer[: end + 1]
+                return line, waited
+            waited = self._fill(path, waited)
+
+    def _bytes(self, path: str, size: int, waited: float) -> tuple[bytes, float]:
+        while len(self._buffer) < size:
+            waited = self._fill(path, waited)
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return data, waited
+
+    def _fill(self, path: str, waited: float) -> float:
+        """Read what the child has written. Only waiting counts against the limit: while the parent is busy, nobody waits."""
+        assert self._child is not None and self._child.stdout is not None
+        began = time.monotonic()
+        ready, _, _ = select.select([self._child.stdout], [], [], max(0.0, self.limits.seconds - waited))
+        if not ready:
+            self.deaths += 1
+            raise DecoderDied("time_out", f"{path}: decoding took over pipeline.limits.seconds = {self.limits.seconds:g} s")
+        chunk = os.read(self._child.stdout.fileno(), _READ)
+        if not chunk:
+            self._dead(path)
+        self._buffer += chunk
+        return waited + time.monotonic() - began
+
+    def _dead(self, path: str) -> None:
+        assert self._child is not None
+        code = self._child.wait()
+        self.deaths += 1
+        self._log.seek(0)
+        tail = self._log.read().decode(errors="replace").strip().splitlines()[-1:]
+        if code == -signal.SIGKILL:
+            raise DecoderDied("killed", f"{path}: the decoder was killed from outside (out of memory?)")
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        raise DecoderDied("crash", f"{path}: the decoder died of {how}{': ' + tail[0] if tail else ''}")
+
+
+def _serve(limits: DecodeLimits, requests: queue.Queue[bytes], out: BinaryIO) -> None:
+    """The child's loop: one answer a request."""
+    size = int(limits.memory_gb * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    while True:
+        request = json.loads(requests.get())
+        try:
+            if request["op"] == "scan":
+                cuts = CutConfig.model_validate(request["cuts"])
+                found = scan(request["path"], cuts, max_frames=limits.max_frames, max_pixels=limits.max_pixels)
+                arrays = np.stack([getattr(found, name) for name in Scan.ARRAYS])
+                data = arrays.tobytes() + found.dhash.tobytes()
+                plain = {k: getattr(found, k) for k in ("codec", "width", "height", "seconds", "damage", "details")}
+                _answer(out, {"kind": "scan", "frames": len(found.times), "scan": plain}, data)
+            else:
+                wanted = [Request(tuple(r["times"]), r["height"], r["width"]) for r in request["requests"]]
+                for frames in video.read_clips(request["path"], wanted, max_pixels=limits.max_pixels):
+                    _answer(out, {"kind": "frames", "shape": frames.shape}, frames.tobytes())
+            _answer(out, {"kind": "end"})
+        except VideoError as error:
+            _answer(out, {"kind": "error", "reason": error.reason, "message": str(error)})
+        except MemoryError:
+            message = f"{request['path']}: decoding needs more than pipeline.limits.memory_gb = {limits.memory_gb:g} GiB"
+            _answer(out, {"kind": "error", "reason": "memory", "message": message})
+
+
+def _answer(out: BinaryIO, header: dict[str, Any], data: bytes = b"") -> None:
+    out.write(json.dumps({**header, "size": len(data)}).encode() + b"\n")
+    out.write(data)
+    out.flush()
+
+
+def _listen(requests: queue.Queue[bytes]) -> None:
+    """Pass on the parent's lines; leave at once, even from the middle of a native call, when the parent is gone."""
+    for line in sys.stdin.buffer:
+        requests.put(line)
+    os._exit(0)
+
+
+def main() -> None:
+    """The child process."""
+    limits = DecodeLimits.model_validate_json(sys.argv[1])
+    out = os.fdopen(os.dup(1), "wb", buffering=_READ)
+    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
+    requests: queue.Queue[bytes] = queue.Queue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    _serve(limits, requests, out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Scores of a span of video, and whether it is refused.
+
+In:  a `Scan` and a span in seconds.
+Out: scores (kept in clips.parquet or rejects.parquet) and the reason of a refusal.
+Called by: pipeline.plan.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.config import FilterConfig
+from pipeline.cuts import Scan
+
+
+def scores(found: Scan, begin: float, end: float) -> dict[str, float]:
+    """Return luma, motion and sharpness of the frames shown in [begin, end): means, 0 to 255 (sharpness: a variance).
+
+    Motion leaves the first frame out: its difference is to a frame outside of the span.
+    """
+    first = max(0, int(np.searchsorted(found.times, begin + 1e-6, side="right")) - 1)
+    last = max(first + 1, int(np.searchsorted(found.times, end - 1e-6, side="left")))
+    motion = found.motion[first + 1 : last]
+    return {
+        "luma": round(float(found.luma[first:last].mean()), 4),
+        "motion": round(float(motion.mean()), 4) if len(motion) else 0.0,
+        "sharpness": round(float(found.sharpness[first:last].mean()), 4),
+    }
+
+
+def refusal(found: dict[str, float], config: FilterConfig, frames: int) -> tuple[str, str]:
+    """Return (reason, detail) when the scores lie outside the thresholds, else two empty strings.
+
+    frames: frames of the longest clip; a single picture cannot be static.
+    """
+    if found["luma"] < config.min_luma:
+        return "black", f"mean luma {found['luma']:.1f} is under pipeline.filters.min_luma = {config.min_luma:g}"
+    if frames > 1 and found["motion"] < config.min_motion:
+        return "static", f"motion {found['motion']:.2f} is under pipeline.filters.min_motion = {config.min_motion:g}"
+    if found["sharpness"] < config.min_sharpness:
+        return (
+            "blurred",
+            f"sharpness {found['sharpness']:.1f} is under pipeline.filters.min_sharpness = {config.min_sharpness:g}",
+        )
+    return "", ""

@@ -1,0 +1,152 @@
+"""A finished SHARDS folder, opened for reading: buckets, rows in a fixed order, samples by number.
+
+In:  a folder with dataset.json and index.parquet.
+Out: `ShardDataset`.
+Called by: pretrain.loader, pipeline.verify, the command line. No torch and no `ray` here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.ledger import DATASET, FORMAT, INDEX
+from pipeline.records import Bucket, TokenSample
+from pipeline.shards import read_sample_at
+from tokenizer.spec import CodecSpec
+
+META = b"videoar"
+EXCLUDED = "excluded.json"
+_OPEN_TARS = 256
+
+
+class DatasetError(ValueError):
+    """A folder that is no finished dataset; the message names it and the mend."""
+
+
+class _Tar:
+    """An open tar; closed when the last reader lets go of it, so eviction never pulls it from under a read."""
+
+    def __init__(self, path: Path) -> None:
+        self.fd = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+
+class ShardDataset:
+    """Committed samples of a SHARDS folder, in the order of index.parquet. Reads are thread-safe."""
+
+    def __init__(self, folder: Path, info: dict[str, Any], table: pa.Table, digest: str) -> None:
+        self.folder, self.info, self.digest = folder, info, digest
+        self.spec = CodecSpec.parse(info["spec"])
+        self.fps = float(info["fps"])
+        self._table = table
+        self._rows: dict[str, pa.Table] = {}
+        self._tars: OrderedDict[str, _Tar] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, folder: str | Path) -> ShardDataset:
+        """Open a folder. Raises DatasetError for one that is missing, unfinished, damaged or of another format."""
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise DatasetError(f"{folder}: no such folder; make shards with `videoar tokenize`")
+        try:
+            info = json.loads((folder / DATASET).read_text())
+        except FileNotFoundError as error:
+            raise DatasetError(f"{folder}: no {DATASET}, so it holds no shards; make them with `videoar tokenize`") from error
+        except json.JSONDecodeError as error:
+            raise DatasetError(f"{folder / DATASET}: not valid JSON: {error}") from error
+        if info.get("format") != FORMAT:
+            raise DatasetError(f"{folder}: format {info.get('format')}; this program reads format {FORMAT}")
+        try:
+            table = pq.read_table(folder / INDEX)
+            digest = json.loads((table.schema.metadata or {})[META])["digest"]
+        except FileNotFoundError as error:
+            raise DatasetError(
+                f"{folder}: no {INDEX}: the job has not finished; run the same `videoar tokenize` again"
+            ) from error
+        except (pa.ArrowInvalid, KeyError, OSError) as error:
+            raise DatasetError(
+                f"{folder / INDEX}: damaged ({error}); delete it and run the same `videoar tokenize` again"
+            ) from error
+        return cls(folder, info, _without_excluded(folder, table), digest)
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def buckets(self) -> list[Bucket]:
+        """Buckets that hold samples, sorted by name."""
+        return [Bucket.parse(name) for name in sorted(pc.unique(self._table["bucket"]).to_pylist())]
+
+    def rows(self, bucket: Bucket) -> pa.Table:
+        """Rows of one bucket in shard order (columns: pipeline.tables.ROWS)."""
+        if bucket.name not in self._rows:
+            self._rows[bucket.name] = self._table.filter(pc.equal(self._table["bucket"], bucket.name)).combine_chunks()
+        return self._rows[bucket.name]
+
+    def read(self, bucket: Bucket, number: int) -> TokenSample:
+        """Read sample `number` of a bucket and check every byte of it.
+
+        Raises IndexError for a number outside, CorruptSample (naming shard and key) for damaged bytes, DatasetError for a
+        missing tar.
+        """
+        rows = self.rows(bucket)
+        if not 0 <= number < rows.num_rows:
+            raise IndexError(f"bucket {bucket.name} has {rows.num_rows} samples; asked for number {number}")
+        row = {name: rows.column(name)[number].as_py() for name in _READ_COLUMNS}
+        return read_sample_at(self._tar(row["shard"]).fd, row, shard=row["shard"])
+
+    def _tar(self, shard: str) -> _Tar:
+        with self._lock:
+            if shard not in self._tars:
+                try:
+                    self._tars[shard] = _Tar(self.folder / f"{shard}.tar")
+                except OSError as error:
+                    raise DatasetError(
+                        f"{self.folder / shard}.tar: {error.strerror}; `videoar shards verify` lists what is missing"
+                    ) from error
+                if len(self._tars) > _OPEN_TARS:
+                    self._tars.popitem(last=False)
+            self._tars.move_to_end(shard)
+            return self._tars[shard]
+
+
+_READ_COLUMNS = (
+    "key",
+    "shard",
+    "bucket",
+    "bits_raw",
+    *(f"{member}_{what}" for member in ("bits", "feat", "json", "txt") for what in ("offset", "size", "xxh3")),
+)
+
+
+def excluded(folder: Path) -> list[str]:
+    """Return the sources taken down from a folder (excluded.json), sorted; a name ending in / takes all below it."""
+    try:
+        return sorted(json.loads((folder / EXCLUDED).read_text()))
+    except FileNotFoundError:
+        return []
+    except (json.JSONDecodeError, TypeError) as error:
+        raise DatasetError(f"{folder / EXCLUDED}: not a JSON list of sources: {error}") from error
+
+
+def _without_excluded(folder: Path, table: pa.Table) -> pa.Table:
+    gone = excluded(folder)
+    if not gone:
+        return table
+    mask = pc.is_in(table["source"], value_set=pa.array([name for name in gone if not name.endswith("/")], pa.string()))
+    for name in gone:
+        if name.endswith("/"):
+            mask = pc.or_(mask, pc.starts_with(table["source"], name))
+    return table.filter(pc.invert(mask))

@@ -1,0 +1,239 @@
+"""What is planned and what is committed: clips.parquet, rejects.parquet and index.parquet of a SHARDS folder.
+
+In:  planned videos (parts under .plan/), commit records of shards.
+Out: the three tables; shard groups. A group is a fixed list of clips: it makes one shard a bucket.
+Called by: pipeline.ray_job, pipeline.encode, pipeline.verify.
+
+The plan grows by generations (the first job, then appended videos): a generation fixes its list of videos, plans them
+in parts that may be lost and made again, and is merged in the order of the list. So the plan does not depend on who
+planned what and when. Shards of earlier generations are never touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config import PipelineConfig
+from pipeline.dedup import Seen
+from pipeline.index import META
+from pipeline.ledger import CLIPS, DATASET, INDEX, PLAN, REJECTS, committing, read_json, write_json
+from pipeline.plan import clip_key
+from pipeline.records import Clip, Reject, SourceVideo, VideoPlan
+from pipeline.shards import ShardInfo, read_info
+from pipeline.tables import CLIPS as CLIP_SCHEMA
+from pipeline.tables import ROWS, clip_rows, clips_of, reject_rows, rejects_of
+
+
+class Manifest:
+    """The tables of one SHARDS folder. Writing methods are for the job that holds the folder's lock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._plan = folder / PLAN
+
+    # ---- the plan -------------------------------------------------------------------------------------------------
+
+    def known(self) -> set[str]:
+        """Sources that have a planned outcome."""
+        found: set[str] = set()
+        if (self.folder / CLIPS).exists():
+            found.update(pq.read_table(self.folder / CLIPS, columns=["source"])["source"].unique().to_pylist())
+        found.update(reject.source for reject in self.rejects() if reject.stage != "encode")
+        return found
+
+    def generation(self) -> list[SourceVideo] | None:
+        """Videos of the generation that is being planned, None when there is none."""
+        try:
+            plain = read_json(self._plan / "sources.json")
+        except FileNotFoundError:
+            return None
+        return [SourceVideo(**video) for video in plain["videos"]]
+
+    def begin_generation(self, videos: Sequence[SourceVideo]) -> None:
+        """Fix the list of a new generation."""
+        plain = {"first_group": self.groups(), "videos": [asdict(video) for video in videos]}
+        write_json(self._plan / "sources.json", plain)
+
+    def part(self, number: int) -> Path:
+        """Path of a planned part."""
+        return self._plan / f"part-{number:06d}.json"
+
+    def merge(self, config: PipelineConfig, parts: int) -> tuple[int, int]:
+        """Turn the generation's parts into clips.parquet and rejects.parquet, then forget the parts.
+
+        Returns (videos with clips, videos without) of the generation. Idempotent: killed at any moment, it is run again.
+        """
+        first_group = read_json(self._plan / "sources.json")["first_group"]
+        names = {video.source for video in self.generation() or ()}
+        rejects = [reject for reject in self.rejects() if reject.source not in names]
+        used = 0
+        with (
+            committing(self.folder / CLIPS, config.min_free_gb) as temporary,
+            pq.ParquetWriter(temporary, CLIP_SCHEMA, compression="zstd") as writer,
+        ):
+            seen = self._copy_groups(writer, first_group)
+            grouper = _Grouper(writer, first_group, config.clips_per_shard)
+            for number in range(parts):
+                for plain in read_json(self.part(number)):
+                    plan = _without_copies(VideoPlan.parse(plain), seen, config.dedup)
+                    grouper.add(plan.clips)
+                    rejects += plan.rejects
+                    used += bool(plan.clips)
+            grouper.flush()
+        self._write_rejects(rejects)
+        # The listing goes first: without it there is no generation, and what is left of the folder means nothing.
+        (self._plan / "sources.json").unlink()
+        shutil.rmtree(self._plan)
+        return used, len(names) - used
+
+    def _copy_groups(self, writer: pq.ParquetWriter, count: int) -> Seen:
+        seen = Seen()
+        for group in range(count):
+            table = self._clip_file().read_row_group(group)
+            for source, digest in sorted({(row["source"], row["source_digest"]) for row in table.to_pylist()}):
+                seen.meet(digest, source)
+            writer.write_table(table, row_group_size=max(1, table.num_rows))
+        return seen
+
+    def rejects(self) -> list[Reject]:
+        """All rows of rejects.parquet."""
+        path = self.folder / REJECTS
+        return rejects_of(pq.read_table(path)) if path.exists() else []
+
+    def _write_rejects(self, rejects: Sequence[Reject]) -> None:
+        with committing(self.folder / REJECTS) as temporary:
+            pq.write_table(reject_rows(rejects), temporary, compression="zstd")
+
+    def _clip_file(self) -> pq.ParquetFile:
+        return pq.ParquetFile(self.folder / CLIPS)
+
+    def groups(self) -> int:
+        """Number of planned shard groups."""
+        return int(self._clip_file().num_row_groups) if (self.folder / CLIPS).exists() else 0
+
+    def clips(self, group: int) -> list[Clip]:
+        """Clips of a group, in the order of the plan."""
+        return clips_of(self._clip_file().read_row_group(group))
+
+    def shards(self) -> Iterator[tuple[int, tuple[str, ...], int]]:
+        """Give (group, names of its shards, number of its clips) in order."""
+        file = self._clip_file()
+        for group in range(file.num_row_groups):
+            names = file.read_row_group(group, columns=["shard"])["shard"]
+            yield group, tuple(sorted(names.unique().to_pylist())), len(names)
+
+    # ---- what is committed ----------------------------------------------------------------------------------------
+
+    def committed(self, shards: Sequence[str]) -> bool:
+        """Whether every one of these shards has its commit record."""
+        return all((self.folder / f"{shard}.parquet").exists() for shard in shards)
+
+    def used(self) -> set[str]:
+        """Sources with at least one sample in index.parquet."""
+        return set(pq.read_table(self.folder / INDEX, columns=["source"])["source"].unique().to_pylist())
+
+    def finish(self) -> str:
+        """Write rejects.parquet (with the clips that could not be encoded) and, last, index.parquet. Returns the digest.
+
+        Every planned shard must be committed.
+        """
+        rejects = [reject for reject in self.rejects() if reject.stage != "encode"]
+        names = sorted(name for _, shards, _ in self.shards() for name in shards)
+        infos = {name: read_info(self.folder / f"{name}.parquet") for name in names}
+        for name in names:
+            rejects += [Reject(**plain) for plain in infos[name].rejects]
+        self._write_rejects(rejects)
+        digest = dataset_digest(read_json(self.folder / DATASET), infos.values(), rejects)
+        meta = {META: json.dumps({"digest": digest, "shards": len(names)}, sort_keys=True).encode()}
+        with (
+            committing(self.folder / INDEX) as temporary,
+            pq.ParquetWriter(temporary, ROWS.with_metadata(meta), compression="zstd") as writer,
+        ):
+            for name in names:
+                table = pq.read_table(self.folder / f"{name}.parquet").replace_schema_metadata(meta)
+                if table.num_rows:
+                    writer.write_table(table)
+        return digest
+
+
+def dataset_digest(dataset: dict[str, Any], infos: Any, rejects: Sequence[Reject]) -> str:
+    """Return one sha256 (hex) over all committed content.
+
+    It covers format, tokenizer, frame rate and buckets; name, samples and sha256 of every shard's tar in order of name;
+    and source, stage, reason and span of every refusal (not its wording).
+    """
+    hasher = hashlib.sha256(_canonical({key: dataset[key] for key in ("format", "spec", "fps", "buckets", "features")}))
+    for info in sorted(infos, key=lambda info: str(info.shard)):
+        hasher.update(_canonical([info.shard, info.samples, info.tar_sha256]))
+    # An empty begin sorts first; -1 stands for it.
+    keys = [
+        (r.source, r.stage, r.reason, -1.0 if r.begin is None else r.begin, -1.0 if r.end is None else r.end) for r in rejects
+    ]
+    for item in sorted(keys):
+        hasher.update(_canonical(item))
+    return hasher.hexdigest()
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
+def _without_copies(plan: VideoPlan, seen: Seen, refuse: bool) -> VideoPlan:
+    if not plan.digest:
+        return plan
+    first, copies = seen.meet(plan.digest, plan.source)
+    if not first:
+        return plan
+    if refuse:
+        return VideoPlan(plan.source, plan.digest, (), (Reject(plan.source, "dedup", "exact_copy", f"same bytes as {first}"),))
+    clips = tuple(replace(c, key=clip_key(c.source_digest, c.begin, c.fps, c.bucket, copies)) for c in plan.clips)
+    return replace(plan, clips=clips)
+
+
+class _Grouper:
+    """Cuts the stream of clips into groups of so many spans, and writes each as one row group."""
+
+    def __init__(self, writer: pq.ParquetWriter, first: int, size: int) -> None:
+        self._writer, self._group, self._size = writer, first, size
+        self._clips: list[Clip] = []
+        self._spans = 0
+        self._last: tuple[str, float] | None = None
+
+    def add(self, clips: Sequence[Clip]) -> None:
+        for clip in clips:
+            span = (clip.source, clip.begin)
+            if span != self._last:
+                if self._spans == self._size:
+                    self.flush()
+                self._spans += 1
+                self._last = span
+            self._clips.append(clip)
+
+    def flush(self) -> None:
+        if not self._clips:
+            return
+        named = [replace(clip, shard=f"{clip.bucket.name}/shard-{self._group:06d}") for clip in self._clips]
+        table: pa.Table = clip_rows(named, self._group)
+        self._writer.write_table(table, row_group_size=table.num_rows)
+        self._clips, self._spans = [], 0
+        self._group += 1
+
+
+def summed(infos: Sequence[ShardInfo]) -> dict[str, int]:
+    """Return samples, frames, tokens, bytes and refused clips over shards."""
+    return {
+        "samples": sum(info.samples for info in infos),
+        "frames": sum(info.frames for info in infos),
+        "tokens": sum(info.tokens for info in infos),
+        "bytes": sum(info.tar_bytes for info in infos),
+        "refused": sum(len(info.rejects) for info in infos),
+    }

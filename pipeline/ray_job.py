@@ -1,0 +1,439 @@
+"""`videoar tokenize`: the whole job on Ray, from a corpus to a finished SHARDS folder.
+
+In:  the configuration.
+Out: a SHARDS folder and a `Summary`. Run again = continue: what is committed is never made again.
+Called by: the command line and `ray job submit` (which runs the same command), tests, the demo.
+
+ driver: lock ▸ dataset.json ▸ list ▸ [plan tasks] ▸ merge ▸ [encode actors] ▸ index.parquet
+A planning task looks at some videos and writes one part file; an encoding actor owns whole shard groups. Only paths,
+numbers and reports pass through Ray; no pixel and no token does. SHARDS must be one folder for all hosts.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+
+from cluster.config import Config, MetricsConfig
+from cluster.metrics import Meter
+from cluster.progress import ProgressBar
+from pipeline import ledger
+from pipeline.config import CorpusConfig, PipelineConfig
+from pipeline.decoder import DecoderProcess
+from pipeline.encode import GroupEncoder, GroupReport
+from pipeline.ledger import ADDRESS, FORMAT, INDEX, Lock, write_json
+from pipeline.manifest import Manifest, summed
+from pipeline.plan import plan_video
+from pipeline.records import SourceVideo
+from pipeline.shards import ShardInfo, read_info
+from pipeline.source import find
+from tokenizer.codec import VideoCodec, read_json
+from tokenizer.config import TokenizerConfig
+from tokenizer.spec import CodecSpec
+
+FPS_RULE = "frame k of a clip is the frame that the video shows at begin + k / fps seconds from its first frame"
+_NOT_CONTENT = {
+    "output",
+    "workers",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "min_free_gb",
+    "limits",
+    "videos_per_task",
+    "worker_deaths",
+}
+_TASK_TRIES = 3
+
+
+class JobError(RuntimeError):
+    """The job cannot go on; the message says why and what to do. Running again continues."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Counts over the whole folder after the job."""
+
+    videos: int
+    """Videos with an outcome."""
+    videos_used: int
+    """Videos with at least one encoded clip."""
+    clips: int
+    """Clips planned."""
+    encoded: int
+    """Samples in the shards."""
+    shards: int
+    tokens: int
+    frames: int
+    bytes: int
+    """Of the tars."""
+    rejects: dict[str, int]
+    """Refused videos and stretches by reason."""
+    digest: str
+    """One sha256 over all committed content."""
+    new_shards: int
+    """Committed by this run."""
+    seconds: dict[str, float]
+    """Wall-clock seconds of this run's actors: decode_wait, encode, write."""
+
+
+def tokenize(config: Config) -> Summary:
+    """Run the job to its end.
+
+    Raises SourceError, LedgerError (Locked, ConfigChanged), DiskFull, CodecError, JobError; nothing committed is lost.
+    """
+    pipeline = config.get(PipelineConfig)
+    spec = _spec(config)
+    with Lock(pipeline.output), _meter(config) as meter:
+        ledger.remove_leftovers(pipeline.output)
+        ledger.begin(pipeline.output, dataset(config, spec))
+        manifest = Manifest(pipeline.output)
+        videos = manifest.generation() or _new_videos(config.get(CorpusConfig), manifest)
+        with _cluster(pipeline):
+            if videos:
+                _plan(videos, pipeline, manifest, meter)
+            reports = _encode(config, manifest, meter)
+        return _finish(pipeline, manifest, reports)
+
+
+def dataset(config: Config, spec: CodecSpec) -> dict[str, Any]:
+    """Return dataset.json: what every shard of the folder has in common, and the settings that shape their content."""
+    pipeline, corpus = config.get(PipelineConfig), config.get(CorpusConfig)
+    plain = pipeline.model_dump(mode="json")
+    settings = {key: value for key, value in plain.items() if key not in _NOT_CONTENT}
+    listing = {key: value for key, value in corpus.model_dump(mode="json").items() if key in ("captions", "columns")}
+    return {
+        "format": FORMAT,
+        "spec": spec.plain(),
+        "fps": pipeline.fps,
+        "fps_rule": FPS_RULE,
+        "buckets": [bucket.name for bucket in pipeline.buckets],
+        "features": pipeline.features,
+        "scales": {b.name: _scales(spec, b.frames, b.height, b.width) for b in pipeline.buckets},
+        "pipeline": settings,
+        "corpus": listing,
+    }
+
+
+def _scales(spec: CodecSpec, frames: int, height: int, width: int) -> list[list[int]]:
+    _, rows, columns = spec.grid(frames, height, width)
+    return [list(scale) for scale in spec.scales(rows, columns)]
+
+
+def _spec(config: Config) -> CodecSpec:
+    weights = config.get(TokenizerConfig).weights
+    _, spec, _ = read_json(weights)
+    for bucket in config.get(PipelineConfig).buckets:
+        try:
+            spec.grid(bucket.frames, bucket.height, bucket.width)
+        except ValueError as error:
+            raise JobError(f"pipeline.buckets: {bucket.name} does not fit the tokenizer {weights}: {error}") from error
+    return spec
+
+
+@contextmanager
+def _meter(config: Config) -> Iterator[Meter]:
+    metrics, folder = config.get(MetricsConfig), config.get(PipelineConfig).output
+    meter = Meter()
+    if metrics.enabled:
+        address = meter.serve(metrics.host, metrics.port, folder / ADDRESS)
+        print(f"metrics: http://{address}/metrics", flush=True)
+    try:
+        yield meter
+    finally:
+        meter.close()
+        (folder / ADDRESS).unlink(missing_ok=True)
+
+
+@contextmanager
+def _cluster(config: PipelineConfig) -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS names (as inside `ray job submit`), or start one in this process for the job."""
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(address="auto", log_to_driver=True)
+        print(f"ray: joined the cluster at {os.environ['RAY_ADDRESS']}", flush=True)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    cpus = max(os.cpu_count() or 1, int(config.workers * config.cpus_per_worker + 0.999))
+    # Ray's sockets live below this folder, and a socket's path may not exceed 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="r-", ignore_cleanup_errors=True) as folder:
+        ray.init(num_cpus=cpus, include_dashboard=False, _temp_dir=folder, logging_level="warning", log_to_driver=True)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+# ---- planning -----------------------------------------------------------------------------------------------------
+
+
+def _new_videos(corpus: CorpusConfig, manifest: Manifest) -> list[SourceVideo]:
+    """List the corpus; videos without an outcome yet make a new generation."""
+    known = manifest.known()
+    listed = find(corpus)
+    new = [video for video in listed if video.source not in known]
+    if new:
+        (manifest.folder / INDEX).unlink(missing_ok=True)
+        manifest.begin_generation(new)
+    print(f"corpus: {len(listed)} videos, {len(new)} of them new", flush=True)
+    return new
+
+
+@ray.remote
+def _plan_part(videos: list[SourceVideo], config: PipelineConfig, path: Path) -> tuple[int, int, int]:
+    """Plan some videos and commit their part file. Returns videos, videos with clips, clips."""
+    with DecoderProcess(config.limits) as decoder:
+        plans = [plan_video(video, config, decoder) for video in videos]
+    write_json(path, [plan.plain() for plan in plans])
+    return len(plans), sum(bool(plan.clips) for plan in plans), sum(len(plan.clips) for plan in plans)
+
+
+def _plan(videos: Sequence[SourceVideo], config: PipelineConfig, manifest: Manifest, meter: Meter) -> None:
+    size = config.videos_per_task
+    parts = [videos[at : at + size] for at in range(0, len(videos), size)]
+    todo = deque(number for number in range(len(parts)) if not manifest.part(number).exists())
+    done = sum(len(part) for number, part in enumerate(parts) if number not in todo)
+    running: dict[Any, int] = {}
+    failures: Counter[int] = Counter()
+    with ProgressBar("plan", len(videos), done=done) as progress:
+        while todo or running:
+            while todo and len(running) < 2 * _cpus():
+                number = todo.popleft()
+                task = _plan_part.options(name=f"plan part {number}", max_retries=0)
+                running[task.remote(list(parts[number]), config, manifest.part(number))] = number
+            for ref in ray.wait(list(running))[0]:
+                number = running.pop(ref)
+                try:
+                    count, _, clips = ray.get(ref)
+                except WorkerCrashedError as error:
+                    failures[number] += 1
+                    if failures[number] == _TASK_TRIES:
+                        raise JobError(
+                            f"planning part {number} ({parts[number][0].source} ...) died {_TASK_TRIES} times"
+                        ) from error
+                    todo.append(number)
+                except RayTaskError as error:
+                    raise _cause(error) from error
+                else:
+                    progress.update(count, note=f"{clips} clips in the last part")
+    used, refused = manifest.merge(config, len(parts))
+    meter.inc("pipeline_videos_total", used, outcome="planned")
+    meter.inc("pipeline_videos_total", refused, outcome="refused")
+
+
+def _cpus() -> int:
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _cause(error: RayTaskError) -> BaseException:
+    """The error as the task raised it: the driver's caller shows it as one line."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, ValueError | OSError | RuntimeError) else error
+
+
+# ---- encoding -----------------------------------------------------------------------------------------------------
+
+
+@ray.remote(max_restarts=0)
+class _EncodeActor:
+    """One codec on one device; owns whole shard groups."""
+
+    def __init__(self, config: PipelineConfig, weights: Path) -> None:
+        self._config, self._weights = config, weights
+        self._encoder: GroupEncoder | None = None
+
+    def ready(self) -> int:
+        """Load the codec; errors reach the driver as they are."""
+        device = "cuda" if self._config.gpus_per_worker > 0 else "cpu"
+        torch.set_num_threads(self._config.threads)
+        codec = VideoCodec.load(self._weights, device=device, dtype=getattr(torch, self._config.dtype))
+        self._encoder = GroupEncoder(self._config.output, self._config, codec)
+        return os.getpid()
+
+    def encode(self, group: int, ahead: int | None) -> GroupReport:
+        """Encode and commit one group."""
+        assert self._encoder is not None
+        return self._encoder.encode(group, ahead)
+
+
+class _Pool:
+    """Actors, the groups each of them holds (at work on the first, decoding ahead for the second), and their deaths."""
+
+    def __init__(self, config: Config, todo: Sequence[int], limit: int) -> None:
+        self._config = config.get(PipelineConfig)
+        self._weights = config.get(TokenizerConfig).weights.absolute()
+        self.todo = deque(todo)
+        self._actors: dict[int, Any] = {}
+        self._held: dict[int, list[int]] = {}
+        self._running: dict[Any, int] = {}
+        self._deaths: Counter[int] = Counter()
+        self._early_deaths = 0
+        for slot in range(min(limit, len(self.todo))):
+            self._start(slot)
+
+    def _start(self, slot: int) -> None:
+        actor = _EncodeActor.options(
+            name=f"encode-{os.getpid()}-{slot}-{sum(self._deaths.values()) + self._early_deaths}",
+            num_cpus=self._config.cpus_per_worker,
+            num_gpus=self._config.gpus_per_worker,
+        ).remote(self._config.model_copy(update={"output": self._config.output.absolute()}), self._weights)
+        self._actors[slot], self._held[slot] = actor, []
+        self._running[actor.ready.options(name="load codec").remote()] = slot
+
+    def _next(self, slot: int) -> None:
+        held = self._held[slot]
+        while self.todo and len(held) < 2:
+            held.append(self.todo.popleft())
+        if held:
+            name = f"encode group {held[0]}"
+            ahead = held[1] if len(held) > 1 else None
+            self._running[self._actors[slot].encode.options(name=name).remote(held[0], ahead)] = slot
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.todo or any(self._held.values()))
+
+    def wait(self) -> Iterator[GroupReport]:
+        """Wait for news; give the reports of finished groups."""
+        for ref in ray.wait(list(self._running))[0]:
+            slot = self._running.pop(ref)
+            try:
+                result = ray.get(ref)
+            except RayActorError as error:
+                self._bury(slot, error)
+                continue
+            except RayTaskError as error:
+                raise _cause(error) from error
+            if isinstance(result, GroupReport):
+                self._held[slot].remove(result.group)
+                yield result
+            self._next(slot)
+
+    def _bury(self, slot: int, error: RayActorError) -> None:
+        held = self._held[slot]
+        if held:
+            self._deaths[held[0]] += 1
+            if self._deaths[held[0]] >= self._config.worker_deaths:
+                raise JobError(
+                    f"shard group {held[0]}: {self._deaths[held[0]]} workers died over it ({_one_line(error)}); "
+                    "all other shards are kept; look at memory limits, then run again"
+                ) from error
+        else:
+            self._early_deaths += 1
+            if self._early_deaths >= self._config.worker_deaths:
+                raise JobError(f"workers die before they begin: {_one_line(error)}") from error
+        print(f"worker {slot} died ({_one_line(error)}); a new one takes over", flush=True)
+        self.todo.extendleft(reversed(held))
+        self._start(slot)
+
+    def close(self) -> None:
+        for actor in self._actors.values():
+            ray.kill(actor)
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _encode(config: Config, manifest: Manifest, meter: Meter) -> list[GroupReport]:
+    pipeline = config.get(PipelineConfig)
+    todo, clips_of, shards, ready = [], {}, 0, 0
+    for group, names, clips in manifest.shards():
+        shards += len(names)
+        clips_of[group] = clips
+        if manifest.committed(names):
+            ready += len(names)
+        else:
+            todo.append(group)
+    total = sum(clips_of.values())
+    done = total - sum(clips_of[group] for group in todo)
+    meter.set("pipeline_progress_ratio", ready / shards if shards else 1.0)
+    reports: list[GroupReport] = []
+    if not todo:
+        return reports
+    (pipeline.output / INDEX).unlink(missing_ok=True)
+    pool = _Pool(config, todo, pipeline.workers)
+    refused = 0
+    try:
+        with ProgressBar("encode", total, done=done) as progress:
+            while pool.busy:
+                for report in pool.wait():
+                    reports.append(report)
+                    ready += len(report.infos)
+                    refused += summed(report.infos)["refused"]
+                    _publish(report, meter)
+                    meter.set("pipeline_progress_ratio", ready / shards)
+                    progress.update(clips_of[report.group], note=f"{ready}/{shards} shards, {refused} clips refused")
+    finally:
+        pool.close()
+    return reports
+
+
+def _publish(report: GroupReport, meter: Meter) -> None:
+    sums = summed(report.infos)
+    meter.inc("pipeline_clips_total", sums["samples"], outcome="encoded", reason="")
+    for info in report.infos:
+        for reject in info.rejects:
+            meter.inc("pipeline_clips_total", outcome="refused", reason=reject["reason"])
+    meter.inc("pipeline_frames_total", sums["frames"])
+    meter.inc("pipeline_tokens_total", sums["tokens"])
+    meter.inc("pipeline_shards_committed_total", len(report.infos))
+    for stage, seconds in report.seconds.items():
+        meter.observe("pipeline_stage_seconds", seconds, stage=stage)
+
+
+def _finish(config: PipelineConfig, manifest: Manifest, reports: Sequence[GroupReport]) -> Summary:
+    digest = manifest.finish()
+    infos: list[ShardInfo] = []
+    clips = 0
+    for _, names, count in manifest.shards():
+        clips += count
+        infos += [read_info(config.output / f"{name}.parquet") for name in names]
+    sums = summed(infos)
+    rejects = manifest.rejects()
+    seconds: Counter[str] = Counter()
+    for report in reports:
+        seconds.update(report.seconds)
+    summary = Summary(
+        videos=len(manifest.known()),
+        videos_used=len(manifest.used()),
+        clips=clips,
+        encoded=sums["samples"],
+        shards=len(infos),
+        tokens=sums["tokens"],
+        frames=sums["frames"],
+        bytes=sums["bytes"],
+        rejects=dict(sorted(Counter(reject.reason for reject in rejects).items())),
+        digest=digest,
+        new_shards=sum(len(report.infos) for report in reports),
+        seconds={name: round(value, 3) for name, value in sorted(seconds.items())},
+    )
+    print(describe(summary), flush=True)
+    return summary
+
+
+def describe(summary: Summary) -> str:
+    """Return the summary as a few lines of text."""
+    plain = asdict(summary)
+    refused = ", ".join(f"{count} {reason}" for reason, count in plain["rejects"].items()) or "none"
+    return (
+        f"videos: {summary.videos}, {summary.videos_used} of them used\n"
+        f"clips: {summary.encoded} of {summary.clips} encoded; refused videos and stretches: {refused}\n"
+        f"shards: {summary.shards} ({summary.new_shards} new), {summary.tokens} tokens, {summary.bytes / 1e6:.1f} MB\n"
+        f"digest: {summary.digest}"
+    )

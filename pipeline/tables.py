@@ -1,0 +1,111 @@
+"""The parquet files of a SHARDS folder: their columns, and records to rows and back.
+
+In:  `Clip`, `Reject` and shard rows.
+Out: Arrow tables with fixed schemas.
+Called by: pipeline.ledger, pipeline.shards, pipeline.index, pipeline.verify.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.records import Bucket, Clip, Reject
+
+_SCORES = pa.map_(pa.string(), pa.float64())
+_EXTRA = pa.map_(pa.string(), pa.string())
+
+CLIPS = pa.schema(
+    [
+        ("group", pa.int64()),
+        ("shard", pa.string()),
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("source_digest", pa.string()),
+        ("begin", pa.float64()),
+        ("end", pa.float64()),
+        ("fps", pa.float64()),
+        ("bucket", pa.string()),
+        ("caption", pa.string()),
+        ("scores", _SCORES),
+        ("extra", _EXTRA),
+    ]
+)
+"""clips.parquet: one row a planned clip, one row group a shard group."""
+
+REJECTS = pa.schema(
+    [
+        ("source", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("begin", pa.float64()),
+        ("end", pa.float64()),
+        ("scores", _SCORES),
+    ]
+)
+"""rejects.parquet: one row a refused video (begin and end empty) or stretch of one."""
+
+MEMBERS = ("bits", "feat", "json", "txt")
+"""Members of a sample; the columns MEMBER_offset, MEMBER_size and MEMBER_xxh3 say where the data of each lies in the tar."""
+
+ROWS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("shard", pa.string()),
+        ("bucket", pa.string()),
+        *((f"{member}_{name}", pa.int64()) for member in MEMBERS for name in ("offset", "size")),
+        *((f"{member}_xxh3", pa.string()) for member in MEMBERS),
+        ("bits_raw", pa.int64()),
+        ("source", pa.string()),
+        ("source_digest", pa.string()),
+        ("begin", pa.float64()),
+        ("end", pa.float64()),
+        ("fps", pa.float64()),
+        ("caption", pa.string()),
+        ("scores", _SCORES),
+        ("extra", _EXTRA),
+        ("tar_sha256", pa.string()),
+    ]
+)
+"""Shard parquet and index.parquet: one row a sample, in the order of the tar."""
+
+
+def clip_rows(clips: Iterable[Clip], group: int) -> pa.Table:
+    """Return rows of clips.parquet."""
+    rows = [{**clip.plain(), "group": group, "scores": _pairs(clip.scores), "extra": _pairs(clip.extra)} for clip in clips]
+    return pa.Table.from_pylist(rows, schema=CLIPS)
+
+
+def clips_of(table: pa.Table) -> list[Clip]:
+    """Read rows of clips.parquet."""
+    found = []
+    for row in table.to_pylist():
+        row.pop("group")
+        found.append(
+            Clip(**{**row, "bucket": Bucket.parse(row["bucket"]), "scores": dict(row["scores"]), "extra": dict(row["extra"])})
+        )
+    return found
+
+
+def reject_rows(rejects: Iterable[Reject]) -> pa.Table:
+    """Return rows of rejects.parquet."""
+    return pa.Table.from_pylist([{**asdict(reject), "scores": _pairs(reject.scores)} for reject in rejects], schema=REJECTS)
+
+
+def rejects_of(table: pa.Table) -> list[Reject]:
+    """Read rows of rejects.parquet."""
+    return [Reject(**{**row, "scores": dict(row["scores"])}) for row in table.to_pylist()]
+
+
+def sample_rows(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Return rows of a shard's parquet; maps may be given as dicts."""
+    plain = [{**row, "scores": _pairs(row["scores"]), "extra": _pairs(row["extra"])} for row in rows]
+    return pa.Table.from_pylist(plain, schema=ROWS)
+
+
+def _pairs(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return sorted(values.items())
