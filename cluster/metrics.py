@@ -61,6 +61,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("train_phase_seconds", "gauge", "Seconds of a phase of the last step.", ("phase",)),
         Metric("train_data_wait_seconds_total", "counter", "Seconds the step waited for data."),
         Metric("train_skipped_steps_total", "counter", "Steps that changed no weight.", ("reason",)),
+        Metric("train_corrupt_samples_total", "counter", "Samples that did not match their checksum and were replaced."),
         Metric("train_heartbeat_timestamp_seconds", "gauge", "Unix time of a rank's last step.", ("rank",)),
         Metric("train_checkpoint_seconds", "gauge", "Seconds the last checkpoint held up training."),
         Metric("train_checkpoint_last_success_timestamp_seconds", "gauge", "Unix time of the newest whole checkpoint."),

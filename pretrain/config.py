@@ -200,7 +200,7 @@ class DeepSpeedConfig(Section):
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
-    zero_optimization: dict[str, Any] = {"stage": 3}
+    zero_optimization: dict[str, Any] = Field(default={"stage": 3})
     """DeepSpeed's zero_optimization."""
 
 

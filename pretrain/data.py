@@ -1,11 +1,11 @@
 """The token datasets of a run, opened and joined: rows by stream, samples by slot, one digest.
 
-In:  SHARDS folders (pipeline.index.ShardDataset), an optional SHARDS/exclude.txt with one sample key a line.
+In:  SHARDS folders (pipeline.index.ShardDataset, which leaves out what SHARDS/excluded.json lists).
 Out: `Source` lists for order.py; captions, keys and `TokenSample`s for loader.py; the data digest for state.py.
 Called by: loader.py, train.py, evaluate.py.
 
-exclude.txt is read once, when a run starts; it is part of the data digest, so a run that is resumed after the list (or the
-index) changed is refused unless train.accept_new_data says that the order may change from here on.
+The exclusion list is read once, when a run starts. The data digest covers the keys that are left, so a run that is resumed
+after the list (or the index) changed is refused unless train.accept_new_data says that the order may change from here on.
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
 
 from pipeline.records import Bucket, TokenSample
 from pretrain.curriculum import Curriculum, StreamName
@@ -45,14 +42,23 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class _Rows:
-    """One bucket of one dataset, exclusions taken out."""
+    """One bucket of one dataset."""
 
     dataset: int
-    numbers: npt.NDArray[np.int64]
-    """Row numbers in the dataset's own table."""
     shards: tuple[int, ...]
-    """Rows left in each shard, in order."""
+    """Rows of each shard, in order."""
     table: Any
+    """Columns key and caption."""
+
+    @property
+    def size(self) -> int:
+        return sum(self.shards)
+
+    @classmethod
+    def of(cls, dataset: int, table: Any) -> _Rows:
+        names = table.column("shard").to_pylist()
+        shards = tuple(len(list(group)) for _, group in groupby(names))
+        return cls(dataset=dataset, shards=shards, table=table.select(["key", "caption"]))
 
 
 class _Pool:
@@ -60,14 +66,13 @@ class _Pool:
 
     def __init__(self, parts: list[_Rows]) -> None:
         self.parts = parts
-        self._ends = list(accumulate(rows.numbers.size for rows in parts))
+        self._ends = list(accumulate(rows.size for rows in parts))
         self.size = self._ends[-1]
 
     def find(self, row: int) -> tuple[_Rows, int]:
-        """Return the dataset's rows and the row number in its own table."""
+        """Return the dataset's rows and the row number among them."""
         part = bisect_right(self._ends, row)
-        rows = self.parts[part]
-        return rows, int(rows.numbers[row - (self._ends[part - 1] if part else 0)])
+        return self.parts[part], row - (self._ends[part - 1] if part else 0)
 
 
 class Corpus:
@@ -75,22 +80,20 @@ class Corpus:
 
     def __init__(self, datasets: Mapping[Path, Dataset], curriculum: Curriculum, weights: Sequence[float] = ()) -> None:
         if weights and len(weights) != len(datasets):
-            raise DataError(f"curriculum.weights names {len(weights)} weights for {len(datasets)} datasets in curriculum.shards")
+            raise DataError(
+                f"curriculum.weights names {len(weights)} weights for {len(datasets)} datasets in curriculum.shards"
+            )
         self.folders = tuple(datasets)
         self._datasets = tuple(datasets.values())
         self._weights = tuple(weights)
         self.spec = self._common_spec()
-        excluded = {folder: _exclusions(folder) for folder in self.folders}
-        self.excluded = sum(len(keys) for keys in excluded.values())
-        parts = [(dataset.digest, sorted(excluded[folder])) for folder, dataset in datasets.items()]
-        self.digest = hashlib.sha256(repr((parts, self._weights)).encode()).hexdigest()
         self._pools: dict[str, list[_Pool]] = {}
         for name in dict.fromkeys(bucket for bucket, _ in curriculum.streams()):
             parts_of = []
-            for number, (folder, dataset) in enumerate(datasets.items()):
+            for number, dataset in enumerate(self._datasets):
                 if name in {bucket.name for bucket in dataset.buckets()}:
-                    rows = _select(number, dataset.rows(Bucket.parse(name)), excluded[folder])
-                    if rows.numbers.size:
+                    rows = _Rows.of(number, dataset.rows(Bucket.parse(name)))
+                    if rows.size:
                         parts_of.append(rows)
             if not parts_of:
                 known = sorted({bucket.name for dataset in self._datasets for bucket in dataset.buckets()})
@@ -99,6 +102,8 @@ class Corpus:
                     f"buckets there: {', '.join(known) or 'none'}. Tokenize it (pipeline.buckets) or change the stage's mix"
                 )
             self._pools[name] = [_Pool([rows]) for rows in parts_of] if self._weights else [_Pool(parts_of)]
+
+        self.digest = self._digest()
 
     @classmethod
     def open(cls, folders: Sequence[Path], curriculum: Curriculum, weights: Sequence[float] = ()) -> Corpus:
@@ -118,6 +123,16 @@ class Corpus:
                     f"({spec.digest[:12]}); tokenize both with one tokenizer, or train on one of them"
                 )
         return spec
+
+    def _digest(self) -> str:
+        """The sha256 over all that the order depends on: datasets, weights, and the keys in their order."""
+        digest = hashlib.sha256(repr(([dataset.digest for dataset in self._datasets], self._weights)).encode())
+        for name, pools in sorted(self._pools.items()):
+            for pool in pools:
+                for rows in pool.parts:
+                    digest.update(f"{name}:{rows.dataset}:{rows.shards}".encode())
+                    digest.update("\n".join(rows.table.column("key").to_pylist()).encode())
+        return digest.hexdigest()
 
     def sources(self, stream: StreamName) -> list[Source]:
         """Return what shares an epoch: all datasets joined, or each alone when curriculum.weights is set."""
@@ -155,24 +170,3 @@ class Corpus:
         """Return (latent frames, rows, columns) of a stream. Raises ValueError for frames that the tokenizer cannot cut at."""
         bucket = Bucket.parse(stream[0])
         return self.spec.grid(stream[1] or bucket.frames, bucket.height, bucket.width)
-
-
-def _select(dataset: int, table: Any, excluded: frozenset[str]) -> _Rows:
-    keys = table.column("key").to_pylist()
-    kept = np.asarray([number for number, key in enumerate(keys) if key not in excluded], dtype=np.int64)
-    shard_of = np.asarray(table.column("shard").to_pylist(), dtype=object)[kept]
-    shards: list[int] = []
-    last = None
-    for shard in shard_of:
-        if shard != last:
-            shards.append(0)
-            last = shard
-        shards[-1] += 1
-    return _Rows(dataset=dataset, numbers=kept, shards=tuple(shards), table=table.select(["key", "caption"]))
-
-
-def _exclusions(folder: Path) -> frozenset[str]:
-    path = folder / "exclude.txt"
-    if not path.is_file():
-        return frozenset()
-    return frozenset(line.strip() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#"))

@@ -47,7 +47,7 @@ class Slot:
 
     source: int
     row: int
-    """Row number in the source, exclusions taken out."""
+    """Row number in the source."""
     epoch: int
     """Times the source was gone through before."""
 

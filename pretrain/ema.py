@@ -1,0 +1,49 @@
+"""A sharded moving average of the weights: each rank keeps its slice of every parameter, in float32.
+
+In:  the engine's fp32 slices after each applied step.
+Out: slices by name, for a checkpoint; whole tensors again from the slices of any number of ranks.
+Called by: engine.py, checkpoint.py, export.py.
+
+Rank r of W keeps elements [r*c, (r+1)*c) of the flattened parameter, c = ceil(n / W): ZeRO-3's own partition.
+Memory: 4 bytes x parameters / ranks. No communication.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+def slice_of(flat: Tensor, rank: int, world: int) -> Tensor:
+    """Return rank's slice of a flat tensor; shorter, or empty, at the end."""
+    count = -(-flat.numel() // world)
+    return flat[rank * count : (rank + 1) * count]
+
+
+class Ema:
+    """The average. `update` once for each applied step."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.slices: dict[str, Tensor] = {}
+
+    def start(self, current: Iterable[tuple[str, Tensor]]) -> None:
+        """Begin at the current weights."""
+        self.slices = {name: value.detach().to(torch.float32, copy=True) for name, value in current}
+
+    @torch.no_grad()
+    def update(self, current: Iterable[tuple[str, Tensor]]) -> None:
+        """Move each slice towards the current weights by 1 - decay."""
+        for name, value in current:
+            self.slices[name].lerp_(value.detach().to(torch.float32), 1.0 - self.decay)
+
+
+def join(parts: Sequence[Mapping[str, Tensor]], shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Return whole tensors from the slices of all ranks, in rank order."""
+    whole = {}
+    for name, size in shapes.items():
+        flat = torch.cat([part[name].flatten() for part in parts])
+        whole[name] = flat.view(*size)
+    return whole

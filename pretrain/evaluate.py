@@ -1,0 +1,98 @@
+"""Validation loss per scale and per frame on held-out shards, in the loop, on all ranks.
+
+In:  curriculum.validation folders, the engine at some step.
+Out: one line of RUN/validation.jsonl and of the console for each stream of the stage.
+Called by: train.py.
+
+Samples, their order and their draws are the same at every validation: differences come from the weights alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from cluster.config import Config, RunConfig
+from cluster.metrics import JsonLines
+from pretrain.config import CurriculumConfig, Mix, ModelConfig, ObjectiveConfig, Stage, TrainConfig
+from pretrain.curriculum import Curriculum, Place
+from pretrain.data import Corpus
+from pretrain.engine import Engine
+from pretrain.figures import Figures
+from pretrain.loader import Loader, TextEncoder
+from pretrain.order import Order
+from pretrain.ranks import Ranks
+
+
+class Validation:
+    """Held-out shards, opened once."""
+
+    def __init__(self, config: Config, corpus: Corpus, text: TextEncoder, ranks: Ranks) -> None:
+        self.config, self.corpus, self.text, self.ranks = config, corpus, text, ranks
+
+    @classmethod
+    def make(cls, config: Config, curriculum: Curriculum, text: TextEncoder, ranks: Ranks) -> Validation | None:
+        """Open curriculum.validation; None when it is empty. Raises DataError or DatasetError."""
+        folders = config.get(CurriculumConfig).validation
+        return cls(config, Corpus.open(folders, curriculum), text, ranks) if folders else None
+
+    def due(self, place: Place) -> bool:
+        """Whether to validate after this step."""
+        every = self.config.get(TrainConfig).validate_every
+        return place.stage_ends or bool(every and place.step % every == 0)
+
+    def run(self, engine: Engine, place: Place, say: Callable[[str], None], folder: Path) -> dict[str, float]:
+        """Validate on each stream of the stage. All ranks call it together; returns `validation/BUCKET` losses."""
+        found = {}
+        for mix in place.stage.mix:
+            figures, samples = self._stream(engine, mix, place.stage)
+            stream = (mix.bucket, mix.frames)
+            loss = figures.loss
+            name = mix.bucket + (f":{mix.frames}" if mix.frames else "")
+            found[f"validation/{name}"] = loss
+            say(f"validation after step {place.step}: {name} loss {loss:.5f} over {samples} samples")
+            if self.ranks.rank == 0:
+                with JsonLines(folder / "validation.jsonl") as lines:
+                    lines.write(
+                        {
+                            "step": place.step,
+                            "bucket": name,
+                            "samples": samples,
+                            "loss": loss,
+                            "scale_loss": figures.by_scale("scale_loss", self.corpus, stream),
+                            "bit_accuracy": figures.by_scale("scale_accuracy", self.corpus, stream),
+                            "frame_loss": figures.values["frame_loss"],
+                        }
+                    )
+        return found
+
+    def _stream(self, engine: Engine, mix: Mix, stage: Stage) -> tuple[Figures, int]:
+        train, objective = self.config.get(TrainConfig), self.config.get(ObjectiveConfig)
+        held = sum(source.rows for source in self.corpus.sources((mix.bucket, mix.frames)))
+        batch = min(mix.batch, held)
+        steps = max(1, min(train.validation_samples, held) // batch)
+        only = Mix(bucket=mix.bucket, frames=mix.frames, batch=batch)
+        curriculum = Curriculum(CurriculumConfig(stages=(Stage(name="validation", steps=steps, mix=(only,)),)))
+        streams = {name: self.corpus.sources(name) for name in curriculum.streams()}
+        order = Order(self.config.get(RunConfig).seed, curriculum, streams, train.shuffle_window)
+        window = objective.window if stage.window is None else stage.window
+        totals: dict[str, Tensor] = {}
+        loader = Loader(
+            self.corpus,
+            order,
+            self.text,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+            micro_batch=train.micro_batch,
+            text_length=self.config.get(ModelConfig).text_length,
+            first_step=1,
+            last_step=steps,
+            prefetch=0,
+        )
+        for item in loader:
+            for part in item.batches:
+                out = engine.evaluate(part.to(self.ranks.device), window)
+                totals = {k: v.detach().double() / steps + totals.get(k, 0.0) for k, v in out.items()}
+        return Figures.summed(totals, (), self.ranks), steps * batch

@@ -1,0 +1,128 @@
+"""A checkpoint made portable: one safetensors file, one JSON file; and a model from it in two lines.
+
+    from pretrain.export import load_model
+    model = load_model("export/")                  # a VideoAR in eval mode
+
+In:  a run folder or one checkpoint folder.
+Out: OUT/model.safetensors (fp32 or bfloat16, whole tensors), OUT/model.json (model section, tokenizer spec and digest, step).
+Called by: `videoar export`, `videoar sample`, `videoar eval`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from cluster.config import load as load_config
+from pretrain import checkpoint, manifest
+from pretrain.config import ModelConfig, ObjectiveConfig
+from pretrain.model import VideoAR
+from pretrain.state import TrainState, write_atomic
+from pretrain.text import TextTokenizer
+from tokenizer.spec import CodecSpec
+
+PREFIX = "model."
+"""The transformer's place inside the Objective, which the checkpoint holds."""
+FORMAT = 1
+
+
+class ExportError(ValueError):
+    """A folder that cannot be exported or loaded; the message names it and the mend."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """model.json."""
+
+    model: ModelConfig
+    objective: ObjectiveConfig
+    spec: CodecSpec
+    step: int
+    averaged: bool
+    """The weights are the moving average."""
+
+
+def export(
+    source: Path, out: Path, *, average: bool | None = None, dtype: Literal["float32", "bfloat16"] = "float32"
+) -> Exported:
+    """Write `out` from a run folder (its newest whole checkpoint) or a checkpoint folder.
+
+    average: take the moving average; None takes it when the run kept one.
+    Raises ExportError, or CheckpointError for a checkpoint that cannot be read.
+    """
+    folder = _checkpoint(source)
+    state = TrainState.read(folder / "state.json")
+    config = load_config(folder / "config.yaml")
+    spec = CodecSpec.parse(state.tokenizer)
+    averaged = state.has_ema if average is None else average
+    weights = checkpoint.read_weights(folder)
+    if averaged:
+        shapes = {name: tuple(value.shape) for name, value in weights.items()}
+        weights = {**weights, **checkpoint.read_ema(folder, shapes)}
+    kept = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
+    wanted = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out / "model.safetensors.partial"
+    save_file({name: value.detach().to(wanted).clone().contiguous() for name, value in kept.items()}, partial)
+    partial.replace(out / "model.safetensors")
+    made = Exported(config.get(ModelConfig), config.get(ObjectiveConfig), spec, state.step, averaged)
+    plain = {
+        "format": FORMAT,
+        "model": made.model.model_dump(mode="json"),
+        "objective": made.objective.model_dump(mode="json"),
+        "tokenizer": spec.plain(),
+        "tokenizer_digest": spec.digest,
+        "step": state.step,
+        "averaged": averaged,
+        "tokens": state.tokens,
+        "checkpoint": folder.name,
+    }
+    write_atomic(out / "model.json", json.dumps(plain, indent=1) + "\n")
+    return made
+
+
+def _checkpoint(source: Path) -> Path:
+    if (source / "state.json").is_file():
+        problem = manifest.damage(source)
+        if problem:
+            raise ExportError(f"{source}: damaged checkpoint: {problem}; export another one of the run")
+        return source
+    passed: list[str] = []
+    found = manifest.newest(source, passed.append)
+    if found is None:
+        raise ExportError(f"{source}: no whole checkpoint here{'; ' + '; '.join(passed) if passed else ''}")
+    return found
+
+
+def describe(folder: Path) -> Exported:
+    """Read model.json. Raises ExportError."""
+    try:
+        plain: dict[str, Any] = json.loads((folder / "model.json").read_text())
+        if plain["format"] != FORMAT:
+            raise ExportError(f"{folder}/model.json: format {plain['format']}, this program reads {FORMAT}")
+        return Exported(
+            model=ModelConfig.model_validate(plain["model"]),
+            objective=ObjectiveConfig.model_validate(plain["objective"]),
+            spec=CodecSpec.parse(plain["tokenizer"]),
+            step=int(plain["step"]),
+            averaged=bool(plain["averaged"]),
+        )
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise ExportError(f"{folder}: no exported model here ({error}); make one with `videoar export`") from error
+
+
+def load_model(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> VideoAR:
+    """Return the exported VideoAR in eval mode; its `CodecSpec` is `describe(folder).spec`. Raises ExportError."""
+    folder = Path(folder)
+    found = describe(folder)
+    model = VideoAR(found.model, found.spec.bits, TextTokenizer.make(found.model).vocabulary)
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    except (OSError, RuntimeError) as error:
+        raise ExportError(f"{folder}/model.safetensors does not fit model.json: {error}") from error
+    return model.to(device=device, dtype=dtype).eval()

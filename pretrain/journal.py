@@ -1,0 +1,113 @@
+"""What a training run tells: console, metrics.jsonl, Prometheus, TensorBoard. Rank 0 writes, the others are silent.
+
+In:  one StepReport a step; lines.
+Out: RUN/metrics.jsonl, RUN/log/rank-0.log, RUN/metrics-address with the endpoint, RUN/tensorboard when asked for.
+Called by: train.py.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from cluster.config import MetricsConfig
+from cluster.metrics import JsonLines, Meter, StepReport
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Journal:
+    """Context manager; on ranks other than 0 every call does nothing."""
+
+    def __init__(self, run: Path, rank: int, metrics: MetricsConfig, *, log_every: int, tensorboard: bool) -> None:
+        self.active = rank == 0
+        self.log_every = log_every
+        self.meter = Meter()
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._board: Any = None
+        if not self.active:
+            return
+        (run / "log").mkdir(parents=True, exist_ok=True)
+        self._log = (run / "log" / "rank-0.log").open("a")
+        self._lines = JsonLines(run / "metrics.jsonl")
+        self.meter.inc("train_restarts_total", int(os.environ.get("VIDEOAR_RESTARTS", "0")))
+        if metrics.enabled:
+            file = run / "metrics-address"
+            try:
+                address = self.meter.serve(metrics.host, metrics.port, file)
+            except OSError as error:
+                address = self.meter.serve(metrics.host, 0, file)
+                self.say(f"{error}; serving on another port")
+            self.say(f"metrics at http://{address}/metrics")
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def say(self, line: str) -> None:
+        """Print one line and keep it in RUN/log."""
+        if self.active:
+            self._console.print(line, markup=False)
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+            self._log.flush()
+
+    def step(self, report: StepReport, steps: int, ranks: int) -> None:
+        """Take one step's report."""
+        if not self.active:
+            return
+        self._lines.write(report)
+        self.meter.step(report)
+        now = time.time()
+        for rank in range(ranks):
+            # Every rank took part in the step's all-reduce, or the step would not have ended.
+            self.meter.set("train_heartbeat_timestamp_seconds", now, rank=str(rank))
+        if self._board is not None:
+            for name, value in _scalars(report).items():
+                self._board.add_scalar(name, value, report.step)
+        if report.step % self.log_every == 0 or report.skipped:
+            self.say(line(report, steps))
+
+    def values(self, step: int, values: Mapping[str, float]) -> None:
+        """Send figures that are no step (validation) to TensorBoard."""
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.meter.close()
+        if self.active:
+            self._lines.close()
+            self._log.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def line(report: StepReport, steps: int) -> str:
+    """Return the console line of a step."""
+    total = report.seconds.get("total", 0.0)
+    rate = report.tokens / total if total > 0 else 0.0
+    accuracy = list(report.bit_accuracy.values())
+    bits = f"bits {accuracy[0]:.3f}..{accuracy[-1]:.3f}" if accuracy else ""
+    mfu = f" mfu {100 * report.mfu:.0f}%" if report.mfu == report.mfu else ""
+    skipped = f" SKIPPED ({report.skipped})" if report.skipped else ""
+    return (
+        f"step {report.step}/{steps} {report.stage_name} {report.bucket} loss {report.loss:.5f} {bits} "
+        f"grad {report.grad_norm:.3f} lr {report.learning_rate:.2e} {rate:,.0f} tok/s {total:.2f} s "
+        f"(data {report.seconds.get('data', 0.0):.3f}){mfu}{skipped}"
+    )
+
+
+def _scalars(report: StepReport) -> dict[str, float]:
+    found = {"loss": report.loss, "grad_norm": report.grad_norm, "learning_rate": report.learning_rate}
+    found |= {f"scale_loss/{scale}": value for scale, value in report.scale_loss.items()}
+    found |= {f"bit_accuracy/{scale}": value for scale, value in report.bit_accuracy.items()}
+    return found

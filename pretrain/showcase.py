@@ -1,0 +1,80 @@
+"""Samples in the loop: a few videos at each point that `train.samples` and `train.sample_every` name.
+
+In:  the engine at some step, captions of the first samples of the stage's stream.
+Out: RUN/samples/step-XXXXXXXX/ with bits.safetensors, captions.json and, where the tokenizer's weights lie, mp4 files.
+Called by: train.py. All ranks run the same forwards (ZeRO-3 needs every rank); rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import torch
+from safetensors.torch import save_file
+
+from cluster.config import Config, RunConfig
+from pretrain.config import ObjectiveConfig, SampleConfig, TrainConfig
+from pretrain.curriculum import Place
+from pretrain.data import Corpus
+from pretrain.engine import Engine
+from pretrain.objective import Objective
+from pretrain.order import Slot
+from pretrain.ranks import Ranks
+from pretrain.sample import sample
+from pretrain.text import TextTokenizer
+from tokenizer.config import TokenizerConfig
+
+
+class Showcase:
+    """Makes samples when they are due."""
+
+    def __init__(self, config: Config, corpus: Corpus, text: TextTokenizer, ranks: Ranks, say: Callable[[str], None]) -> None:
+        self.config, self.corpus, self.text, self.ranks, self.say = config, corpus, text, ranks, say
+
+    def due(self, place: Place) -> bool:
+        """Whether to sample after this step."""
+        train = self.config.get(TrainConfig)
+        if not train.samples:
+            return False
+        return place.stage_ends or bool(train.sample_every and place.step % train.sample_every == 0)
+
+    def make(self, engine: Engine, place: Place) -> None:
+        """Sample on all ranks; rank 0 writes."""
+        config = self.config.get(SampleConfig)
+        assert isinstance(engine.module, Objective)
+        count = min(self.config.get(TrainConfig).samples, self.corpus.rows(place.stream, 0))
+        captions = [self.corpus.caption(place.stream, Slot(source=0, row=row, epoch=0)) for row in range(count)]
+        grid = self.corpus.grid(place.stream)
+        objective = self.config.get(ObjectiveConfig)
+        window = objective.window if place.stage.window is None else place.stage.window
+        bits = sample(
+            engine.module.model, self.corpus.spec, self.text, captions, grid, config, seed=config.seed, window=window
+        ).cpu()  # fmt: skip
+        if self.ranks.rank == 0:
+            self._write(place, bits, captions, grid)
+        self.ranks.barrier()
+
+    def _write(self, place: Place, bits: torch.Tensor, captions: list[str], grid: tuple[int, int, int]) -> None:
+        folder = self.config.get(RunConfig).dir / "samples" / f"step-{place.step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"bits": bits.contiguous()}, folder / "bits.safetensors")
+        (folder / "captions.json").write_text(json.dumps({"captions": captions, "grid": grid}) + "\n")
+        weights = self.config.get(TokenizerConfig).weights
+        if not (weights / "tokenizer.json").is_file():
+            self.say(f"samples of step {place.step}: bits in {folder}; no tokenizer at {weights}, so no videos")
+            return
+        from pipeline.video import write_video
+        from tokenizer.codec import VideoCodec
+
+        codec = VideoCodec.load(weights)
+        if codec.spec.digest != self.corpus.spec.digest:
+            self.say(
+                f"samples of step {place.step}: bits in {folder}; {weights} is not the tokenizer of the shards, so no videos"
+            )
+            return
+        stride = self.corpus.spec.spatial_stride
+        videos = codec.decode(bits, grid[1] * stride, grid[2] * stride)
+        for number, frames in enumerate(videos):
+            write_video(folder / f"{number:03d}.mp4", frames.numpy(), self.config.get(SampleConfig).fps)
+        self.say(f"samples of step {place.step}: {len(videos)} videos in {folder}")

@@ -1,0 +1,39 @@
+"""Requests to stop: SIGTERM (preemption), SIGINT, the file RUN/stop, train.stop_after.
+
+Out: `asked()`; the loop adds it to the sum over ranks, so that all ranks stop after the same step with a checkpoint.
+Called by: train.py. The exit code of a stop is EXIT_STOPPED.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+
+EXIT_STOPPED = 75
+"""EX_TEMPFAIL: stopped cleanly with a checkpoint; the same command goes on from there."""
+
+
+class StopRequest:
+    """Listens from construction on. Main thread only (signal handlers)."""
+
+    def __init__(self, run: Path, stop_after: int) -> None:
+        self.file, self.stop_after = run / "stop", stop_after
+        self.reason = ""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.reason = signal.Signals(number).name
+
+    def asked(self, step: int) -> bool:
+        """Whether the run should stop after `step`."""
+        if not self.reason and self.stop_after and step >= self.stop_after:
+            self.reason = f"train.stop_after={self.stop_after}"
+        if not self.reason and self.file.exists():
+            self.reason = str(self.file)
+        return bool(self.reason)
+
+    def clear(self) -> None:
+        """Remove the stop file, so that the next start goes on."""
+        self.file.unlink(missing_ok=True)

@@ -1,0 +1,219 @@
+"""The training job: what `deepspeed --module pretrain.train -c CFG [section.key=value ...]` starts on every rank.
+
+In:  a configuration, token shards, the newest checkpoint of RUN when there is one.
+Out: RUN/ with checkpoints, metrics.jsonl, samples; exit code 0 finished, 75 stopped cleanly with a checkpoint (SIGTERM, RUN/stop,
+     train.stop_after: run the same command again), 2 a configuration that cannot run, 1 any other error.
+Called by: the deepspeed launcher, `videoar train`, `videoar launch`.
+
+    order ─▶ loader ─▶ forward ─▶ sum over ranks ─▶ verdict ─▶ backward ─▶ optimizer step ─▶ report ─▶ checkpoint
+    (a pure function of the step)    (loss, flags)   (the same on all ranks)
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cluster.config import Config, ConfigError, MetricsConfig, RunConfig, load
+from cluster.metrics import StepReport
+from pretrain import checkpoint, flops, manifest, state
+from pretrain.config import CurriculumConfig, DeepSpeedConfig, ModelConfig, ObjectiveConfig, TrainConfig
+from pretrain.curriculum import Curriculum, CurriculumError, Place
+from pretrain.data import Corpus
+from pretrain.ema import Ema
+from pretrain.engine import Engine, EngineError, connect, disconnect, zero_stage
+from pretrain.evaluate import Validation
+from pretrain.figures import Clock, Figures, banner, read_ids, step_flops
+from pretrain.guard import Guard
+from pretrain.journal import Journal
+from pretrain.loader import Loader
+from pretrain.model import VideoAR
+from pretrain.objective import Objective
+from pretrain.order import Order
+from pretrain.schedule import learning_rate
+from pretrain.showcase import Showcase
+from pretrain.state import TrainState
+from pretrain.stopping import EXIT_STOPPED, StopRequest
+from pretrain.text import TextTokenizer
+from tokenizer.spec import CodecSpec
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, train, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="pretrain.train", description="One rank of a VideoAR training job.")
+    parser.add_argument("-c", "--config", required=True, metavar="CFG", help="configuration file (YAML)")
+    parser.add_argument("--local_rank", type=int, default=None, help="set by the launcher")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    arguments = parser.parse_args(argv)
+    if arguments.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
+    try:
+        return run(load(arguments.config, arguments.overrides))
+    except (ValueError, OSError, RuntimeError) as error:
+        rank = int(os.environ.get("RANK", "0"))
+        print(f"error: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, ConfigError | EngineError | CurriculumError | state.ResumeError) else 1
+    finally:
+        disconnect()
+
+
+def run(config: Config) -> int:
+    """Train to the end of the curriculum, or to a request to stop. Returns the exit code."""
+    train, deepspeed, folder = config.get(TrainConfig), config.get(DeepSpeedConfig), config.get(RunConfig).dir
+    seed = config.get(RunConfig).seed
+    curriculum = Curriculum(config.get(CurriculumConfig))
+    data = config.get(CurriculumConfig)
+    stop = StopRequest(folder, train.stop_after)
+    ranks = connect(train.collective_timeout, train.threads)
+    corpus = Corpus.open(data.shards or (Path(config.plain()["pipeline"]["output"]),), curriculum, data.weights)
+    state.agree(ranks.gather(state.identity(config, corpus.digest)), ranks.hosts)
+    text = TextTokenizer.make(config.get(ModelConfig))
+
+    with Journal(
+        folder, ranks.rank, config.get(MetricsConfig), log_every=train.log_every, tensorboard=train.tensorboard
+    ) as journal:
+        # Where to go on from: rank 0 looks, all ranks do the same.
+        found: Path | None = ranks.from_first(manifest.newest(folder, journal.say) if ranks.rank == 0 else None)
+        saved = None if found is None else TrainState.read(found / "state.json")
+        step = 0 if saved is None else saved.step
+        fresh = TrainState(
+            step=step, stage=0, stage_ends=False, tokens=0 if saved is None else saved.tokens, world=ranks.world,
+            zero_stage=zero_stage(deepspeed), optimizer=train.optimizer, seed=seed, data_digest=corpus.digest,
+            tokenizer=corpus.spec.plain(), model=config.get(ModelConfig).model_dump(mode="json"),
+            past=state.past_digest(data, step), has_ema=train.ema > 0,
+        )  # fmt: skip
+        if saved is not None and found is not None:
+            for note in saved.check(fresh, accept_new_data=train.accept_new_data, folder=found):
+                journal.say(note)
+        if step >= curriculum.steps:
+            journal.say(f"{folder}: finished, all {curriculum.steps} steps are trained (newest checkpoint {found})")
+            return 0
+
+        # The model, and its state if there is one.
+        source = found
+        universal = saved is not None and checkpoint.needs_universal(saved, ranks)
+        if universal and found is not None:
+            journal.say(
+                f"{found.name} was written by {saved.world if saved else 0} ranks, this job has {ranks.world}: converting"
+            )
+            source = ranks.from_first(checkpoint.to_universal(found) if ranks.rank == 0 else None)
+        engine = Engine(lambda: build(config, corpus.spec, text), train, deepspeed, ranks, seed=seed, universal=universal)
+        ema = Ema(train.ema) if train.ema else None
+        guard = Guard(train.spike_sigma, train.max_skips, folder / "skipped.jsonl" if ranks.rank == 0 else None)
+        if saved is not None and found is not None and source is not None:
+            checkpoint.load(engine, found, source, ema)
+            guard.restore(saved.guard)
+        elif ema is not None:
+            ema.start(engine.slices())
+        if ranks.rank == 0:
+            state.truncate_metrics(folder / "metrics.jsonl", step)
+            state.write_provenance(folder, config, data_digest=corpus.digest, hosts=ranks.hosts, resumed_from=step)
+            state.write_status(folder, "running", step, curriculum.steps)
+        for words in banner(config, curriculum, corpus, engine, step):
+            journal.say(words)
+
+        # The loop.
+        order = Order(seed, curriculum, {name: corpus.sources(name) for name in curriculum.streams()}, train.shuffle_window)
+        saver = checkpoint.Checkpoints(folder, ranks, train.keep_checkpoints, journal.say)
+        validation = Validation.make(config, curriculum, text, ranks)
+        showcase = Showcase(config, corpus, text, ranks, journal.say)
+        peak = flops.peak_flops(ranks.device, engine.dtype, torch.get_num_threads()) * ranks.world
+        tokens = fresh.tokens
+        with Loader(
+            corpus, order, text, rank=ranks.rank, world=ranks.world, micro_batch=train.micro_batch,
+            text_length=config.get(ModelConfig).text_length, first_step=step + 1, last_step=curriculum.steps,
+            prefetch=train.prefetch, pin=ranks.device.type == "cuda",
+        ) as loader:  # fmt: skip
+            clock = Clock()
+            for item in loader:
+                clock.mark("data")
+                place = item.place
+                step, rate = place.step, learning_rate(place.step, train, curriculum)
+                window, frame_mask = views(place, config.get(ObjectiveConfig))
+
+                totals: dict[str, Tensor] = {}
+                reason, figures = "", Figures({}, ())
+                for number, batch in enumerate(item.batches):
+                    last = number == len(item.batches) - 1
+                    out = engine.forward(batch.to(ranks.device), window, frame_mask, last=last)
+                    totals = {k: v.detach().double() + totals.get(k, 0.0) for k, v in out.items()}
+                    if last:
+                        flags = (float(item.tokens), float(len(item.replaced)), float(stop.asked(step)), *saver.flags())
+                        figures = Figures.summed(totals, flags, ranks)
+                        reason = guard.verdict(figures.loss)
+                    clock.mark("forward")
+                    engine.backward(out["loss"], poison=bool(reason))
+                    clock.mark("backward")
+                outcome = engine.step(rate)
+                if not outcome.applied and not reason:
+                    reason = "nonfinite_gradient"
+                if ema is not None and outcome.applied:
+                    ema.update(engine.slices())
+                clock.mark("optimizer")
+
+                ids = read_ids(item, figures.flags[1] > 0, ranks, journal)
+                tokens += round(figures.flags[0])
+                seconds = clock.end()
+                report = StepReport(
+                    step=step, stage=place.stage_number, stage_name=place.stage.name, bucket=place.mix.bucket,
+                    loss=figures.loss, scale_loss=figures.by_scale("scale_loss", corpus, place.stream),
+                    bit_accuracy=figures.by_scale("scale_accuracy", corpus, place.stream), grad_norm=outcome.grad_norm,
+                    learning_rate=rate, tokens=round(figures.flags[0]), seconds=seconds, memory=engine.memory(),
+                    skipped=reason, frame_loss=figures.values["frame_loss"], sample_ids=ids,
+                    mfu=step_flops(config, engine, corpus, item, window) / seconds["total"] / peak,
+                )  # fmt: skip
+                journal.step(report, curriculum.steps, ranks.world)
+                guard.record(step, figures.loss, outcome.grad_norm, reason, ids)
+                saver.settle(*figures.flags[3:5])
+
+                stopping = figures.flags[2] > 0
+                if stopping or place.stage_ends or step % train.checkpoint_every == 0:
+                    now = TrainState(
+                        **{**vars(fresh), "step": step, "stage": place.stage_number, "stage_ends": place.stage_ends,
+                           "tokens": tokens, "past": state.past_digest(data, step), "guard": guard.plain()}
+                    )  # fmt: skip
+                    stall = saver.save(engine, now, ema, config.yaml())
+                    journal.meter.set("train_checkpoint_seconds", stall)
+                if saver.last_saved:
+                    journal.meter.set("train_checkpoint_last_success_timestamp_seconds", saver.last_saved)
+                if validation is not None and validation.due(place):
+                    journal.values(step, validation.run(engine, place, journal.say, folder))
+                if showcase.due(place):
+                    showcase.make(engine, place)
+                if stopping:
+                    saver.finish()
+                    why = "; ".join(sorted({text for text in ranks.gather(stop.reason) if text}))
+                    journal.say(f"stopped after step {step} ({why}); run the same command to go on")
+                    if ranks.rank == 0:
+                        stop.clear()
+                        state.write_status(folder, "stopped", step, curriculum.steps, why)
+                    return EXIT_STOPPED
+                clock.restart()
+        saver.finish()
+        if ranks.rank == 0:
+            state.write_status(folder, "finished", step, curriculum.steps)
+        journal.say(f"finished: {curriculum.steps} steps, {tokens:,} tokens, checkpoint {manifest.folder_of(folder, step)}")
+        return 0
+
+
+def build(config: Config, spec: CodecSpec, text: TextTokenizer) -> nn.Module:
+    """Return the Objective around a new VideoAR; weights come from torch's seed."""
+    model = VideoAR(config.get(ModelConfig), spec.bits, text.vocabulary)
+    model.activation_checkpointing = config.get(TrainConfig).activation_checkpointing == "full"
+    return Objective(model, config.get(ObjectiveConfig), spec)
+
+
+def views(place: Place, objective: ObjectiveConfig) -> tuple[int, float]:
+    """Return the attention window and the frame mask of a step: the stage's own, else the objective's."""
+    window = objective.window if place.stage.window is None else place.stage.window
+    return window, objective.frame_mask if place.stage.frame_mask is None else place.stage.frame_mask
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Token shards of random bits, written with the real shard writer: what training needs of a corpus, in a second."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.ledger import DATASET, FORMAT, INDEX
+from pipeline.records import Bucket, Clip
+from pipeline.shards import Encoded, write_shard
+from tokenizer.spec import CodecSpec
+
+SPEC = CodecSpec(bits=16, spatial_stride=8, temporal_stride=4, digest="0" * 64)
+WORDS = ("a red ball rolls", "waves", "two dogs run on wet sand", "", "rain")
+
+
+def make(folder: Path, counts: dict[str, int], *, shard_rows: int = 6, spec: CodecSpec = SPEC, salt: str = "") -> Path:
+    """Write SHARDS `folder` with `counts[bucket]` samples; the content depends on the arguments alone."""
+    folder.mkdir(parents=True)
+    (folder / DATASET).write_text(json.dumps({"format": FORMAT, "spec": spec.plain(), "fps": 8.0}))
+    tables = []
+    for name, count in counts.items():
+        bucket = Bucket.parse(name)
+        grid = spec.grid(bucket.frames, bucket.height, bucket.width)
+        size = grid[0] * spec.frame_bytes(*grid[1:])
+        for number, begin in enumerate(range(0, count, shard_rows)):
+            shard = f"{name}/shard-{number:06d}"
+            samples = [_sample(f"{salt}{name}-{i}", bucket, size) for i in range(begin, min(count, begin + shard_rows))]
+            write_shard(folder, shard, samples, [], spec)
+            tables.append(pq.read_table(folder / f"{shard}.parquet").replace_schema_metadata(None))
+    table = pa.concat_tables(tables)
+    digest = hashlib.sha256("".join(table["key"].to_pylist()).encode()).hexdigest()
+    pq.write_table(table.replace_schema_metadata({b"videoar": json.dumps({"digest": digest}).encode()}), folder / INDEX)
+    return folder
+
+
+def _sample(name: str, bucket: Bucket, size: int) -> Encoded:
+    key = hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()
+    rng = np.random.default_rng(list(key.encode()))
+    # Half of the bits repeat a pattern of the sample, so that there is something to learn.
+    bits = rng.integers(0, 256, size, dtype=np.uint8) & 0x5A
+    clip = Clip(
+        key=key,
+        source=f"{name}.mp4",
+        source_digest=key,
+        begin=0.0,
+        end=1.0,
+        fps=8.0,
+        bucket=bucket,
+        caption=WORDS[int(key[:4], 16) % len(WORDS)],
+    )
+    return Encoded(clip=clip, bits=bits.tobytes())
