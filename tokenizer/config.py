@@ -18,7 +18,10 @@ class NetworkConfig(Section):
     width: int = Field(default=128, ge=8)
     """Base channel width."""
     multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
-    """Width multiplier a level; the spatial stride is 2 ** (levels - 1): five levels f16, four levels f8."""
+    """Width multiplier a level; the spatial stride is patch * 2 ** (levels - 1): five levels f16, four levels f8."""
+    patch: Literal[1, 2, 4] = 1
+    """Side of the pixel squares folded into channels at both ends of the network: 1 as the public network; 2 saves the
+    costliest level on small machines."""
     blocks: int = Field(default=2, ge=1)
     """Residual blocks a level (the decoder has one more)."""
     temporal_stride: Literal[1, 2, 4] = 4
@@ -26,12 +29,26 @@ class NetworkConfig(Section):
     middle_attention: bool = False
     """Per-frame attention in the middle (off in the public image weights)."""
     groups: int = Field(default=32, ge=1)
-    """Groups of GroupNorm, over one frame at a time."""
+    """Most groups of GroupNorm, over one frame at a time; a width that they do not divide takes its next smaller divisor."""
+    kernel_t: Literal[1, 3] = 3
+    """Temporal kernel of the plain convolutions; 1 with temporal_stride 1 is a per-frame image tokenizer."""
 
     @property
     def spatial_stride(self) -> int:
         """Pixels a latent position along height and width."""
-        return int(2 ** (len(self.multipliers) - 1))
+        return int(self.patch * 2 ** (len(self.multipliers) - 1))
+
+    def temporal_at(self, level: int) -> bool:
+        """Whether the re-sampling between `level` and the next coarser one halves time too."""
+        halvings = {1: 0, 2: 1, 4: 2}[self.temporal_stride]
+        last = len(self.multipliers) - 1
+        return last - halvings <= level < last
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> NetworkConfig:
+        if len(self.multipliers) < 3:
+            raise ValueError("network.multipliers: name at least 3 levels")
+        return self
 
 
 class LossConfig(Section):
@@ -39,6 +56,8 @@ class LossConfig(Section):
 
     l1: float = Field(default=1.0, ge=0)
     """Weight of the pixel L1 loss."""
+    l2: float = Field(default=0.0, ge=0)
+    """Weight of the pixel L2 loss; early in training it moves low frequencies faster than L1."""
     perceptual: float = Field(default=1.0, ge=0)
     """Weight of the perceptual loss."""
     perceptual_net: Literal["none", "lpips-vgg", "lpips-alex"] = "lpips-vgg"
@@ -55,6 +74,8 @@ class LossConfig(Section):
     """Weight of the LeCAM regularisation of the discriminator."""
     inverse_temperature: float = Field(default=100.0, gt=0)
     """Inverse temperature of the entropy penalty's soft bits."""
+    discriminator_width: int = Field(default=128, ge=8)
+    """Channels of the discriminator's first layer."""
 
 
 class TrainingBucket(Section):
@@ -70,6 +91,10 @@ class TrainingBucket(Section):
     """Clips a step over all ranks."""
     weight: float = Field(default=1.0, gt=0)
     """Share of steps that use this shape."""
+    begin: int = Field(default=0, ge=0)
+    """First step (from 0) that may use this shape: images first, then images and videos."""
+    end: int | None = Field(default=None, ge=1)
+    """Step from which the shape is used no more; none = to the end."""
 
 
 class TokenizerTraining(Section):
@@ -101,6 +126,10 @@ class TokenizerTraining(Section):
     """Probability that a scale but the last is left out of a step."""
     multi_scale: bool = True
     """Multi-scale quantisation; false trains the single-scale stage."""
+    single_scale_steps: int = Field(default=0, ge=0)
+    """First steps that quantise at the last scale only, before the multi-scale stage of the same run."""
+    unquantized_steps: int = Field(default=0, ge=0)
+    """First steps that pass the features on as they are (the commitment already acts): a quick start for tiny runs."""
     checkpoint_every: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
     log_every: int = Field(default=10, ge=1)
@@ -109,8 +138,8 @@ class TokenizerTraining(Section):
     """Autocast type of the network; losses and quantizer stay in float32."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """ZeRO stage of both engines."""
-    workers: int = Field(default=1, ge=0)
-    """Decoding processes a rank."""
+    workers: int = Field(default=1, ge=1)
+    """Decoding threads a rank; batches are prepared ahead of the step."""
     init: Path | None = None
     """Start from this tokenizer folder (as `videoar tokenizer import` or a run writes it)."""
 
@@ -126,7 +155,7 @@ class TokenizerConfig(Section):
     """Weights of the losses."""
     training: TokenizerTraining = TokenizerTraining()
     """Training."""
-    scales: dict[str, tuple[tuple[int, int], ...]] = {}
+    scales: dict[str, tuple[tuple[int, int], ...]] = Field(default_factory=dict)
     """Scale lists that replace the rule, keyed by latent grid such as `8x8`."""
 
     @model_validator(mode="after")
@@ -134,7 +163,9 @@ class TokenizerConfig(Section):
         stride = self.network.spatial_stride
         for bucket in self.training.buckets:
             if bucket.height % stride or bucket.width % stride:
-                raise ValueError(f"training bucket {bucket.height}x{bucket.width} is no multiple of the spatial stride {stride}")
+                raise ValueError(
+                    f"training bucket {bucket.height}x{bucket.width} is no multiple of the spatial stride {stride}"
+                )
             if (bucket.frames - 1) % self.network.temporal_stride:
                 raise ValueError(f"training bucket of {bucket.frames} frames: take 1 + {self.network.temporal_stride}n frames")
         return self

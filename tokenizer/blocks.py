@@ -1,0 +1,243 @@
+"""Building blocks of the causal 3D network: convolution, norm, residual block, re-sampling, per-frame attention.
+
+In:  activations x_BCTHW, best in channels_last_3d memory, and optionally a `Stream` that carries history between chunks.
+Out: activations of the same layout.
+Called by: tokenizer/encoder.py and tokenizer/decoder.py.
+
+Legend: B clips, C channels, T frames, H rows, W columns, N = B*T single frames.
+
+Causality: a convolution of temporal kernel k sees k-1 earlier frames, zeros before the first one. Everything else acts on
+one frame at a time. So a chunk with its `Stream` gives what the whole clip gives.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Stream:
+    """History of every temporal convolution, keyed by its `slot`; never mutates a tensor, so a copy is cheap."""
+
+    def __init__(self, history: dict[str, Tensor] | None = None) -> None:
+        self.history: dict[str, Tensor] = dict(history or {})
+
+    def copy(self) -> Stream:
+        """A stream that may advance without changing this one."""
+        return Stream(self.history)
+
+
+def frames_of(x_BCTHW: Tensor) -> Tensor:
+    """View (B,C,T,H,W) in channels_last_3d memory as frames (B*T,C,H,W) in channels_last memory; no copy in that layout."""
+    return x_BCTHW.transpose(1, 2).flatten(0, 1)
+
+
+def clips_of(x_NCHW: Tensor, clips: int) -> Tensor:
+    """Inverse of `frames_of` for `clips` clips."""
+    x_BTCHW: Tensor = x_NCHW.unflatten(0, (clips, x_NCHW.shape[0] // clips))
+    return x_BTCHW.transpose(1, 2)
+
+
+def fold(x_BCTHW: Tensor, patch: int) -> Tensor:
+    """Fold patch x patch pixels into channels: (B,C,T,H,W) to (B,C*p*p,T,H/p,W/p)."""
+    if patch == 1:
+        return x_BCTHW
+    return clips_of(
+        F.pixel_unshuffle(frames_of(x_BCTHW), patch).contiguous(memory_format=torch.channels_last), x_BCTHW.shape[0]
+    )
+
+
+def unfold(x_BCTHW: Tensor, patch: int) -> Tensor:
+    """Inverse of `fold`."""
+    if patch == 1:
+        return x_BCTHW
+    if x_BCTHW.shape[2] == 0:
+        b, c, t, h, w = x_BCTHW.shape
+        return x_BCTHW.reshape(b, c // patch**2, t, h * patch, w * patch)
+    return clips_of(F.pixel_shuffle(frames_of(x_BCTHW), patch), x_BCTHW.shape[0])
+
+
+def group_count(channels: int, groups: int) -> int:
+    """Largest number of groups that is at most `groups` and divides `channels`."""
+    return next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0)
+
+
+class CausalConv(nn.Module):
+    """Convolution (k_t, k, k) that never looks ahead; weight and bias are named `conv.*` as in the public state dict.
+
+    stride_t 2 turns 1 + 2n frames into 1 + n. stride 2 in space pads one row and column at the end, as the public network.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 3,
+        *,
+        kernel_t: int = 3,
+        stride: int = 1,
+        stride_t: int = 1,
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(inputs, outputs, (kernel_t, kernel, kernel))
+        # unit gain on the newest frame; half the weight on the older ones, so that a new network begins near an image network
+        nn.init.normal_(self.conv.weight, std=gain / (inputs * kernel * kernel) ** 0.5)
+        with torch.no_grad():
+            self.conv.weight[:, :, :-1] *= 0.5
+        assert self.conv.bias is not None
+        nn.init.zeros_(self.conv.bias)
+        self.kernel, self.kernel_t, self.stride, self.stride_t = kernel, kernel_t, stride, stride_t
+        self.slot = ""
+
+    def forward(self, x_BCTHW: Tensor, stream: Stream | None = None) -> Tensor:
+        """Return the frames that are complete; with a stream that may be none (T = 0)."""
+        older = self.kernel_t - 1
+        weight = self.conv.weight
+        # zeros in front of a lone first frame add nothing, so only the last temporal slice acts
+        lone = older > 0 and x_BCTHW.shape[2] == 1 and (stream is None or self.slot not in stream.history)
+        if older > 0 and not (lone and stream is None):
+            old = stream.history.get(self.slot) if stream is not None else None
+            seen = F.pad(x_BCTHW, (0, 0, 0, 0, older, 0)) if old is None else torch.cat((old, x_BCTHW), dim=2)
+            made = max(0, (seen.shape[2] - self.kernel_t) // self.stride_t + 1)
+            if stream is not None:
+                stream.history[self.slot] = seen[:, :, made * self.stride_t :].clone()
+            x_BCTHW = seen[:, :, older:] if lone else seen
+            if made == 0:
+                x_BCTHW = x_BCTHW[:, :, :0]
+        if x_BCTHW.shape[2] == 0:
+            rows, columns = (side // self.stride for side in x_BCTHW.shape[3:])
+            return x_BCTHW.new_zeros((x_BCTHW.shape[0], self.conv.out_channels, 0, rows, columns))
+        if lone:
+            weight = weight[:, :, -1:]
+        side = self.kernel // 2
+        if self.stride == 2:
+            x_BCTHW, side = F.pad(x_BCTHW, (0, 1, 0, 1)), 0
+        return F.conv3d(x_BCTHW, weight, self.conv.bias, (self.stride_t, self.stride, self.stride), (0, side, side))
+
+
+class FrameNorm(nn.Module):
+    """GroupNorm over one frame at a time (eps 1e-6), with SiLU behind it when `act`."""
+
+    def __init__(self, channels: int, groups: int, *, act: bool = True) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(group_count(channels, groups), channels, eps=1e-6)
+        self.act = act
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """Normalise; same shape, statistics in at least float32."""
+        if x_BCTHW.shape[2] == 0:
+            return x_BCTHW
+        y_NCHW = self.norm(frames_of(x_BCTHW))
+        if self.act:
+            y_NCHW = F.silu(y_NCHW)
+        return clips_of(y_NCHW, x_BCTHW.shape[0])
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, conv, norm, SiLU, conv, plus the input (through a 1x1 convolution when the width changes)."""
+
+    def __init__(self, inputs: int, outputs: int, *, groups: int, kernel_t: int) -> None:
+        super().__init__()
+        self.norm1 = FrameNorm(inputs, groups)
+        self.conv1 = CausalConv(inputs, outputs, kernel_t=kernel_t)
+        self.norm2 = FrameNorm(outputs, groups)
+        # a new block passes its input on: the shallow path trains first
+        self.conv2 = CausalConv(outputs, outputs, kernel_t=kernel_t, gain=0.0)
+        self.nin_shortcut = CausalConv(inputs, outputs, 1, kernel_t=1) if inputs != outputs else None
+
+    def forward(self, x_BCTHW: Tensor, stream: Stream | None = None) -> Tensor:
+        """Same T, H, W; `outputs` channels."""
+        h = self.conv1(self.norm1(x_BCTHW), stream)
+        h = self.conv2(self.norm2(h), stream)
+        out: Tensor = h + (x_BCTHW if self.nin_shortcut is None else self.nin_shortcut(x_BCTHW, stream))
+        return out
+
+
+class FrameAttention(nn.Module):
+    """Self-attention among the positions of one frame (option `middle_attention`), one head, residual."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = FrameNorm(channels, groups, act=False)
+        self.q = CausalConv(channels, channels, 1, kernel_t=1)
+        self.k = CausalConv(channels, channels, 1, kernel_t=1)
+        self.v = CausalConv(channels, channels, 1, kernel_t=1)
+        self.proj_out = CausalConv(channels, channels, 1, kernel_t=1)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """Same shape."""
+        if x_BCTHW.shape[2] == 0:
+            return x_BCTHW
+        h = self.norm(x_BCTHW)
+        q, k, v = (frames_of(conv(h)).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))
+        y_NLC = F.scaled_dot_product_attention(q, k, v)
+        y_NCHW = y_NLC.transpose(1, 2).unflatten(2, x_BCTHW.shape[3:])
+        out: Tensor = x_BCTHW + self.proj_out(clips_of(y_NCHW, x_BCTHW.shape[0]))
+        return out
+
+
+class Middle(nn.Module):
+    """Two residual blocks with optional per-frame attention between them."""
+
+    def __init__(self, channels: int, *, groups: int, kernel_t: int, attention: bool) -> None:
+        super().__init__()
+        self.block_1 = ResidualBlock(channels, channels, groups=groups, kernel_t=kernel_t)
+        self.attn_1 = FrameAttention(channels, groups) if attention else None
+        self.block_2 = ResidualBlock(channels, channels, groups=groups, kernel_t=kernel_t)
+
+    def forward(self, x_BCTHW: Tensor, stream: Stream | None = None) -> Tensor:
+        """Same shape."""
+        x_BCTHW = self.block_1(x_BCTHW, stream)
+        if self.attn_1 is not None:
+            x_BCTHW = self.attn_1(x_BCTHW)
+        out: Tensor = self.block_2(x_BCTHW, stream)
+        return out
+
+
+class Downsample(nn.Module):
+    """Strided convolution: half the rows and columns, and with `temporal` 1 + 2n frames become 1 + n."""
+
+    def __init__(self, channels: int, *, temporal: bool, kernel_t: int) -> None:
+        super().__init__()
+        self.conv = CausalConv(
+            channels, channels, kernel_t=3 if temporal else kernel_t, stride=2, stride_t=2 if temporal else 1
+        )
+
+    def forward(self, x_BCTHW: Tensor, stream: Stream | None = None) -> Tensor:
+        """(B,C,T,H,W) to (B,C,T',H/2,W/2)."""
+        out: Tensor = self.conv(x_BCTHW, stream)
+        return out
+
+
+class Upsample(nn.Module):
+    """Nearest doubling in space and a convolution; with `temporal` the frames double too, less the clip's first one."""
+
+    def __init__(self, channels: int, *, temporal: bool, kernel_t: int) -> None:
+        super().__init__()
+        self.conv = CausalConv(channels, channels, kernel_t=3 if temporal else kernel_t, gain=0.05)
+        with torch.no_grad():
+            # begins as plain nearest up-sampling
+            self.conv.conv.weight[:, :, -1, 1, 1] += torch.eye(channels)
+        self.temporal = temporal
+
+    def forward(self, x_BCTHW: Tensor, stream: Stream | None = None) -> Tensor:
+        """(B,C,T,H,W) to (B,C,T',2H,2W); T' = 2T - 1 at the beginning of a clip, 2T later in a stream."""
+        first = stream is None or self.conv.slot not in stream.history
+        if self.temporal:
+            x_BCTHW = x_BCTHW.repeat_interleave(2, dim=2)
+            if first:
+                x_BCTHW = x_BCTHW[:, :, 1:]
+        if x_BCTHW.shape[2]:
+            x_NCHW = F.interpolate(frames_of(x_BCTHW), scale_factor=2.0, mode="nearest")
+            x_BCTHW = clips_of(x_NCHW, x_BCTHW.shape[0])
+        out: Tensor = self.conv(x_BCTHW, stream)
+        return out
+
+
+def name_slots(network: nn.Module) -> None:
+    """Give each temporal convolution the name that its history has in a `Stream`. Called once by encoder and decoder."""
+    for name, module in network.named_modules():
+        if isinstance(module, CausalConv):
+            module.slot = name

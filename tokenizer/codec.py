@@ -1,0 +1,299 @@
+"""The one door to a trained tokenizer: uint8 frames in, packed bits out, and back; whole or chunk by chunk.
+
+In:  a tokenizer folder (tokenizer.json and tokenizer.safetensors), frames uint8 (B,T,H,W,3) or bits uint8 (B, T'*frame_bytes).
+Out: `Encoded`, frames, and streaming states. Any chunking gives what the whole gives.
+Called by: pipeline (encode, verify), pretrain (samples), tokenizer/metrics and the command line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from torch import Tensor
+
+from tokenizer.blocks import Stream
+from tokenizer.config import NetworkConfig
+from tokenizer.network import Network, channels_last, pixels, to_uint8
+from tokenizer.quantizer import accumulate, pack, quantize, unpack
+from tokenizer.scales import Scales
+from tokenizer.spec import CodecSpec
+
+FORMAT = 1
+JSON_NAME = "tokenizer.json"
+WEIGHTS_NAME = "tokenizer.safetensors"
+
+
+class CodecError(ValueError):
+    """Frames, bits or a tokenizer folder that cannot be used; the message names the mend."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Bits uint8 (B, T'*frame_bytes), order frame, scale, row, column, bit; features float32 (B,T',d,h,w) before the sign."""
+
+    bits: Tensor
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class EncodeState:
+    """Where an encoding stream stands. Never changed in place: one state can be continued twice."""
+
+    stream: Stream
+    frames: int
+    shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class DecodeState:
+    """Where a decoding stream stands."""
+
+    stream: Stream
+    latents: int
+    shape: tuple[int, int, int]
+
+
+class VideoCodec:
+    """A loaded tokenizer. `spec` says its shapes; all tensors that come out are on `device`."""
+
+    def __init__(
+        self,
+        network: Network,
+        spec: CodecSpec,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        compile: bool = False,
+    ) -> None:
+        self.network = network.eval().requires_grad_(False).to(device=device, dtype=dtype)
+        channels_last(self.network)
+        self.spec, self.device, self.dtype = spec, torch.device(device), dtype
+        self._encoder = torch.compile(self.network.encoder) if compile else self.network.encoder
+        self._decoder = torch.compile(self.network.decoder) if compile else self.network.decoder
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, compile: bool = False
+    ) -> VideoCodec:
+        """Read a tokenizer folder and check it against its digest. Raises CodecError naming the file and the mend."""
+        folder = Path(folder)
+        config, spec, _ = read_json(folder)
+        state = read_weights(folder)
+        found = digest(config, state, spec.scale_lists)
+        if found != spec.digest:
+            raise CodecError(
+                f"{folder}: the weights have digest {found[:12]}, {JSON_NAME} says {spec.digest[:12]}; copy the folder again or train anew"
+            )
+        with torch.device("meta"):
+            network = Network(config)
+        check_keys(folder / WEIGHTS_NAME, network.shapes(), {name: tuple(weight.shape) for name, weight in state.items()})
+        network.load_state_dict(state, assign=True)
+        return cls(network, spec, device=device, dtype=dtype, compile=compile)
+
+    @torch.no_grad()
+    def encode(self, frames_BTHWC: Tensor) -> Encoded:
+        """Whole clips: uint8 (B,T,H,W,3), T = 1 + s*n. Raises CodecError for any other shape or type."""
+        self._check_frames(frames_BTHWC)
+        self._grid(frames_BTHWC.shape[1], *frames_BTHWC.shape[2:4])
+        return self._encoded(self._encoder(self._pixels(frames_BTHWC)))
+
+    @torch.no_grad()
+    def decode(self, bits_BX: Tensor, height: int, width: int) -> Tensor:
+        """Packed bits of whole clips of height x width pixels to frames uint8 (B,T,H,W,3)."""
+        return to_uint8(self._decoder(self._quantized(bits_BX, height, width)))
+
+    @torch.no_grad()
+    def encode_chunk(self, frames_BTHWC: Tensor, state: EncodeState | None, last: bool = False) -> tuple[Encoded, EncodeState]:
+        """Next frames of a stream, any number of them; gives the latents that they complete, perhaps none.
+
+        With `last` the stream must end at 1 + s*n frames, otherwise CodecError.
+        """
+        self._check_frames(frames_BTHWC)
+        batch, frames, height, width = frames_BTHWC.shape[:4]
+        self._grid(1, height, width)
+        if state is not None and state.shape != (batch, height, width):
+            raise CodecError(
+                f"chunk of {batch} clips of {height}x{width}, but the stream began with {state.shape[0]} of {state.shape[1]}x{state.shape[2]}"
+            )
+        seen = frames + (state.frames if state is not None else 0)
+        if last:
+            self._grid(seen, height, width)
+        stream = Stream() if state is None else state.stream.copy()
+        features = self.network.encoder(self._pixels(frames_BTHWC), stream)
+        return self._encoded(features), EncodeState(stream, seen, (batch, height, width))
+
+    @torch.no_grad()
+    def decode_chunk(self, bits_BX: Tensor, height: int, width: int, state: DecodeState | None) -> tuple[Tensor, DecodeState]:
+        """Bits of the next latent frames of a stream to their frames: one for the first latent, s for each later one."""
+        quantized = self._quantized(bits_BX, height, width)
+        shape = (quantized.shape[0], height, width)
+        if state is not None and state.shape != shape:
+            raise CodecError(
+                f"chunk of {shape[0]} clips of {height}x{width}, but the stream began with {state.shape[0]} of {state.shape[1]}x{state.shape[2]}"
+            )
+        stream = Stream() if state is None else state.stream.copy()
+        seen = quantized.shape[2] + (state.latents if state is not None else 0)
+        return to_uint8(self.network.decoder(quantized, stream)), DecodeState(stream, seen, shape)
+
+    def scales(self, height: int, width: int) -> Scales:
+        """Scale list of a pixel size."""
+        _, rows, columns = self._grid(1, height, width)
+        return self.spec.scales(rows, columns)
+
+    def _grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        try:
+            return self.spec.grid(frames, height, width)
+        except ValueError as error:
+            raise CodecError(str(error)) from error
+
+    def _check_frames(self, frames: Tensor) -> None:
+        if (
+            not isinstance(frames, Tensor)
+            or frames.dtype != torch.uint8
+            or frames.ndim != 5
+            or frames.shape[-1] != 3
+            or 0 in frames.shape
+        ):
+            found = f"{frames.dtype} {tuple(frames.shape)}" if isinstance(frames, Tensor) else type(frames).__name__
+            raise CodecError(f"frames must be a uint8 tensor (B,T,H,W,3) with at least one frame, found {found}")
+
+    def _pixels(self, frames_BTHWC: Tensor) -> Tensor:
+        return pixels(frames_BTHWC.to(self.device), self.dtype)
+
+    def _encoded(self, features_BdTHW: Tensor) -> Encoded:
+        batch, _, latents, rows, columns = features_BdTHW.shape
+        features = features_BdTHW.float().transpose(1, 2).contiguous()
+        if latents == 0:
+            return Encoded(features.new_zeros((batch, 0), dtype=torch.uint8), features)
+        if not bool(torch.isfinite(features).all()):
+            raise CodecError("the encoder gave a non-finite feature; the weights or the number type (bfloat16?) cannot be used")
+        bits, _ = quantize(features.flatten(0, 1), self.spec.scales(rows, columns))
+        return Encoded(pack(bits).reshape(batch, -1), features)
+
+    def _quantized(self, bits_BX: Tensor, height: int, width: int) -> Tensor:
+        _, rows, columns = self._grid(1, height, width)
+        size = self.spec.frame_bytes(rows, columns)
+        if (
+            not isinstance(bits_BX, Tensor)
+            or bits_BX.dtype != torch.uint8
+            or bits_BX.ndim != 2
+            or bits_BX.shape[1] % size
+            or 0 in bits_BX.shape
+        ):
+            found = f"{bits_BX.dtype} {tuple(bits_BX.shape)}" if isinstance(bits_BX, Tensor) else type(bits_BX).__name__
+            raise CodecError(f"bits must be a uint8 tensor (B, n*{size}) for {height}x{width} pixels, found {found}")
+        scales = self.spec.scales(rows, columns)
+        maps = unpack(bits_BX.to(self.device).reshape(-1, size), scales, self.spec.bits)
+        features: Tensor = accumulate(maps, scales).unflatten(0, (bits_BX.shape[0], -1)).transpose(1, 2)
+        return features.to(self.dtype).contiguous(memory_format=torch.channels_last_3d)
+
+
+def digest(config: NetworkConfig, state: Mapping[str, Tensor], scale_lists: Mapping[str, Any] | None = None) -> str:
+    """sha256 (hex) over the canonical network JSON (with replaced scale lists, if any) and the weights in sorted key order."""
+    plain: dict[str, Any] = {"network": config.model_dump(mode="json")}
+    if scale_lists:
+        plain["scales"] = {key: [list(scale) for scale in value] for key, value in scale_lists.items()}
+    hasher = hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode())
+    for name in sorted(state):
+        weight = state[name].detach().to("cpu").contiguous()
+        hasher.update(f"{name}:{weight.dtype}:{tuple(weight.shape)}".encode())
+        hasher.update(weight.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def save(
+    folder: str | Path,
+    network_config: NetworkConfig,
+    state_dict: Mapping[str, Tensor],
+    provenance: Mapping[str, Any],
+    scale_lists: Mapping[str, tuple[tuple[int, int], ...]] | None = None,
+) -> CodecSpec:
+    """Write a tokenizer folder under a temporary name, then rename it into place; an older folder there is replaced.
+
+    Raises CodecError for weights that do not fit the configuration or are not finite.
+    """
+    folder = Path(folder)
+    with torch.device("meta"):
+        shapes = Network(network_config).shapes()
+    state = {name: weight.detach().to("cpu").contiguous() for name, weight in sorted(state_dict.items())}
+    check_keys(folder, shapes, {name: tuple(weight.shape) for name, weight in state.items()})
+    broken = [name for name, weight in state.items() if not bool(torch.isfinite(weight).all())]
+    if broken:
+        raise CodecError(f"{folder}: weight `{broken[0]}` is not finite; nothing was written")
+    spec = CodecSpec(
+        bits=network_config.bits,
+        spatial_stride=network_config.spatial_stride,
+        temporal_stride=network_config.temporal_stride,
+        digest=digest(network_config, state, scale_lists),
+        scale_lists=dict(scale_lists or {}),
+    )
+    record = {
+        "format": FORMAT,
+        "spec": spec.plain(),
+        "network": network_config.model_dump(mode="json"),
+        "provenance": dict(provenance),
+    }
+    fresh = folder.parent / f".{folder.name}.new-{os.getpid()}"
+    fresh.mkdir(parents=True)
+    safetensors.torch.save_file(state, fresh / WEIGHTS_NAME)
+    (fresh / JSON_NAME).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    old = folder.parent / f".{folder.name}.old-{os.getpid()}"
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    if old.exists():
+        shutil.rmtree(old)
+    return spec
+
+
+def read_json(folder: str | Path) -> tuple[NetworkConfig, CodecSpec, dict[str, Any]]:
+    """Read tokenizer.json: network configuration, spec, provenance. Raises CodecError naming the file and the mend."""
+    path = Path(folder) / JSON_NAME
+    try:
+        record = json.loads(path.read_text())
+        if record["format"] != FORMAT:
+            raise CodecError(f"{path}: format {record['format']}, this program reads format {FORMAT}")
+        return NetworkConfig.model_validate(record["network"]), CodecSpec.parse(record["spec"]), dict(record["provenance"])
+    except FileNotFoundError as error:
+        raise CodecError(
+            f"{folder}: no tokenizer there; train one (`videoar tokenizer train`) or import one (`videoar tokenizer import`)"
+        ) from error
+    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+        raise CodecError(f"{path}: no tokenizer description: {error}") from error
+
+
+def read_weights(folder: str | Path) -> dict[str, Tensor]:
+    """Read tokenizer.safetensors. Raises CodecError for a missing or damaged file."""
+    path = Path(folder) / WEIGHTS_NAME
+    try:
+        found: dict[str, Tensor] = safetensors.torch.load_file(path)
+    except FileNotFoundError as error:
+        raise CodecError(f"{path}: the weights are missing; copy the folder again or train anew") from error
+    except (SafetensorError, OSError) as error:
+        raise CodecError(
+            f"{path}: cannot read the weights ({error}); the file is damaged: copy it again or train anew"
+        ) from error
+    return found
+
+
+def check_keys(where: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise CodecError naming missing, foreign or misshapen weights."""
+    missing, foreign = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    if missing or foreign:
+        raise CodecError(
+            f"{where}: weights do not fit the network: missing {missing[:5] or 'none'}, foreign {foreign[:5] or 'none'}"
+        )
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise CodecError(f"{where}: weight `{name}` has shape {found[name]}, the network takes {shape}")
