@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 
 from pretrain.sequence import Layout
 
-ROWS = 128
+ROWS = 64
 """Scales are joined until a group has this many queries."""
 SCORES = 8 * 1024 * 1024
 """Most scores that one product makes (all samples and heads together)."""

@@ -95,6 +95,7 @@ def teach(
     if turned is None:
         sums = list(_running(ups))
         return list(bits), [resize(total, size, mode) for total, size in zip(sums, scales[1:])], sums[-1]
+    exact = features_NdHW is not None
     features = sum(ups[1:], ups[0]) if features_NdHW is None else features_NdHW.float()
     clean = torch.zeros_like(ups[0])
     off = torch.zeros_like(clean)  # corrupted sum less clean sum: exactly 0 where nothing was corrupted
@@ -103,15 +104,26 @@ def teach(
     for k, scale in enumerate(scales):
         label = bits[k]
         if requantise and k:
-            again = resize(features - clean - off, scale, "area").permute(0, 2, 3, 1) > 0
             spoiled = resize(off.abs(), scale, "area").permute(0, 2, 3, 1) > 0
-            label = torch.where(spoiled, again, label)
+            label = torch.where(spoiled, _again(features - clean, off, scale, None if exact else bits[k]), label)
         labels.append(label)
         off = off + enlarge(codes(label ^ turned[k]) - codes(bits[k]), grid)
         clean = clean + ups[k]
         if k + 1 < len(scales):
             inputs.append(resize(clean + off, scales[k + 1], mode))
     return labels, inputs, clean + off
+
+
+def _again(rest: Tensor, off: Tensor, scale: tuple[int, int], stored_Nhwd: Tensor | None) -> Tensor:
+    """Bits of the residual `rest` (features less the clean sum) once the corruption `off` is taken from it too.
+
+    stored_Nhwd: with stand-in features, the stored bits, which are the true signs of `rest` at this scale: the
+    stand-in then gives its size only. (Agreement with labels from real features at 20 % flips: 85 % instead of 83 %.)
+    """
+    if stored_Nhwd is None:
+        return resize(rest - off, scale, "area").permute(0, 2, 3, 1) > 0
+    size = resize(rest, scale, "area").permute(0, 2, 3, 1).abs()
+    return torch.where(stored_Nhwd, size, -size) > resize(off, scale, "area").permute(0, 2, 3, 1)
 
 
 def feed(inputs: Sequence[Tensor], final_NdHW: Tensor, frames: int, scales: Scales, mode: str = "linear") -> Tensor:

@@ -91,9 +91,10 @@ def steps(
     *,
     prefix: Tensor | None = None,
     seed: int,
+    first: int = 0,
     window: int = 0,
 ) -> Iterator[Step]:
-    """Yield the scales of a clip one after the other; arguments as for `sample`."""
+    """Yield the scales of a clip one after the other; arguments as for `sample`. first: number of the first caption."""
     frames = grid[0]
     scales = spec.scales(*grid[1:])
     device = model.start.weight.device
@@ -107,7 +108,7 @@ def steps(
     positions = model.positions(layout, length)
     scale_numbers = layout.tokens().scale[layout.text :].to(device)
     cache = Cache(model.config, layout, length, window, model.dtype)
-    seeds = draws.fold(torch.arange(len(captions), device=device), seed)
+    seeds = draws.fold(torch.arange(first, first + len(captions), device=device), seed)
     mode = model.config.input_resize
     total = torch.zeros(len(captions), spec.bits, *scales[-1], device=device)
     fed = torch.zeros(len(captions), 0, spec.bits, device=device)

@@ -1,0 +1,88 @@
+"""Parts of a block."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from pretrain.attention import Mask, plan
+from pretrain.config import ModelConfig
+from pretrain.layers import Block, FeedForward, Linear, RMSNorm, Table, ffn_width, recomputed
+from pretrain.rope import positions, tables
+from pretrain.sequence import Layout
+
+CONFIG = ModelConfig(layers=2, width=32, heads=4)
+
+
+def test_norm_formula() -> None:
+    norm = RMSNorm(16)
+    nn.init.uniform_(norm.weight)
+    x = torch.randn(3, 16) * 5
+    expected = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+    assert torch.allclose(norm(x), expected, atol=1e-5)
+
+
+def test_feed_forward_is_swiglu() -> None:
+    feed = FeedForward(CONFIG)
+    x = torch.randn(2, 3, 32)
+    gate, up = (x @ feed.gate_up.weight.t()).split(ffn_width(CONFIG), dim=-1)
+    expected = (gate * gate.sigmoid() * up) @ feed.down.weight.t()
+    assert torch.allclose(feed(x), expected, atol=1e-5)
+
+
+def test_default_ffn_width() -> None:
+    assert ffn_width(ModelConfig(width=512, heads=8)) == 1408
+    assert ffn_width(ModelConfig(width=512, heads=8, ffn=1000)) == 1000
+
+
+def test_initial_deviations() -> None:
+    torch.manual_seed(0)
+    linear = Linear(400, 500, gain=0.5, bias=True)
+    assert abs(float(linear.weight.std()) - 0.5 / math.sqrt(400)) < 1e-3
+    assert not linear.bias.any()
+    assert abs(float(Table(300, 300, std=0.5).weight.std()) - 0.5) < 0.01
+
+
+def test_recomputing_changes_nothing() -> None:
+    torch.manual_seed(0)
+    layout = Layout(text=2, frames=2, scales=((1, 1), (2, 2)))
+    length = torch.tensor([2, 1])
+    attend = plan("blocks", Mask((layout,), length.unsqueeze(1)))
+    cos, sin = tables(positions(layout, length), CONFIG)
+    block = Block(CONFIG, 0)
+    x = torch.randn(2, layout.length, 32)
+    gradients = []
+    for run in (lambda: block(x, cos, sin, attend), lambda: recomputed(block, x, cos, sin, attend)):
+        block.zero_grad()
+        run().square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in block.parameters() if parameter.grad is not None])
+    assert len(gradients[0]) == len(list(block.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_every_parameter_is_made_by_its_own_module() -> None:
+    """A wrapper that freezes each module's parameters when its `__init__` returns (as zero.Init cuts them up) loses nothing."""
+    taken: dict[int, torch.Tensor] = {}
+    originals = {}
+    kinds = [Linear, Table, RMSNorm]
+    for kind in kinds:
+        originals[kind] = kind.__init__
+
+        def wrapped(self: nn.Module, *args: object, _original: object = kind.__init__, **kwargs: object) -> None:
+            _original(self, *args, **kwargs)  # type: ignore[operator]
+            for parameter in self.parameters(recurse=False):
+                taken[id(parameter)] = parameter.detach().clone()
+
+        kind.__init__ = wrapped  # type: ignore[method-assign, assignment]
+    try:
+        from pretrain.model import VideoAR
+
+        model = VideoAR(CONFIG, 16, 256)
+    finally:
+        for kind, original in originals.items():
+            kind.__init__ = original  # type: ignore[method-assign, assignment]
+    assert sum(p.numel() for p in model.parameters()) > 20_000
+    for name, parameter in model.named_parameters():
+        assert torch.equal(taken[id(parameter)], parameter), name

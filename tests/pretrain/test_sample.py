@@ -1,0 +1,142 @@
+"""The sampler agrees with the training forward, and makes what was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pretrain import sample as sampling
+from pretrain.batch import Batch
+from pretrain.config import ModelConfig, ObjectiveConfig, SampleConfig
+from pretrain.model import VideoAR
+from pretrain.objective import Objective
+from pretrain.sample import SampleError, forwards, sample, steps
+from pretrain.text import TextError, TextTokenizer
+from tokenizer.quantizer import pack
+from tokenizer.spec import CodecSpec
+
+SPEC = CodecSpec(bits=16, spatial_stride=16, temporal_stride=4, digest="x")
+CONFIG = ModelConfig(layers=2, width=32, heads=4, text_length=8)
+TEXT = TextTokenizer.make(CONFIG)
+PLAIN = SampleConfig(guidance=(1, 1), guidance_end=1)
+GRID = (4, 4, 4)
+CAPTIONS = ["a cat", "dog", ""]
+
+
+def _model(config: ModelConfig = CONFIG) -> VideoAR:
+    torch.manual_seed(0)
+    model = VideoAR(config, 16, TEXT.vocabulary)
+    with torch.no_grad():
+        model.head.weight.mul_(4)  # logits away from chance, so that a difference would show
+    return model
+
+
+def _teacher_forced(model: VideoAR, bits: torch.Tensor, captions: list[str], window: int) -> torch.Tensor:
+    """Logits (B, N, d) of the training forward on these bits."""
+    objective = Objective(model, ObjectiveConfig(flip_max=0, flip_delta=0, condition_drop=0), SPEC)
+    text, length = TEXT.batch(captions)
+    count = len(captions)
+    batch = Batch(bits, text, length, torch.ones(count), torch.arange(count), GRID, ("",) * count)
+    ready = objective.prepare(batch, window, 0.0)
+    attend = sampling.plan("dense", ready.mask)
+    x = model.embed(ready.text, ready.features, ready.scale, True)
+    hidden = model(x, model.positions(ready.layout, ready.text_length), attend)
+    return model.head(hidden[:, ready.layout.text :])[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"rope": "flat"}, {"rope_spatial": "aligned", "input_resize": "area"}])
+@pytest.mark.parametrize("window", [0, 2])
+@pytest.mark.parametrize("known", [0, 1, 3])
+@torch.no_grad()
+def test_cached_logits_equal_teacher_forced_ones(options: dict[str, object], window: int, known: int) -> None:
+    """At every frame and scale, with captions of different lengths, a window and a prefix."""
+    model = _model(CONFIG.model_copy(update=options))
+    size = SPEC.frame_bytes(*GRID[1:])
+    source = sample(model, SPEC, TEXT, CAPTIONS, GRID, PLAIN, seed=9)
+    prefix = source[:, : known * size] if known else None
+    made = list(steps(model, SPEC, TEXT, CAPTIONS, GRID, PLAIN, prefix=prefix, seed=1, window=window))
+    assert [(s.frame, s.scale) for s in made] == [(f, k) for f in range(known, 4) for k in range(4)]
+    bits = [pack([s.bits for s in made if s.frame == f]) for f in range(known, 4)]
+    whole = torch.cat(([prefix] if prefix is not None else []) + bits, dim=1)
+    expected = _teacher_forced(model, whole, CAPTIONS, window)
+    found = torch.cat([s.logits for s in made], dim=1)
+    assert torch.allclose(found, expected[:, known * 30 :], atol=1e-4)
+
+
+@torch.no_grad()
+def test_guided_logits_join_condition_and_null() -> None:
+    model = _model()
+    config = SampleConfig(guidance=(2, 3), guidance_end=6)
+    made = list(steps(model, SPEC, TEXT, ["a cat"], GRID, config, seed=1))
+    bits = torch.cat([pack([s.bits for s in made if s.frame == f]) for f in range(4)], dim=1)
+    condition, null = (_teacher_forced(model, bits, [caption], 0) for caption in ("a cat", ""))
+    at = 0
+    for step in made:
+        start = 2 + step.frame / 3
+        strength = start + (6 - start) * step.scale / 3
+        size = step.logits.shape[1]
+        expected = null[:, at : at + size] + strength * (condition - null)[:, at : at + size]
+        assert torch.allclose(step.logits, expected, atol=1e-3)
+        at += size
+
+
+@pytest.mark.parametrize(("frames", "known"), [(5, 0), (3, 2), (1, 0)])
+def test_forwards_are_frames_times_scales(frames: int, known: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = _model(), []
+    plain = VideoAR.forward
+    monkeypatch.setattr(VideoAR, "forward", lambda *args: (calls.append(1), plain(*args))[1])
+    size = SPEC.frame_bytes(8, 8)
+    prefix = torch.zeros(1, known * size, dtype=torch.uint8) if known else None
+    out = sample(model, SPEC, TEXT, ["x"], (frames, 8, 8), SampleConfig(), prefix=prefix, seed=0)
+    assert out.shape == (1, frames * size)
+    assert len(calls) == forwards(frames, 6, known) == (frames - known) * 6
+    if not known and frames == 5:
+        assert len(calls) == 30
+
+
+def test_a_sample_depends_on_seed_and_place_only() -> None:
+    model = _model()
+    together = sample(model, SPEC, TEXT, CAPTIONS, GRID, SampleConfig(), seed=5)
+    assert torch.equal(sample(model, SPEC, TEXT, CAPTIONS, GRID, SampleConfig(), seed=5), together)
+    assert not torch.equal(sample(model, SPEC, TEXT, CAPTIONS, GRID, SampleConfig(), seed=6), together)
+    alone = sample(model, SPEC, TEXT, CAPTIONS[:1], GRID, SampleConfig(), seed=5)
+    assert torch.equal(alone, together[:1])
+
+
+def test_temperature_zero_takes_the_likelier_bit() -> None:
+    model = _model()
+    config = PLAIN.model_copy(update={"temperature": 0.0})
+    made = list(steps(model, SPEC, TEXT, ["x"], GRID, config, seed=0))
+    assert all(torch.equal(s.bits.flatten(1, 2), s.logits > 0) for s in made)
+    again = list(steps(model, SPEC, TEXT, ["x"], GRID, config, seed=1))
+    assert all(torch.equal(a.bits, b.bits) for a, b in zip(made, again, strict=True))
+
+
+def test_the_prefix_is_kept() -> None:
+    model, size = _model(), SPEC.frame_bytes(4, 4)
+    prefix = torch.randint(0, 256, (1, 2 * size), dtype=torch.uint8)
+    out = sample(model, SPEC, TEXT, ["x"], GRID, SampleConfig(), prefix=prefix, seed=0)
+    assert torch.equal(out[:, : 2 * size], prefix)
+
+
+def test_bad_requests_are_named() -> None:
+    model, size = _model(), SPEC.frame_bytes(4, 4)
+    with pytest.raises(TextError, match="text_length 8"):
+        sample(model, SPEC, TEXT, ["far too long a caption"], GRID, PLAIN, seed=0)
+    with pytest.raises(SampleError, match="no caption"):
+        sample(model, SPEC, TEXT, [], GRID, PLAIN, seed=0)
+    with pytest.raises(SampleError, match="ask for more frames"):
+        sample(model, SPEC, TEXT, ["x"], GRID, PLAIN, prefix=torch.zeros(1, 4 * size, dtype=torch.uint8), seed=0)
+    with pytest.raises(SampleError, match=r"n \* 60"):
+        sample(model, SPEC, TEXT, ["x"], GRID, PLAIN, prefix=torch.zeros(1, 7, dtype=torch.uint8), seed=0)
+    bare = _model(CONFIG.model_copy(update={"null_token": False}))
+    with pytest.raises(SampleError, match="null token"):
+        sample(bare, SPEC, TEXT, ["x"], GRID, SampleConfig(), seed=0)
+    assert sample(bare, SPEC, TEXT, ["x"], GRID, PLAIN, seed=0).shape == (1, 4 * size)
+    with pytest.raises(SampleError, match="max_scales"):
+        small = _model(CONFIG.model_copy(update={"max_scales": 3}))
+        sample(small, SPEC, TEXT, ["x"], GRID, PLAIN, seed=0)
+    with pytest.raises(ValueError, match="ratio over 8:1"):
+        sample(model, replace(SPEC), TEXT, ["x"], (1, 1, 20), PLAIN, seed=0)
