@@ -11,6 +11,7 @@ numbers and reports pass through Ray; no pixel and no token does. SHARDS must be
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections import Counter, deque
@@ -171,7 +172,7 @@ def _cluster(config: PipelineConfig) -> Iterator[None]:
     cpus = max(os.cpu_count() or 1, int(config.workers * config.cpus_per_worker + 0.999))
     # Ray's sockets live below this folder, and a socket's path may not exceed 107 bytes.
     with tempfile.TemporaryDirectory(prefix="r-", ignore_cleanup_errors=True) as folder:
-        ray.init(num_cpus=cpus, include_dashboard=False, _temp_dir=folder, logging_level="warning", log_to_driver=True)
+        ray.init(num_cpus=cpus, include_dashboard=False, _temp_dir=folder, logging_level=logging.WARNING, log_to_driver=True)
         try:
             yield
         finally:
@@ -206,7 +207,7 @@ def _plan(videos: Sequence[SourceVideo], config: PipelineConfig, manifest: Manif
     size = config.videos_per_task
     parts = [videos[at : at + size] for at in range(0, len(videos), size)]
     todo = deque(number for number in range(len(parts)) if not manifest.part(number).exists())
-    done = sum(len(part) for number, part in enumerate(parts) if number not in todo)
+    done = len(videos) - sum(len(parts[number]) for number in todo)
     running: dict[Any, int] = {}
     failures: Counter[int] = Counter()
     with ProgressBar("plan", len(videos), done=done) as progress:
@@ -286,7 +287,8 @@ class _Pool:
             self._start(slot)
 
     def _start(self, slot: int) -> None:
-        actor = _EncodeActor.options(
+        maker: Any = _EncodeActor
+        actor = maker.options(
             name=f"encode-{os.getpid()}-{slot}-{sum(self._deaths.values()) + self._early_deaths}",
             num_cpus=self._config.cpus_per_worker,
             num_gpus=self._config.gpus_per_worker,

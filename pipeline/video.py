@@ -314,7 +314,7 @@ def read_clips(path: str | Path, requests: Sequence[Request], *, max_pixels: int
                     break
                 item.take(reader, time, frame, until)
             while done < len(pending) and pending[done].full:
-                yield pending[done].clip()
+                yield pending[done].release()
                 done += 1
             if done == len(pending):
                 return
@@ -325,15 +325,16 @@ class _Pending:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self._frames: list[Frames] = []
+        self._clip: Frames = np.empty((0,), np.uint8)
+        self._count = 0
 
     @property
     def full(self) -> bool:
-        return len(self._frames) == len(self.request.times)
+        return self._count == len(self.request.times)
 
     @property
     def next_time(self) -> float:
-        return self.request.times[len(self._frames)]
+        return self.request.times[self._count]
 
     def take(self, reader: Reader, time: float, frame: av.VideoFrame, until: float) -> None:
         """Take `frame`, shown from `time` until `until`, for every time of the request that falls into it."""
@@ -341,11 +342,14 @@ class _Pending:
         while not self.full and time - EPSILON <= self.next_time < until - EPSILON:
             if image is None:
                 image = _picture(reader.stream, frame, self.request.height, self.request.width)
-            self._frames.append(image)
+            if self._count == 0:
+                self._clip = np.empty((len(self.request.times), *image.shape), np.uint8)
+            self._clip[self._count] = image
+            self._count += 1
 
-    def clip(self) -> Frames:
-        clip = np.stack(self._frames)
-        self._frames = self._frames[:0] + [self._frames[0]] * len(self._frames)
+    def release(self) -> Frames:
+        """Hand over the filled clip and keep no hold of it."""
+        clip, self._clip = self._clip, self._clip[:0]
         return clip
 
 
@@ -354,7 +358,7 @@ def _spans(reader: Reader, pending: Sequence[_Pending]) -> Iterator[tuple[float,
     held: tuple[float, av.VideoFrame] | None = None
     interval = 0.0
     frames = reader.frames()
-    seekable = True
+    seekable, jumped = True, -1.0
     while True:
         moved = False
         for time, frame in frames:
@@ -365,7 +369,9 @@ def _spans(reader: Reader, pending: Sequence[_Pending]) -> Iterator[tuple[float,
                 yield held[0], held[1], time
             held = (time, frame)
             target = min(item.next_time for item in pending if not item.full)
-            if seekable and target - time > SEEK_GAP:
+            # One jump a target: key frames may be so rare that it lands far before the target, again and again.
+            if seekable and target != jumped and target - time > SEEK_GAP:
+                jumped = target
                 # The frame that is shown at the target may be long before it; a second of margin finds it.
                 frames, held, seekable = _jump(reader, target - 1.0, time, frames, held)
                 moved = True

@@ -16,14 +16,16 @@ def numbered(count: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]
     return np.broadcast_to(levels[:, None, None, None], (count, height, width, 3)).astype(np.uint8)
 
 
-def timed(path: Path, times: list[float], *, rotation: int = 0, offset: float = 0.0, size: tuple[int, int] = (48, 64)) -> Path:
+def timed(
+    path: Path, times: list[float], *, rotation: int = 0, offset: float = 0.0, size: tuple[int, int] = (48, 64), keys: int = 10
+) -> Path:
     """Write a lossless-ish video whose frame i (grey 8 + 7 i) is shown at times[i]."""
     frames = numbered(len(times), *size)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=30)
         stream.height, stream.width = size
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "1", "preset": "ultrafast", "bf": "0", "g": "10"}
+        stream.options = {"crf": "1", "preset": "ultrafast", "bf": "0", "g": str(keys), "sc_threshold": "0"}
         stream.codec_context.time_base = Fraction(1, 1000)
         stream.time_base = Fraction(1, 1000)
         if rotation:

@@ -36,8 +36,10 @@ def test_a_time_past_the_end_is_refused(tmp_path: Path) -> None:
     assert caught.value.reason == "too_short"
 
 
-def test_seeking_gives_the_same_frames_as_decoding_through(tmp_path: Path) -> None:
-    path = timed(tmp_path / "long.mp4", [i / 10 for i in range(300)])
+@pytest.mark.parametrize(("keys", "suffix"), [(10, "mp4"), (1000, "mp4"), (10, "mkv"), (10, "ts"), (1000, "ts")])
+def test_seeking_gives_the_same_frames_as_decoding_through(tmp_path: Path, keys: int, suffix: str) -> None:
+    """Key frames every second, or only one: then a seek lands at the start, and must not be tried for ever."""
+    path = timed(tmp_path / f"long.{suffix}", [i / 10 for i in range(300)], keys=keys)
     far = video.read_frames(path, [25.0, 25.1, 25.2], 32, 32)
     assert len(np.unique(far.mean((1, 2, 3)).round())) == 3
     through = [image for time, image in video.iter_frames(path, height=32, width=32) if 24.95 < time < 25.25]
