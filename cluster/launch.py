@@ -11,6 +11,7 @@ One way for one machine (`local`) and one for several (`ssh`: DeepSpeed's own la
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import shutil
 import sys
@@ -20,9 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 from cluster.config import ClusterConfig, Config, ConfigError, RunConfig
 from cluster.hosts import Host, read_hostfile
 from cluster.ports import free_port
+from cluster.procs import runs_module, words_of
 from cluster.supervise import Attempt, Policy, Supervisor
 
 Via = Literal["local", "ssh"]
@@ -151,6 +155,10 @@ def run_lock(folder: Path) -> Iterator[None]:
             file.truncate(0)
 
 
+def _same(process: psutil.Process, job: Launch) -> bool:
+    return ("-c", job.arguments[job.arguments.index("-c") + 1]) in itertools.pairwise(words_of(process))
+
+
 def write_env_file(path: Path, env: Mapping[str, str]) -> None:
     """Write the file that DS_ENV_FILE names: what ranks on other hosts need of `env`. DeepSpeed exports each line."""
     chosen = {key: value for key, value in sorted(env.items()) if key.startswith(_FORWARDED)}
@@ -190,4 +198,9 @@ def run(config: Config, job: Launch, *, folder: Path | None = None, finished: Ca
         return Attempt(job.command(job.master_port or free_port()), env)
 
     with run_lock(folder):
+        left = [process.pid for process in psutil.process_iter() if runs_module(process, job.module) and _same(process, job)]
+        if left:
+            raise RunBusyError(
+                f"{folder}: ranks of an earlier launch still run (processes {left}); stop them with `kill {left[0]}`"
+            )
         return supervisor.run(attempt, finished)

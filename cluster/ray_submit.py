@@ -32,6 +32,7 @@ import psutil
 
 from cluster.config import ClusterConfig, Config
 from cluster.ports import free_ports
+from cluster.procs import tied
 
 OBJECT_STORE_BYTES = 256 * 1024**2
 """Shared memory of a local head; the job's samples pass through it a batch at a time."""
@@ -48,7 +49,10 @@ class RayError(RuntimeError):
 
 
 class RayHead:
-    """A Ray head on loopback. Context manager; `address` is for `ray.init`, `dashboard` for `ray job submit`."""
+    """A Ray head on loopback. Context manager; `address` is for `ray.init`, `dashboard` for `ray job submit`.
+
+    It ends with the thread that starts it, even when that is killed.
+    """
 
     def __init__(self, *, cpus: int | None = None, object_store: int = OBJECT_STORE_BYTES) -> None:
         """`cpus`: CPUs that Ray may hand out (default: the machine's). `object_store`: bytes of shared memory."""
@@ -90,7 +94,12 @@ class RayHead:
         log = folder / "head.log"
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                command, env=ray_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                tied(command, os.getpid()),
+                env=ray_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
         self.address = f"{_NODE}:{gcs}"
         self.dashboard = f"http://127.0.0.1:{dashboard}"

@@ -11,7 +11,6 @@ each rank after 30 s, which would cut a checkpoint short. Ranks that end by them
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import shlex
 import signal
@@ -22,6 +21,8 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 import psutil
+
+from cluster.procs import parent_of, runs_module
 
 DONE = 0
 FAILED = 1
@@ -135,9 +136,9 @@ class Supervisor:
             below = top.children(recursive=True)
         except psutil.NoSuchProcess:
             return []
-        ranks = [process for process in below if self._rank_module and _runs_module(process, self._rank_module)]
+        ranks = [process for process in below if self._rank_module and runs_module(process, self._rank_module)]
         pids = {process.pid for process in ranks}
-        return [process for process in ranks if _parent(process) not in pids] or [top]
+        return [process for process in ranks if parent_of(process) not in pids] or [top]
 
     def _once(self, attempt: Attempt) -> int:
         self._say(shlex.join(attempt.command))
@@ -184,21 +185,6 @@ _SIGNALLED = frozenset(
 def _say(text: str) -> None:
     # Not print: this runs in signal handlers too, where a buffered stream refuses to be entered twice.
     os.write(2, f"[launch] {text}\n".encode())
-
-
-def _runs_module(process: psutil.Process, module: str) -> bool:
-    try:
-        words = process.cmdline()
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return False
-    return any(pair == ("-m", module) for pair in itertools.pairwise(words))
-
-
-def _parent(process: psutil.Process) -> int:
-    try:
-        return int(process.ppid())
-    except psutil.NoSuchProcess:
-        return -1
 
 
 def _kill_group(pgid: int) -> None:

@@ -1,0 +1,48 @@
+"""Finding and tying processes of this machine.
+
+Called by: `supervise`, `launch`, `ray_submit`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Sequence
+
+import psutil
+
+_TIE = (
+    "import ctypes, os, sys\n"
+    "ctypes.CDLL(None).prctl(1, 15)\n"  # PR_SET_PDEATHSIG, SIGTERM
+    "os.getppid() == int(sys.argv[1]) or sys.exit(1)\n"
+    "os.execv(sys.argv[2], sys.argv[2:])\n"
+)
+
+
+def tied(command: Sequence[str], owner: int) -> list[str]:
+    """Return `command` (an absolute program first) so that it gets SIGTERM when the process `owner` dies, however it dies.
+
+    Linux ties it to the thread that starts it: start it in one that lives as long as it is needed.
+    """
+    return [sys.executable, "-c", _TIE, str(owner), *command]
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    """Return the command line of a process; empty when it has ended or is not ours to see."""
+    try:
+        return list(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return []
+
+
+def runs_module(process: psutil.Process, module: str) -> bool:
+    """Whether a process was started as `python -m module`."""
+    return ("-m", module) in itertools.pairwise(words_of(process))
+
+
+def parent_of(process: psutil.Process) -> int:
+    """Return the id of a process's parent; -1 when the process has ended."""
+    try:
+        return int(process.ppid())
+    except psutil.NoSuchProcess:
+        return -1

@@ -1,0 +1,148 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.config import Config, load
+from cluster.hosts import HostfileError
+from cluster.launch import LaunchError, RunBusyError, environment, plan, run_lock, unfinished, write_env_file
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    path = tmp_path / "job.yaml"
+    mix = "mix: [{bucket: f005x32x32, batch: 2}]"
+    path.write_text(
+        f"run: {{dir: {tmp_path / 'run'}}}\ncurriculum: {{stages: [{{name: a, steps: 3, {mix}}}, {{name: b, steps: 4, {mix}}}]}}\n"
+    )
+    return load(path)
+
+
+def test_local_command_is_the_deepspeed_launcher(config: Config) -> None:
+    job = plan(config, overrides=["train.clip=2"], devices=0)
+    words = job.command(29_123)
+    assert Path(words[0]).name == "deepspeed"
+    assert words[1:5] == ["--hostfile", os.devnull, "--num_gpus", "1"]
+    assert words[5:7] == ["--master_port", "29123"]
+    assert words[-5:] == ["--module", "pretrain.train", "-c", str(config.source), "train.clip=2"]
+
+
+@pytest.mark.parametrize(("per_host", "devices", "ranks"), [(0, 0, 1), (0, 8, 8), (2, 0, 2), (4, 8, 4)])
+def test_ranks_come_from_the_configuration_else_from_the_devices(
+    config: Config, per_host: int, devices: int, ranks: int
+) -> None:
+    changed = load(config.source, [f"cluster.ranks_per_host={per_host}"])
+    assert plan(changed, devices=devices).ranks == ranks
+
+
+def test_a_hostfile_is_checked_before_anything_starts(config: Config, tmp_path: Path) -> None:
+    bad = tmp_path / "hosts"
+    bad.write_text("a slots=1\na slots=1\n")
+    with pytest.raises(HostfileError, match=f"^{bad}:2: host a is already named"):
+        plan(config, hostfile=bad)
+    with pytest.raises(LaunchError, match="--via ssh needs --hostfile"):
+        plan(config, via="ssh")
+    with pytest.raises(LaunchError, match="--via local takes no --hostfile"):
+        plan(config, via="local", hostfile=bad)
+
+
+def test_missing_pdsh_is_said(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("a slots=1\nb slots=1\n")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(LaunchError, match="needs `pdsh` on this machine"):
+        plan(config, hostfile=hosts)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    job = plan(config, hostfile=hosts)
+    assert job.command(1)[1:4] == ["--hostfile", str(hosts), "--force_multi"]
+    assert [host.name for host in job.hosts] == ["a", "b"]
+
+
+def test_ranks_on_other_hosts_get_what_they_need(tmp_path: Path) -> None:
+    env = environment(2, cpu=True)
+    assert env["VIDEOAR_RESTARTS"] == "2" and env["DS_ACCELERATOR"] == "cpu"
+    assert "DS_ACCELERATOR" not in environment(0, cpu=False)
+    write_env_file(tmp_path / "env", {**env, "GLOO_SOCKET_IFNAME": "eth0", "HOME": "/root", "NCCL_DEBUG": "WARN"})
+    assert (tmp_path / "env").read_text().splitlines() == [
+        "DS_ACCELERATOR=cpu",
+        "GLOO_SOCKET_IFNAME=eth0",
+        "NCCL_DEBUG=WARN",
+        "VIDEOAR_RESTARTS=2",
+    ]
+
+
+def test_a_run_folder_takes_one_launch_at_a_time(tmp_path: Path) -> None:
+    with (
+        run_lock(tmp_path / "run"),
+        pytest.raises(RunBusyError, match=rf"run: process {os.getpid()} is running this run"),
+        run_lock(tmp_path / "run"),
+    ):
+        pass
+    with run_lock(tmp_path / "run"):
+        pass
+
+
+def test_a_run_is_finished_with_the_checkpoint_of_its_last_step(config: Config) -> None:
+    assert "no whole checkpoint of step 7 (newest: none)" in unfinished(config)
+    checkpoints = config.sections["run"].dir / "checkpoints"
+    for step, whole in ((3, True), (7, False)):
+        (checkpoints / f"step-{step:08d}").mkdir(parents=True)
+        if whole:
+            (checkpoints / f"step-{step:08d}" / "DONE").touch()
+    assert "(newest: 3)" in unfinished(config)
+    assert unfinished(load(config.source, ["train.stop_after=3"])) == ""
+    (checkpoints / "step-00000007" / "DONE").touch()
+    assert unfinished(config) == ""
+
+
+RANK = """
+import os, signal, sys
+rank, restarts = int(os.environ["RANK"]), os.environ["VIDEOAR_RESTARTS"]
+if os.environ["ACT"] == "crash":
+    if restarts == "0" and rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    print(f"rank {rank} of {os.environ['WORLD_SIZE']} after {restarts} restarts, {sys.argv[1:]}", flush=True)
+else:
+    def save(number, frame):
+        os.write(1, f"rank {rank} saved\\n".encode())
+        sys.exit(75)
+    signal.signal(signal.SIGTERM, save)
+    os.write(1, b"ready\\n")  # one write: two ranks share the pipe
+    while True:
+        signal.pause()
+"""
+DRIVER = """
+import sys
+from cluster.config import load
+from cluster.launch import plan, run
+config = load(sys.argv[1], ["cluster.ranks_per_host=2", "cluster.restart_wait_seconds=0"])
+sys.exit(run(config, plan(config, "fake_rank")))
+"""
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("act", ["crash", "stop"])
+def test_the_real_launcher_is_supervised(config: Config, tmp_path: Path, act: str) -> None:
+    (tmp_path / "fake_rank.py").write_text(RANK)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "ACT": act, "DS_ACCELERATOR": "cpu"}
+    words = [sys.executable, "-c", DRIVER, str(config.source)]
+    with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as launch:
+        assert launch.stdout is not None
+        lines = []
+        for line in launch.stdout:
+            lines.append(line)
+            if line == "ready\n" and lines.count(line) == 2:
+                launch.send_signal(signal.SIGTERM)
+    text = "".join(lines)
+    if act == "crash":
+        assert launch.returncode == 0, text
+        assert "exit code 247 (SIGKILL); restart 1 of 3" in text
+        for rank in (0, 1):
+            assert f"rank {rank} of 2 after 1 restarts, ['-c', '{config.source}']" in text
+    else:
+        assert launch.returncode == 75, text
+        assert "rank 0 saved" in text and "rank 1 saved" in text

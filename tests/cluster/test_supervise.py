@@ -1,0 +1,133 @@
+import os
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.supervise import STOPPED, Attempt, Policy, Supervisor, describe
+
+QUICK = Policy(max_restarts=3, restart_wait=0)
+
+
+def script(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+def codes(*wanted: int) -> tuple[list[int], list[str], int]:
+    """Run attempts that end with the wanted codes one after the other; return starts, messages and the result."""
+    starts: list[int] = []
+    said: list[str] = []
+
+    def attempt(restarts: int) -> Attempt:
+        starts.append(restarts)
+        return Attempt(script("import os, sys; sys.exit(int(os.environ['CODE']))"), {"CODE": str(wanted[restarts])})
+
+    return starts, said, Supervisor(QUICK, say=said.append).run(attempt)
+
+
+def test_starts_again_until_it_succeeds() -> None:
+    starts, said, code = codes(1, 7, 0)
+    assert (starts, code) == ([0, 1, 2], 0)
+    assert any("exit code 7; restart 2 of 3" in line for line in said)
+
+
+def test_gives_up_after_the_last_restart() -> None:
+    starts, said, code = codes(1, 1, 1, 9)
+    assert (starts, code) == ([0, 1, 2, 3], 9)
+    assert "3 of 3 restarts used, giving up" in said[-1]
+
+
+@pytest.mark.parametrize("final", [0, 2, STOPPED])
+def test_done_bad_configuration_and_clean_stop_end_it(final: int) -> None:
+    assert codes(final)[0::2] == ([0], final)
+
+
+def test_success_is_doubted_when_the_job_is_not_finished() -> None:
+    answers = iter(["its last checkpoint is missing", ""])
+    said: list[str] = []
+    supervisor = Supervisor(QUICK, say=said.append)
+    assert supervisor.run(lambda restarts: Attempt(script("")), lambda: next(answers)) == 0
+    assert supervisor.restarts == 1
+    assert any("but its last checkpoint is missing" in line for line in said)
+
+
+def test_a_killed_job_is_started_again_and_named() -> None:
+    said: list[str] = []
+    supervisor = Supervisor(QUICK, say=said.append)
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    assert supervisor.run(lambda restarts: Attempt(script("" if restarts else kill))) == 0
+    assert any("exit code 137 (SIGKILL)" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("code", "text"), [(1, "exit code 1"), (143, "exit code 143 (SIGTERM)"), (247, "exit code 247 (SIGKILL)")]
+)
+def test_describes_codes_of_shells_and_of_the_launcher(code: int, text: str) -> None:
+    assert describe(code) == text
+
+
+RANK = """
+import os, signal, sys
+def save(number, frame):
+    open(os.environ["SAVED"], "a").write(f"{os.getpid()}\\n")
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+with open(os.environ["READY"], "w") as fifo:
+    fifo.write(f"{os.getpid()}\\n")
+while True:
+    signal.pause()
+"""
+# Like DeepSpeed's launcher: a parent that would take SIGTERM the wrong way, and waits for its ranks.
+LAUNCHER = """
+import signal, subprocess, sys
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(99))
+ranks = [subprocess.Popen([sys.executable, "-m", "rank"]) for _ in range(2)]
+sys.exit(max(rank.wait() for rank in ranks))
+"""
+
+
+def start(tmp_path: Path, supervisor: Supervisor, text: str, count: int) -> tuple[threading.Thread, list[int], list[int]]:
+    """Start the job in a thread and wait until `count` ranks run; return the thread, the result's list, the ranks' ids."""
+    (tmp_path / "rank.py").write_text(RANK)
+    fifo = tmp_path / "ready"
+    os.mkfifo(fifo)
+    env = {"READY": str(fifo), "SAVED": str(tmp_path / "saved"), "PYTHONPATH": str(tmp_path)}
+    result: list[int] = []
+    thread = threading.Thread(target=lambda: result.append(supervisor.run(lambda restarts: Attempt(script(text), env))))
+    thread.start()
+    ids: list[int] = []
+    while len(ids) < count:
+        ids += [int(line) for line in fifo.read_text().split()]
+    return thread, result, ids
+
+
+def test_stop_reaches_the_ranks_and_not_their_launcher(tmp_path: Path) -> None:
+    supervisor = Supervisor(QUICK, rank_module="rank", say=lambda text: None)
+    thread, result, ids = start(tmp_path, supervisor, LAUNCHER, 2)
+    supervisor.stop()
+    thread.join(timeout=60)
+    assert result == [STOPPED]
+    assert sorted(map(int, (tmp_path / "saved").read_text().split())) == sorted(ids)
+
+
+def test_a_job_that_does_not_end_is_killed_with_all_its_processes(tmp_path: Path) -> None:
+    deaf = RANK.replace("    sys.exit(75)\n", "")
+    said: list[str] = []
+    supervisor = Supervisor(Policy(stop_grace=0.2), say=said.append)
+    thread, result, ids = start(tmp_path, supervisor, deaf, 1)
+    rank = psutil.Process(ids[0])
+    supervisor.stop()
+    thread.join(timeout=60)
+    assert result == [STOPPED]
+    assert not rank.is_running()
+    assert any("killing" in line for line in said)
+
+
+def test_stop_before_a_restart_starts_nothing_more() -> None:
+    supervisor = Supervisor(
+        Policy(max_restarts=3, restart_wait=1000), say=lambda text: supervisor.stop() if "restart 1" in text else None
+    )
+    assert supervisor.run(lambda restarts: Attempt(script("raise SystemExit(1)"))) == STOPPED
+    assert supervisor.restarts == 1
