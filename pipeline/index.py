@@ -7,6 +7,7 @@ Called by: pretrain.loader, pipeline.verify, the command line. No torch and no `
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -80,7 +81,11 @@ class ShardDataset:
             raise DatasetError(
                 f"{folder / INDEX}: damaged ({error}); delete it and run the same `videoar tokenize` again"
             ) from error
-        return cls(folder, info, _without_excluded(folder, table), digest)
+        gone = excluded(folder)
+        if gone:
+            # Other rows are other data: whatever remembers the digest must notice.
+            digest = hashlib.sha256(json.dumps([digest, gone]).encode()).hexdigest()
+        return cls(folder, info, _without(table, gone), digest)
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -141,8 +146,7 @@ def excluded(folder: Path) -> list[str]:
         raise DatasetError(f"{folder / EXCLUDED}: not a JSON list of sources: {error}") from error
 
 
-def _without_excluded(folder: Path, table: pa.Table) -> pa.Table:
-    gone = excluded(folder)
+def _without(table: pa.Table, gone: list[str]) -> pa.Table:
     if not gone:
         return table
     mask = pc.is_in(table["source"], value_set=pa.array([name for name in gone if not name.endswith("/")], pa.string()))

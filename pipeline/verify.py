@@ -1,0 +1,278 @@
+"""Checks and views of a SHARDS folder: verify, stat, digest, show, exclude.
+
+In:  a SHARDS folder.
+Out: damaged shards by name, counts that add up, one digest, a grid of decoded samples.
+Called by: `videoar shards ...`, tests, pretrain's preflight.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.index import EXCLUDED, DatasetError, ShardDataset, excluded
+from pipeline.ledger import DATASET, INDEX, Lock, read_json, write_json
+from pipeline.manifest import Manifest, dataset_digest
+from pipeline.records import Bucket
+from pipeline.shards import CorruptSample, ShardInfo, read_info, read_sample, tar_digest
+from pipeline.video import write_video
+from tokenizer.spec import CodecSpec
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found."""
+
+    problems: tuple[str, ...]
+    """One line each; empty for a sound folder."""
+    damaged: tuple[str, ...]
+    """Names of damaged or missing shards, such as f017x128x128/shard-000003."""
+    videos: int
+    videos_used: int
+    clips: int
+    encoded: int
+    refused_clips: int
+    refused_videos: int
+    shards: int
+
+    @property
+    def sound(self) -> bool:
+        """Nothing is wrong."""
+        return not self.problems
+
+
+def verify(folder: str | Path) -> Report:
+    """Read every byte of a folder and check it against the plan, the commit records and the index.
+
+    Checked: each planned shard is committed; each tar has its recorded sha256; each member its checksum and length; each
+    planned clip is a sample or a refusal, not both; each video has an outcome; index.parquet holds exactly the committed
+    rows; the digest. Raises DatasetError for a folder that is no dataset at all.
+    """
+    folder = Path(folder)
+    info, spec = _open(folder)
+    manifest = Manifest(folder)
+    problems: list[str] = []
+    damaged: list[str] = []
+    infos: list[ShardInfo] = []
+    keys: set[str] = set()
+    used: set[str] = set()
+    refused = clips = 0
+    for group, names, count in manifest.shards():
+        clips += count
+        planned = Counter(clip.shard for clip in manifest.clips(group))
+        keys_of = {name: {clip.key for clip in manifest.clips(group) if clip.shard == name} for name in names}
+        for name in names:
+            try:
+                shard = _check_shard(folder, name, spec)
+            except CorruptSample as error:
+                damaged.append(name)
+                problems.append(str(error))
+                continue
+            rows = pq.read_table(folder / f"{name}.parquet", columns=["key", "source"])
+            found = rows["key"].to_pylist()
+            if shard.samples + len(shard.rejects) != planned[name] or not set(found) <= keys_of[name]:
+                problems.append(
+                    f"{name}: {planned[name]} clips planned, {shard.samples} encoded and {len(shard.rejects)} refused: they do not add up"
+                )
+                damaged.append(name)
+            twice = keys.intersection(found)
+            if twice:
+                problems.append(f"{name}: sample {min(twice)} is in another shard too")
+            keys.update(found)
+            used.update(rows["source"].to_pylist())
+            refused += len(shard.rejects)
+            infos.append(shard)
+    rejects = manifest.rejects()
+    known = manifest.known()
+    lost = sorted({reject.source for reject in rejects if reject.stage == "encode"} - known)
+    if lost:
+        problems.append(f"rejects.parquet: {lost[0]} is refused but was never planned")
+    if not damaged:
+        problems += _check_index(folder, info, infos, manifest)
+    whole = {reject.source for reject in rejects if reject.stage != "encode"} - _planned_sources(folder)
+    return Report(
+        problems=tuple(problems),
+        damaged=tuple(dict.fromkeys(damaged)),
+        videos=len(known),
+        videos_used=len(used),
+        clips=clips,
+        encoded=len(keys),
+        refused_clips=refused,
+        refused_videos=len(whole),
+        shards=len(infos) + len(set(damaged)),
+    )
+
+
+def _planned_sources(folder: Path) -> set[str]:
+    return set(pq.read_table(folder / "clips.parquet", columns=["source"])["source"].unique().to_pylist())
+
+
+def _open(folder: Path) -> tuple[dict[str, Any], CodecSpec]:
+    try:
+        info = read_json(folder / DATASET)
+    except FileNotFoundError as error:
+        raise DatasetError(f"{folder}: no {DATASET}, so it holds no shards; make them with `videoar tokenize`") from error
+    if not (folder / "clips.parquet").exists():
+        raise DatasetError(f"{folder}: no clips.parquet: planning has not finished; run the same `videoar tokenize` again")
+    return info, CodecSpec.parse(info["spec"])
+
+
+def _check_shard(folder: Path, name: str, spec: CodecSpec) -> ShardInfo:
+    """Check one shard to the last byte. Raises CorruptSample."""
+    path, tar = folder / f"{name}.parquet", folder / f"{name}.tar"
+    try:
+        info = read_info(path)
+        rows = pq.read_table(path).to_pylist()
+    except FileNotFoundError as error:
+        raise CorruptSample(f"{name}: not committed (no {path.name}); run the same `videoar tokenize` again") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CorruptSample(f"{name}: {path.name} is damaged: {error}") from error
+    if len(rows) != info.samples:
+        raise CorruptSample(f"{name}: {path.name} has {len(rows)} rows, its record says {info.samples}")
+    if not rows:
+        return info
+    if not tar.exists():
+        raise CorruptSample(f"{name}: {tar.name} is missing; rebuild the shard with --repair")
+    if tar.stat().st_size != info.tar_bytes:
+        raise CorruptSample(
+            f"{name}: {tar.name} has {tar.stat().st_size} bytes instead of {info.tar_bytes}; rebuild it with --repair"
+        )
+    for row in rows:
+        sample = read_sample(tar, row, shard=name)
+        bucket = Bucket.parse(row["bucket"])
+        latents, height, width = spec.grid(bucket.frames, bucket.height, bucket.width)
+        if len(sample.bits) != latents * spec.frame_bytes(height, width) or sample.meta["key"] != row["key"]:
+            raise CorruptSample(f"{name}: sample {row['key']}: its contents are not those of a {bucket.name} clip")
+    if tar_digest(tar) != info.tar_sha256:
+        raise CorruptSample(f"{name}: {tar.name} has another sha256 than its record; rebuild it with --repair")
+    return info
+
+
+def _check_index(folder: Path, info: dict[str, Any], infos: Sequence[ShardInfo], manifest: Manifest) -> list[str]:
+    if not (folder / INDEX).exists():
+        return [f"{INDEX} is missing: the job has not finished; run the same `videoar tokenize` again"]
+    try:
+        dataset = ShardDataset.open(folder)
+        table = pq.read_table(folder / INDEX)
+    except DatasetError as error:
+        return [str(error)]
+    names = sorted(shard.shard for shard in infos if shard.samples)
+    committed = pa.concat_tables([pq.read_table(folder / f"{name}.parquet") for name in names]) if names else table.slice(0, 0)
+    if not table.replace_schema_metadata(None).equals(committed.replace_schema_metadata(None)):
+        return [f"{INDEX} does not hold exactly the committed rows; delete it and run the same `videoar tokenize` again"]
+    found = dataset_digest(info, infos, manifest.rejects())
+    if not excluded(folder) and found != dataset.digest:
+        return [f"{INDEX} records digest {dataset.digest[:12]}, the content has {found[:12]}"]
+    return []
+
+
+def digest(folder: str | Path) -> str:
+    """Return one sha256 over all committed content, computed from the bytes of the tars as they are now.
+
+    Raises DatasetError for an unfinished folder, CorruptSample for an unreadable commit record.
+    """
+    folder = Path(folder)
+    info, _ = _open(folder)
+    manifest = Manifest(folder)
+    infos = []
+    for _, names, _ in manifest.shards():
+        for name in names:
+            if not manifest.committed([name]):
+                raise DatasetError(f"{folder}: {name} is not committed; run the same `videoar tokenize` again")
+            record = read_info(folder / f"{name}.parquet")
+            actual = tar_digest(folder / f"{name}.tar") if record.samples else ""
+            infos.append(ShardInfo(**{**record.__dict__, "tar_sha256": actual}))
+    return dataset_digest(info, infos, manifest.rejects())
+
+
+def stat(folder: str | Path) -> dict[str, Any]:
+    """Return counts of a finished folder: per bucket, refusals by stage and reason, sizes. Plain values, for a table or JSON."""
+    folder = Path(folder)
+    dataset = ShardDataset.open(folder)
+    manifest = Manifest(folder)
+    infos: dict[str, list[ShardInfo]] = {}
+    for _, names, _ in manifest.shards():
+        for name in names:
+            infos.setdefault(name.split("/")[0], []).append(read_info(folder / f"{name}.parquet"))
+    buckets = {
+        name: {
+            "shards": len(shards),
+            "samples": sum(shard.samples for shard in shards),
+            "frames": sum(shard.frames for shard in shards),
+            "tokens": sum(shard.tokens for shard in shards),
+            "bytes": sum(shard.tar_bytes for shard in shards),
+        }
+        for name, shards in sorted(infos.items())
+    }
+    refused = Counter(f"{reject.stage}/{reject.reason}" for reject in manifest.rejects())
+    return {
+        "folder": str(folder),
+        "digest": dataset.digest,
+        "tokenizer": dataset.spec.digest,
+        "bits": dataset.spec.bits,
+        "fps": dataset.fps,
+        "videos": len(manifest.known()),
+        "videos_used": len(manifest.used()),
+        "buckets": buckets,
+        "refused": dict(sorted(refused.items())),
+        "excluded": excluded(folder),
+    }
+
+
+def show(folder: str | Path, weights: str | Path, out: str | Path, count: int = 9, bucket: str | None = None) -> Path:
+    """Decode some samples, spread over a bucket, into a grid and write it as an mp4. Returns its path.
+
+    weights: the tokenizer's folder. Raises DatasetError for another tokenizer, an empty dataset or an unknown bucket.
+    """
+    import torch
+
+    from tokenizer.codec import VideoCodec
+
+    dataset = ShardDataset.open(folder)
+    codec = VideoCodec.load(weights)
+    if codec.spec.digest != dataset.spec.digest:
+        raise DatasetError(
+            f"{folder} was made with tokenizer {dataset.spec.digest[:12]}, {weights} is {codec.spec.digest[:12]}"
+        )
+    names = [found.name for found in dataset.buckets()]
+    if not names or (bucket is not None and bucket not in names):
+        raise DatasetError(f"{folder}: no samples in {bucket or 'any bucket'}; it has {', '.join(names) or 'none'}")
+    shape = Bucket.parse(bucket or names[-1])
+    total = dataset.rows(shape).num_rows
+    numbers = sorted({round(at) for at in np.linspace(0, total - 1, min(count, total))})
+    tiles = []
+    for number in numbers:
+        bits = torch.frombuffer(bytearray(dataset.read(shape, number).bits), dtype=torch.uint8)
+        tiles.append(codec.decode(bits[None], shape.height, shape.width)[0].cpu().numpy())
+    columns = int(np.ceil(np.sqrt(len(tiles))))
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
+    grid = np.concatenate([np.concatenate(tiles[at : at + columns], axis=2) for at in range(0, len(tiles), columns)], axis=1)
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_video(path, grid, dataset.fps)
+    return path
+
+
+def exclude(folder: str | Path, sources: Iterable[str]) -> int:
+    """Take sources down: every reader leaves their samples out from its next opening on; no shard is rewritten.
+
+    A name that ends in / takes all sources below it. Returns the number of samples that are hidden now.
+    Raises DatasetError for a source that the folder does not hold.
+    """
+    folder = Path(folder)
+    with Lock(folder):
+        known = Manifest(folder).known()
+        wanted = list(sources)
+        for name in wanted:
+            if not (any(source.startswith(name) for source in known) if name.endswith("/") else name in known):
+                raise DatasetError(f"{folder}: holds nothing of `{name}`; sources are named as in clips.parquet")
+        write_json(folder / EXCLUDED, sorted({*excluded(folder), *wanted}))
+    total = pq.read_metadata(folder / INDEX).num_rows
+    return int(total - len(ShardDataset.open(folder)))
