@@ -191,7 +191,9 @@ class Engine:
         torch.manual_seed(seed)
         if train.deterministic:
             torch.use_deterministic_algorithms(True)
-        with deepspeed.zero.Init(config_dict_or_path=config, dtype=self.dtype) if self.stage == 3 else nullcontext():
+        # No `dtype=` here: on an accelerator without fp16 (a CPU) DeepSpeed 0.19.8 takes bfloat16 whatever it is given, but it
+        # follows the configuration when it is given none.
+        with deepspeed.zero.Init(config_dict_or_path=config) if self.stage == 3 else nullcontext():
             module = build()
         named = list(module.named_parameters())
         self.parameters = sum(math.prod(optim.shape(parameter)) for _, parameter in named)
