@@ -21,28 +21,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pretrain.ema import Ema, join, slice_of
+from pretrain.ema import Ema, slice_of
 from pretrain.engine import Engine
 from pretrain.manifest import folder_of, hashed, listed, publish, write_synced
 from pretrain.ranks import Ranks
 from pretrain.snapshot import copied, write_torch
 from pretrain.state import ResumeError, TrainState
+from pretrain.weights import join_partitions, read_ema
 
 TAG = "zero"
 
@@ -248,30 +250,26 @@ def load(engine: Engine, folder: Path, source: Path, ema: Ema | None) -> None:
         rank, world = engine.ranks.rank, engine.ranks.world
         device = engine.ranks.device
         ema.slices = {name: slice_of(value.flatten(), rank, world).to(device).clone() for name, value in whole.items()}
-
-
-def read_ema(folder: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Tensor]:
-    """Return the whole averaged weights of a checkpoint. Without shapes, tensors are flat."""
-    files = sorted(folder.glob("ema-*-of-*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{folder}: holds no averaged weights (train.ema was 0)")
-    parts = []
-    for path in files:
-        with safe_open(str(path), framework="pt") as file:
-            parts.append({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    sizes = shapes or {name: (sum(part[name].numel() for part in parts),) for name in parts[0]}
-    return join(parts, sizes)
+    engine.ranks.barrier()
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the whole fp32 weights of a checkpoint by name, from the files of any number of ranks and any ZeRO stage."""
-    state = TrainState.read(folder / "state.json")
-    if state.zero_stage == 0:
-        with torch.serialization.safe_globals(_known_classes()):
-            plain = torch.load(folder / TAG / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)
-        weights: dict[str, Tensor] = plain["module"]
-        return weights
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    """Return the whole fp32 weights of a checkpoint by name, from the files of any number of ranks and any ZeRO stage.
 
-    found: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
-    return found
+    Raises CheckpointError or WeightsError.
+    """
+    state = TrainState.read(folder / "state.json")
+    read, files = _Snapshots().load, folder / TAG
+    if state.zero_stage == 0:
+        weights: dict[str, Tensor] = read(str(files / "mp_rank_00_model_states.pt"), "cpu")["module"]
+        return weights
+    models = sorted(files.glob("*mp_rank_00_model_states.pt"), key=_rank_of)
+    optimizers = sorted(files.glob("*_optim_states.pt"), key=_rank_of)
+    if not models or len(optimizers) != state.world:
+        raise CheckpointError(f"{files}: optimizer states of {len(optimizers)} ranks, {state.world} wrote them")
+    return join_partitions(read(str(models[0]), "cpu"), [read(str(path), "cpu") for path in optimizers], state.zero_stage)
+
+
+def _rank_of(path: Path) -> int:
+    found = re.search(r"pp_rank_(\d+)_", path.name)
+    return int(found.group(1)) if found else 0

@@ -24,6 +24,7 @@ from pretrain.config import ModelConfig, ObjectiveConfig
 from pretrain.model import VideoAR
 from pretrain.state import TrainState, write_atomic
 from pretrain.text import TextTokenizer
+from pretrain.weights import read_ema
 from tokenizer.spec import CodecSpec
 
 PREFIX = "model."
@@ -63,7 +64,7 @@ def export(
     weights = checkpoint.read_weights(folder)
     if averaged:
         shapes = {name: tuple(value.shape) for name, value in weights.items()}
-        weights = {**weights, **checkpoint.read_ema(folder, shapes)}
+        weights = {**weights, **read_ema(folder, shapes)}
     kept = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
     wanted = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     out.mkdir(parents=True, exist_ok=True)

@@ -220,19 +220,22 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def truncate_metrics(path: Path, step: int) -> int:
-    """Drop the lines of metrics.jsonl after `step` (and a torn last line). Returns how many were dropped."""
+    """Cut metrics.jsonl after the line of `step` (a torn last line goes too). Returns how many bytes went.
+
+    The file is cut in place: its writer may be open already, and readers keep following it.
+    """
     if not path.is_file():
         return 0
-    kept, dropped = [], 0
-    for line in path.read_text().splitlines():
-        try:
-            known = json.loads(line)["step"] <= step
-        except (json.JSONDecodeError, KeyError, TypeError):
-            known = False
-        if known:
-            kept.append(line)
-        else:
-            dropped += 1
-    if dropped:
-        write_atomic(path, "".join(line + "\n" for line in kept))
-    return dropped
+    kept = 0
+    with path.open("rb") as file:
+        for text in file:
+            try:
+                if not text.endswith(b"\n") or json.loads(text)["step"] > step:
+                    break
+            except (json.JSONDecodeError, KeyError, TypeError):
+                break
+            kept += len(text)
+    size = path.stat().st_size
+    if kept < size:
+        os.truncate(path, kept)
+    return size - kept

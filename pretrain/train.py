@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,6 +110,8 @@ def run(config: Config) -> int:
         if saved is not None and found is not None and source is not None:
             checkpoint.load(engine, found, source, ema)
             guard.restore(saved.guard)
+            if universal and ranks.rank == 0:
+                shutil.rmtree(source)
         elif ema is not None:
             ema.start(engine.slices())
         if ranks.rank == 0:
