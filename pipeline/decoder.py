@@ -67,7 +67,7 @@ class DecoderProcess:
     def scan(self, path: str | Path, cuts: CutConfig) -> Scan:
         """Look at a whole video (pipeline.cuts.scan). Raises VideoError, DecoderDied."""
         request = {"op": "scan", "path": str(path), "cuts": cuts.model_dump(mode="json")}
-        header, data = next(self._ask(request))
+        ((header, data),) = self._ask(request)
         count = header["frames"]
         arrays = np.frombuffer(data, dtype=np.float64, count=count * len(Scan.ARRAYS)).reshape(len(Scan.ARRAYS), count)
         hashes = np.frombuffer(data, dtype=np.uint64, offset=arrays.nbytes)

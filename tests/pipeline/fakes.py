@@ -1,13 +1,22 @@
-"""Made-up videos whose frames tell their number, for the pipeline's tests."""
+"""Made-up videos whose frames tell their number, a made-up codec, and clips, for the pipeline's tests."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+import torch
+import xxhash
 from numpy.typing import NDArray
+
+from pipeline.plan import clip_key
+from pipeline.records import Bucket, Clip
+from pipeline.shards import Encoded
+from tokenizer.spec import CodecSpec
 
 
 def numbered(count: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]:
@@ -40,3 +49,57 @@ def timed(
 
 def numbers(frames: np.ndarray) -> list[int]:
     return [round((float(frame.mean()) - 8) / 7) for frame in frames]
+
+
+@dataclass(frozen=True)
+class FakeEncoded:
+    bits: torch.Tensor
+    features: torch.Tensor
+
+
+class FakeCodec:
+    """A codec of the contract's shape whose bits are a hash of the clip's pixels: equal clips, equal bits."""
+
+    spec = CodecSpec(bits=8, spatial_stride=8, temporal_stride=4, digest="fake" * 16)
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def encode(self, frames_BTHWC: torch.Tensor) -> FakeEncoded:
+        batch, frames, height, width, _ = frames_BTHWC.shape
+        self.batches.append(batch)
+        latents, rows, columns = self.spec.grid(frames, height, width)
+        size = latents * self.spec.frame_bytes(rows, columns)
+        out = np.zeros((batch, size), np.uint8)
+        for place, clip in enumerate(frames_BTHWC.numpy()):
+            out[place] = np.random.default_rng(xxhash.xxh3_64_intdigest(clip.tobytes())).integers(0, 256, size)
+        features = torch.from_numpy(out[:, : latents * 8 * rows * columns // 8].astype(np.float32))
+        return FakeEncoded(torch.from_numpy(out), features.repeat_interleave(8, 1).reshape(batch, latents, 8, rows, columns))
+
+
+SHAPE = Bucket(frames=5, height=16, width=16)
+
+
+def clip(number: int, bucket: Bucket = SHAPE, source: str = "a.mp4", caption: str = "") -> Clip:
+    """A planned clip that belongs to bucket shard 0."""
+    digest = f"{number:032x}"
+    return Clip(
+        key=clip_key(digest, float(number), 8.0, bucket),
+        source=source,
+        source_digest=digest,
+        begin=float(number),
+        end=number + bucket.frames / 8,
+        fps=8.0,
+        bucket=bucket,
+        caption=caption,
+        scores={"luma": 100.0},
+        extra={"licence": "CC0"},
+        shard=f"{bucket.name}/shard-000000",
+    )
+
+
+def encoded(number: int, **fields: Any) -> Encoded:
+    """An encoded clip with random bits of the fake codec's size."""
+    planned = clip(number, **fields)
+    latents, rows, columns = FakeCodec.spec.grid(planned.bucket.frames, planned.bucket.height, planned.bucket.width)
+    return Encoded(planned, np.random.default_rng(number).bytes(latents * FakeCodec.spec.frame_bytes(rows, columns)))

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from pipeline import video
+from pipeline.config import CutConfig, DecodeLimits
+from pipeline.decoder import DecoderDied, DecoderProcess
+from pipeline.video import Request, VideoError
+
+TIMES = tuple(i / 8 for i in range(9))
+
+
+def test_child_gives_what_reading_here_gives(clips: Path) -> None:
+    path = clips / "bikes.mp4"
+    requests = [Request(TIMES, 64, 64), Request(TIMES[:5], 32, 32), Request(tuple(4 + t for t in TIMES), 48, 80)]
+    with DecoderProcess(DecodeLimits()) as child:
+        here = [video.read_frames(path, r.times, r.height, r.width) for r in requests]
+        for found, wanted in zip(child.read(path, requests), here, strict=True):
+            assert np.array_equal(found, wanted)
+        first = child.pid
+        scan = child.scan(path, CutConfig())
+        assert len(scan.times) == len(scan.dhash) == 250 and list(scan.times[scan.cut > 0]) == [1.2, 3.04, 5.48, 7.48, 9.68]
+        with pytest.raises(VideoError) as caught:
+            child.scan(clips / "absent.mp4", CutConfig())
+        assert caught.value.reason == "not_found"
+        assert child.pid == first, "an answer, good or bad, leaves the child alive for the next video"
+
+
+def test_an_answer_half_read_does_not_leak_into_the_next(clips: Path) -> None:
+    with DecoderProcess(DecodeLimits()) as child:
+        answers = child.read(clips / "bikes.mp4", [Request(TIMES, 64, 64)] * 5)
+        next(answers)
+        answers.close()
+        (found,) = child.read(clips / "carphone_pristine.mp4", [Request(TIMES[:1], 16, 16)])
+        assert found.shape == (1, 16, 16, 3)
+
+
+def test_a_killed_child_is_reported_and_replaced(clips: Path) -> None:
+    with DecoderProcess(DecodeLimits()) as child:
+        answers = child.read(clips / "bikes.mp4", [Request(TIMES, 256, 256)] * 40)
+        next(answers)
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        with pytest.raises(DecoderDied) as caught:
+            list(answers)
+        assert caught.value.reason == "killed" and "bikes.mp4" in str(caught.value) and child.deaths == 1
+        assert len(list(child.read(clips / "bikes.mp4", [Request(TIMES, 32, 32)]))) == 1
+
+
+def test_a_crash_is_told_from_a_kill(clips: Path) -> None:
+    with DecoderProcess(DecodeLimits()) as child:
+        list(child.read(clips / "bikes.mp4", [Request(TIMES, 32, 32)]))
+        answers = child.read(clips / "bikes.mp4", [Request(TIMES, 256, 256)] * 40)
+        next(answers)
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGSEGV)
+        with pytest.raises(DecoderDied, match="SIGSEGV") as caught:
+            list(answers)
+        assert caught.value.reason == "crash"
+
+
+def test_time_limit(clips: Path) -> None:
+    with DecoderProcess(DecodeLimits(seconds=0.01)) as child:
+        with pytest.raises(DecoderDied, match=r"pipeline\.limits\.seconds = 0\.01") as caught:
+            child.scan(clips / "bigbuckbunny.mp4", CutConfig())
+        assert caught.value.reason == "time_out" and child.pid is None
+
+
+def test_memory_limit(clips: Path) -> None:
+    wanted = [Request(tuple(i / 25 for i in range(120)), 4096, 4096)]
+    with DecoderProcess(DecodeLimits(memory_gb=3)) as child:
+        with pytest.raises((VideoError, DecoderDied)) as caught:
+            list(child.read(clips / "bigbuckbunny.mp4", wanted))
+        assert caught.value.reason in ("memory", "crash")
+        assert len(list(child.read(clips / "bigbuckbunny.mp4", [Request(TIMES, 32, 32)]))) == 1
+
+
+def test_frame_and_pixel_limits_hold_in_the_child(clips: Path) -> None:
+    with DecoderProcess(DecodeLimits(max_frames=10)) as child, pytest.raises(VideoError) as caught:
+        child.scan(clips / "bikes.mp4", CutConfig())
+    assert caught.value.reason == "too_many_frames"
+    with DecoderProcess(DecodeLimits(max_pixels=100)) as child, pytest.raises(VideoError) as caught:
+        child.scan(clips / "bikes.mp4", CutConfig())
+    assert caught.value.reason == "too_large"
+
+
+def test_the_child_ends_with_its_parent(clips: Path) -> None:
+    """The parent is killed with SIGKILL while the child decodes; the child must not live on."""
+    code = (
+        "import sys; from pipeline.decoder import *; from pipeline.config import *\n"
+        "child = DecoderProcess(DecodeLimits()); answers = child.read(sys.argv[1], [Request((0.0,), 64, 64)] * 3)\n"
+        "next(answers); print(child.pid, flush=True); sys.stdin.read()"
+    )
+    path = str(clips / "bikes.mp4")
+    with subprocess.Popen([sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+        child.wait(timeout=20)

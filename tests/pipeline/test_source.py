@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from pipeline import source
+from pipeline.config import CorpusConfig
+from pipeline.source import SourceError, find
+from pipeline.video import VideoError
+
+
+def names(*videos: object, **fields: object) -> list[str]:
+    return [video.source for video in find(CorpusConfig(videos=tuple(str(v) for v in videos), **fields))]  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.mp4", "a.MP4", "notes.txt", ".hidden.mp4", "sub/c.webm", "sub/deep/d.mkv"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return tmp_path
+
+
+def test_folders_are_walked_in_sorted_order(folder: Path) -> None:
+    assert names(folder) == [str(folder / name) for name in ("a.MP4", "b.mp4", "sub/c.webm", "sub/deep/d.mkv")]
+
+
+def test_files_globs_and_repeats(folder: Path) -> None:
+    assert names(folder / "sub" / "c.webm", folder) == [
+        str(folder / name) for name in ("sub/c.webm", "a.MP4", "b.mp4", "sub/deep/d.mkv")
+    ]
+    assert names(f"{folder}/**/*.mkv") == [str(folder / "sub/deep/d.mkv")]
+    assert names(folder, extensions=(".webm",)) == [str(folder / "sub/c.webm")]
+
+
+@pytest.mark.parametrize("entry", ["nothing", "nothing/*.mp4", "sub/deep/*.mp4"])
+def test_an_entry_without_video_is_one_clear_error(folder: Path, entry: str) -> None:
+    with pytest.raises(SourceError, match="corpus.videos: .*" + entry.split("*")[0]) as caught:
+        names(folder, folder / entry)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_no_video_names_the_endings(tmp_path: Path) -> None:
+    (tmp_path / "readme.txt").touch()
+    with pytest.raises(SourceError, match=r"holds no video \(endings that count: \.mp4"):
+        names(tmp_path)
+    with pytest.raises(SourceError, match=r"corpus\.videos is empty"):
+        names()
+
+
+def test_an_unreadable_folder_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated, since root, as whom the tests may run, reads every folder."""
+    listed = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path).name == "sub":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(SourceError, match=r"cannot list .*sub: Permission denied"):
+        names(folder)
+
+
+def test_fsspec_urls_are_listed_and_copied(clips: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/corpus/z.mp4", (clips / "carphone_distorted.mp4").read_bytes())
+    memory.pipe("/corpus/sub/y.mp4", b"12")
+    memory.pipe("/corpus/readme.md", b"")
+    memory.pipe("/corpus/z.txt", b"a man in a car\n")
+    try:
+        assert names("memory://corpus") == ["memory:///corpus/sub/y.mp4", "memory:///corpus/z.mp4"]
+        assert names("memory://corpus/*.mp4") == ["memory:///corpus/z.mp4"]
+        assert names("memory://corpus/z.mp4") == ["memory://corpus/z.mp4"]
+        assert source.sidecar("memory://corpus/z.mp4") == "a man in a car" and source.sidecar("memory://corpus/sub/y.mp4") == ""
+        with source.local("memory://corpus/z.mp4") as path:
+            assert path.suffix == ".mp4" and path.read_bytes() == (clips / "carphone_distorted.mp4").read_bytes()
+        assert not path.exists()
+        with pytest.raises(VideoError) as caught, source.local("memory://corpus/absent.mp4"):
+            pass
+        assert caught.value.reason == "not_found"
+        with pytest.raises(SourceError, match="holds no video"):
+            names("memory://nothing-here")
+    finally:
+        memory.rm("/corpus", recursive=True)
+    with pytest.raises(SourceError, match="nosuch"):
+        names("nosuch://bucket/x")
+
+
+def test_throttling_is_tried_again_and_absence_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "_PAUSE", 0.0)
+    calls = []
+
+    def flaky() -> str:
+        calls.append(1)
+        if len(calls) < 4:
+            raise OSError("SlowDown")
+        return "ok"
+
+    assert source.retried(flaky) == "ok" and len(calls) == 4
+
+    def absent() -> str:
+        calls.append(1)
+        raise FileNotFoundError
+
+    with pytest.raises(FileNotFoundError):
+        source.retried(absent)
+    assert len(calls) == 5
+
+
+def test_captions_and_columns(folder: Path) -> None:
+    table = folder / "table.csv"
+    table.write_text('file,caption,licence\nb.mp4,a bee,CC0\nsub/c.webm,"a sea, wide",MIT\n')
+    found = find(CorpusConfig(videos=(str(folder),), captions=str(table), columns=("licence",)))
+    assert [(v.caption, v.extra) for v in found] == [
+        ("", {}),
+        ("a bee", {"licence": "CC0"}),
+        ("a sea, wide", {"licence": "MIT"}),
+        ("", {}),
+    ]
