@@ -241,10 +241,19 @@ def to_universal(folder: Path, workers: int = 1) -> Path:
 def load(engine: Engine, folder: Path, source: Path, ema: Ema | None) -> None:
     """Read weights, moments and EMA. `source` is `folder`, or what `to_universal` made of it. Raises CheckpointError."""
     ours, engine.deepspeed.checkpoint_engine = engine.deepspeed.checkpoint_engine, _Snapshots()
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in engine.deepspeed.optimizer.param_groups]
     path, _ = engine.deepspeed.load_checkpoint(str(source), tag=TAG)
     engine.deepspeed.checkpoint_engine = ours
     if path is None:
         raise CheckpointError(f"{source}: DeepSpeed found no checkpoint")
+    # A universal load under ZeRO-3 (DeepSpeed 0.19.8) gives every group the first one's weight decay, and all parameters one
+    # shared step counter, which then counts once a group. And whatever the checkpoint says, the configuration decides.
+    for group, kept in zip(engine.deepspeed.optimizer.param_groups, settings):
+        group.update(kept)
+    inner = getattr(engine.deepspeed.optimizer, "optimizer", engine.deepspeed.optimizer)
+    for moments in inner.state.values():
+        if isinstance(moments.get("step"), Tensor):
+            moments["step"] = moments["step"].clone()
     if ema is not None:
         whole = read_ema(folder, engine.shapes)
         rank, world = engine.ranks.rank, engine.ranks.world
