@@ -100,7 +100,11 @@ def _follow(cls: type[BaseModel], loc: Sequence[Any]) -> tuple[tuple[Any, ...], 
 def explain(path: Path, lines: Lines, given: Given, name: str, cls: type[BaseModel], error: ValidationError) -> str:
     """Return one line for each thing wrong in the section `name`, which `cls` models."""
     messages = []
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    places = [item["loc"] for item in items]
+    for item in items:
+        if any(len(place) > len(item["loc"]) and place[: len(item["loc"])] == item["loc"] for place in places):
+            continue  # it follows from a more exact one, such as a list that is too short without its wrong items
         unknown = item["type"] == "extra_forbidden"
         loc, known = _follow(cls, item["loc"][:-1] if unknown else item["loc"])
         if unknown:

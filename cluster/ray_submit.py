@@ -1,11 +1,8 @@
-"""A Ray head of our own on this machine, and `ray job submit` to it or to a cluster.
+"""`ray job submit`, to a cluster or to a head started for the job.
 
 In:  a command line (`videoar tokenize -c CFG ...`) and, if there is one, a cluster's dashboard address.
 Out: the job's log on stdout and its exit code.
-Called by: `cluster/cli.py` (submit), `cluster/demo.py`, the system tests.
-
-Nothing is shared with other Rays on the machine: own ports, own short temporary folder, and the head is
-stopped through its own processes (`ray stop` would end everyone's).
+Called by: `cluster/cli.py` (submit), the system tests.
 """
 
 from __future__ import annotations
@@ -13,191 +10,36 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType, TracebackType
 
-import psutil
-
 from cluster.config import ClusterConfig, Config
-from cluster.ports import free_ports
-from cluster.procs import tied
+from cluster.ray_head import RayError, RayHead, answers, ray_environment, ray_program
 
-OBJECT_STORE_BYTES = 256 * 1024**2
-"""Shared memory of a local head; the job's samples pass through it a batch at a time."""
-_NODE = "127.0.0.2"
-"""Node address: Ray swaps 127.0.0.1 for an outside address, which a laptop changes and a locked-down host lacks."""
-_START_SECONDS = 180.0
-_TRIES = 3
-_INHERITED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_JOB_SUBMIT_HOOK")
-"""Variables that would lead a new head, or a submission to it, to another Ray."""
+__all__ = ["RayError", "RayHead", "run", "submit"]
 
 
-class RayError(RuntimeError):
-    """A Ray head that does not start, or a cluster that does not answer; the message is one line."""
-
-
-class RayHead:
-    """A Ray head on loopback. Context manager; `address` is for `ray.init`, `dashboard` for `ray job submit`.
-
-    It ends with the thread that starts it, even when that is killed.
-    """
-
-    def __init__(self, *, cpus: int | None = None, object_store: int = OBJECT_STORE_BYTES) -> None:
-        """`cpus`: CPUs that Ray may hand out (default: the machine's). `object_store`: bytes of shared memory."""
-        self.cpus = os.cpu_count() or 1 if cpus is None else cpus
-        self.object_store = object_store
-        self.address = ""
-        self.dashboard = ""
-        self._process: subprocess.Popen[bytes] | None = None
-        self._known: dict[int, psutil.Process] = {}
-        self._folder: Path | None = None
-
-    def start(self) -> None:
-        """Start the head and wait until it takes jobs. Raises RayError when it does not."""
-        for attempt in range(1, _TRIES + 1):
-            try:
-                with ExitStack() as undo:
-                    undo.callback(self.stop)
-                    # A short folder: Ray puts sockets under it, and a socket's path ends at 107 characters.
-                    self._folder = Path(tempfile.mkdtemp(prefix="vray-", dir="/tmp"))
-                    self._start_once(self._folder)
-                    undo.pop_all()
-                return
-            except RayError:
-                if attempt == _TRIES:
-                    raise
-
-    def _start_once(self, folder: Path) -> None:
-        gcs, dashboard, client, agent, agent_grpc, node, objects, runtime, figures = free_ports(9, "0.0.0.0")
-        command = [
-            *(ray_program(), "start", "--head", "--block", "--disable-usage-stats", f"--temp-dir={folder}"),
-            *(f"--node-ip-address={_NODE}", f"--num-cpus={self.cpus}", f"--object-store-memory={self.object_store}"),
-            *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
-            *(f"--port={gcs}", f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"),
-            *(f"--dashboard-agent-grpc-port={agent_grpc}", f"--node-manager-port={node}"),
-            *(f"--object-manager-port={objects}", f"--runtime-env-agent-port={runtime}"),
-            # Workers take any port that the kernel gives them, not a fixed range that two Rays would share.
-            *(f"--metrics-export-port={figures}", "--min-worker-port=0", "--max-worker-port=0"),
-        ]
-        log = folder / "head.log"
-        with log.open("wb") as output:
-            self._process = subprocess.Popen(
-                tied(command, os.getpid()),
-                env=ray_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        self.address = f"{_NODE}:{gcs}"
-        self.dashboard = f"http://127.0.0.1:{dashboard}"
-        deadline = time.monotonic() + _START_SECONDS
-        # The agent comes up last, and `ray job submit` needs it.
-        waiting = [f"{self.dashboard}/api/version", f"http://127.0.0.1:{agent}/api/local_raylet_healthz"]
-        while waiting:
-            self._remember()
-            if answers(waiting[0]):
-                waiting.pop(0)
-                continue
-            try:
-                code = self._process.wait(timeout=0.25)
-            except subprocess.TimeoutExpired:
-                if time.monotonic() < deadline:
-                    continue
-                raise RayError(f"the local Ray head does not answer after {_START_SECONDS:.0f} s; {_last_words(log)}") from None
-            raise RayError(f"the local Ray head ended with exit code {code} while starting; {_last_words(log)}")
-
-    def _remember(self) -> None:
-        """Note the head's processes: once their parent is gone, nothing else tells whose they are."""
-        if self._process is None:
-            return
-        try:
-            top = psutil.Process(self._process.pid)
-            for process in (top, *top.children(recursive=True)):
-                self._known[process.pid] = process
-        except psutil.NoSuchProcess:
-            return
-
-    def stop(self) -> None:
-        """Stop the head with all its processes and remove its folder."""
-        if self._process is not None:
-            self._remember()
-            self._process.terminate()
-            # psutil compares creation times, so a reused process id is never hit.
-            for ask in (psutil.Process.terminate, psutil.Process.kill):
-                _, alive = psutil.wait_procs(list(self._known.values()), timeout=5)
-                for process in alive:
-                    try:
-                        ask(process)
-                    except psutil.NoSuchProcess:
-                        continue
-            psutil.wait_procs(list(self._known.values()), timeout=5)
-            self._process.wait()
-            self._process = None
-            self._known.clear()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
-
-    def __enter__(self) -> RayHead:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop()
-
-
-def _last_words(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return f"its last words: {' | '.join(lines[-3:])}" if lines else "it said nothing"
-
-
-def ray_program() -> str:
-    """Path of the `ray` command of this Python. Raises RayError when it is missing."""
-    beside = Path(sys.executable).with_name("ray")
-    found = str(beside) if beside.exists() else shutil.which("ray")
-    if found is None:
-        raise RayError(f"no `ray` command beside {sys.executable}; run `make setup`")
-    return found
-
-
-def ray_environment() -> dict[str, str]:
-    """Environment of Ray's own processes: this Python's commands first, no other Ray, no proxy to loopback."""
-    env = {key: value for key, value in os.environ.items() if key not in _INHERITED}
-    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"
-    local = "127.0.0.1,localhost"
-    env["NO_PROXY"] = env["no_proxy"] = f"{env['NO_PROXY']},{local}" if env.get("NO_PROXY") else local
-    env["PYTHONUNBUFFERED"] = "1"
-    return env
-
-
-def answers(url: str) -> bool:
-    """Whether an HTTP server answers `url` with success now."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def submit(command: Sequence[str], dashboard: str, *, folder: Path | None = None, env: Mapping[str, str] | None = None) -> int:
+def submit(
+    command: Sequence[str],
+    dashboard: str,
+    *,
+    folder: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    client: Mapping[str, str] | None = None,
+) -> int:
     """Run `ray job submit` for `command`, show its log, and return the job's own exit code (75 when it was stopped).
 
-    folder: where the job runs; it must lie there on the head too (default: this process's folder).
-    env: environment variables of the job and its workers. SIGTERM and SIGINT stop the job.
+    folder: where the job runs; it must lie there on the head too (default: this process's folder). env: environment
+    variables of the job and its workers. client: those of `ray job submit` (a head's `environment`).
+    SIGTERM and SIGINT stop the job.
     Raises RayError when no cluster answers at `dashboard`.
     """
     if not answers(f"{dashboard}/api/version"):
@@ -211,15 +53,17 @@ def submit(command: Sequence[str], dashboard: str, *, folder: Path | None = None
     place = Path.cwd() if folder is None else folder.resolve()
     words += ["--", "env", "-C", str(place), *command]
     print(f"$ {shlex.join(words)}", file=sys.stderr, flush=True)
-    with subprocess.Popen(words, env=ray_environment(), start_new_session=True) as process, _StopJob(dashboard, job):
+    own = {**ray_environment(), **(client or {})}
+    with subprocess.Popen(words, env=own, start_new_session=True) as process, _StopJob(dashboard, job, own):
         submitted = process.wait()
-    return _exit_code(dashboard, job, submitted)
+    return _exit_code(dashboard, job, submitted, _token(own))
 
 
 class _StopJob:
     """While it is open, SIGTERM and SIGINT stop the job (in the main thread; elsewhere it does nothing)."""
 
-    def __init__(self, dashboard: str, job: str) -> None:
+    def __init__(self, dashboard: str, job: str, env: Mapping[str, str]) -> None:
+        self._env = dict(env)
         self._words = [ray_program(), "job", "stop", "--address", dashboard, "--no-wait", job]
         self._before: dict[int, object] = {}
 
@@ -230,18 +74,29 @@ class _StopJob:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        subprocess.run(self._words, env=ray_environment(), check=False, stdout=subprocess.DEVNULL)
+        subprocess.run(self._words, env=self._env, check=False, stdout=subprocess.DEVNULL)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
 
-def _exit_code(dashboard: str, job: str, submitted: int) -> int:
+def _token(env: Mapping[str, str]) -> str:
+    """Return the token that Ray's own clients would send: of the environment, else of the home folder, else none."""
+    if env.get("RAY_AUTH_TOKEN"):
+        return env["RAY_AUTH_TOKEN"]
+    path = Path(env.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return path.read_text().strip() if path.is_file() else ""
+
+
+def _exit_code(dashboard: str, job: str, submitted: int, token: str) -> int:
     """Ask Ray for the job's own exit code; `ray job submit` itself knows only 0 and 1."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    request = urllib.request.Request(f"{dashboard}/api/jobs/{job}")
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
     try:
-        with opener.open(f"{dashboard}/api/jobs/{job}", timeout=30) as answer:
+        with opener.open(request, timeout=30) as answer:
             details = json.load(answer)
     except urllib.error.HTTPError:
         return submitted or 1  # never accepted: `ray job submit` has said why
@@ -263,4 +118,4 @@ def run(config: Config, command: Sequence[str], *, address: str = "") -> int:
     if named:
         return submit(command, named.rstrip("/"))
     with RayHead() as head:
-        return submit(command, head.dashboard)
+        return submit(command, head.dashboard, client=head.environment)

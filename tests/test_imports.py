@@ -30,8 +30,10 @@ LONGER: dict[str, int] = {
     "pipeline/video.py": 560,
 }
 """Files that may be longer, each with its own limit."""
-UNPICKLERS: set[str] = set()
+UNPICKLERS = {"tokenizer/weights.py"}
 """Files that may import pickle, to read it with an unpickler that admits a closed list of types."""
+CARRIERS = {"pipeline/encode.py"}
+"""Files with a thread that takes any error of its work and raises it in the thread that waits for it."""
 
 
 @cache
@@ -133,7 +135,7 @@ def test_no_except_is_broad() -> None:
         f"{name(path)}:{node.lineno}: name the errors that are expected"
         for path in sources()
         for node in ast.walk(tree(path))
-        if isinstance(node, ast.ExceptHandler) and broad(node)
+        if isinstance(node, ast.ExceptHandler) and broad(node) and name(path) not in CARRIERS
     ]
     assert not wrong, "\n".join(wrong)
 

@@ -27,7 +27,7 @@ def test_local_command_is_the_deepspeed_launcher(config: Config) -> None:
     words = job.command(29_123)
     assert Path(words[0]).name == "deepspeed"
     assert words[1:5] == ["--hostfile", os.devnull, "--num_gpus", "1"]
-    assert words[5:7] == ["--master_port", "29123"]
+    assert words[words.index("--master_port") + 1] == "29123"
     assert words[-5:] == ["--module", "pretrain.train", "-c", str(config.source), "train.clip=2"]
 
 

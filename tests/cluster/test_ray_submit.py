@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.ray_submit import RayError, RayHead, answers, submit
+from cluster.ray_head import RayError, RayHead, answers
+from cluster.ray_submit import submit
 
 JOB = """
 import os, sys, ray
@@ -21,7 +22,7 @@ SUBMIT = """
 import sys
 from cluster.ray_submit import submit
 code = "import time, signal; print('job runs', flush=True); signal.pause()"
-sys.exit(submit([sys.executable, "-c", code], sys.argv[1]))
+sys.exit(submit([sys.executable, "-c", code], sys.argv[1], client={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": sys.argv[2]}))
 """
 
 
@@ -35,7 +36,9 @@ def head() -> Iterator[RayHead]:
 def test_a_job_runs_where_it_is_told_and_its_exit_code_comes_back(
     head: RayHead, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code = submit([sys.executable, "-c", JOB], head.dashboard, folder=tmp_path, env={"VIDEOAR_TEST": "a b"})
+    code = submit(
+        [sys.executable, "-c", JOB], head.dashboard, folder=tmp_path, env={"VIDEOAR_TEST": "a b"}, client=head.environment
+    )
     text = capfd.readouterr().out
     assert code == 7, text
     assert "cpus 1.0 task 42" in text
@@ -43,8 +46,14 @@ def test_a_job_runs_where_it_is_told_and_its_exit_code_comes_back(
 
 
 @pytest.mark.system
+def test_a_client_without_the_token_is_refused(head: RayHead) -> None:
+    stranger = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    assert submit(["true"], head.dashboard, client=stranger) != 0
+
+
+@pytest.mark.system
 def test_sigterm_stops_the_job(head: RayHead) -> None:
-    words = [sys.executable, "-c", SUBMIT, head.dashboard]
+    words = [sys.executable, "-c", SUBMIT, head.dashboard, head.environment["RAY_AUTH_TOKEN"]]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         lines = []
@@ -57,7 +66,7 @@ def test_sigterm_stops_the_job(head: RayHead) -> None:
 
 @pytest.mark.system
 def test_a_head_ends_with_its_killed_owner() -> None:
-    code = "from cluster.ray_submit import RayHead; import signal; h = RayHead(cpus=1); h.start(); print(h._process.pid, flush=True); signal.pause()"
+    code = "from cluster.ray_head import RayHead; import signal; h = RayHead(cpus=1); h.start(); print(h._process.pid, flush=True); signal.pause()"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         top = psutil.Process(int(owner.stdout.readline()))
@@ -90,7 +99,7 @@ def test_a_head_that_dies_says_its_last_words(tmp_path: Path, monkeypatch: pytes
     broken = tmp_path / "ray"
     broken.write_text("#!/bin/sh\necho out of luck >&2\nexit 3\n")
     broken.chmod(0o755)
-    monkeypatch.setattr("cluster.ray_submit.ray_program", lambda: str(broken))
+    monkeypatch.setattr("cluster.ray_head.ray_program", lambda: str(broken))
     head = RayHead(cpus=1)
     with pytest.raises(RayError, match="ended with exit code 3 while starting; its last words: out of luck"):
         head.start()

@@ -1,0 +1,122 @@
+"""Commands on a SHARDS folder: `videoar shards ...`. Called by: `cluster/cli.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+shards_app = typer.Typer(help="Check and look at token shards.", no_args_is_help=True, rich_markup_mode=None)
+Shards = Annotated[Path, typer.Argument(metavar="DIR", help="SHARDS folder, as `videoar tokenize` writes it.")]
+
+
+@shards_app.command()
+def verify(folder: Shards) -> None:
+    """Read every byte and check that everything adds up; exit code 1 and one line for each damaged shard if not.
+
+    Example: videoar shards verify shards
+    """
+    from pipeline.verify import verify
+
+    report = verify(folder)
+    for problem in report.problems:
+        typer.echo(problem, err=True)
+    typer.echo(
+        f"{folder}: {'sound' if report.sound else 'DAMAGED'}: {report.shards} shards ({len(report.damaged)} damaged), "
+        f"{report.videos_used} of {report.videos} videos used, "
+        f"{report.clips} clips = {report.encoded} encoded + {report.refused_clips} refused"
+    )
+    if report.damaged:
+        typer.echo("damaged: " + " ".join(report.damaged), err=True)
+    if not report.sound:
+        raise typer.Exit(1)
+
+
+@shards_app.command()
+def stat(
+    folder: Shards, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False
+) -> None:
+    """Show what the shards hold: samples, frames, tokens and bytes of each shape, refusals by reason.
+
+    Example: videoar shards stat shards --json
+    """
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.verify import stat
+
+    found = stat(folder)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    console = Console()
+    buckets = Table(
+        title=f"{folder}: {found['videos_used']} of {found['videos']} videos used, {found['fps']:g} frames a second"
+    )
+    columns = ("shards", "samples", "frames", "tokens", "bytes")
+    for column in ("shape", *columns):
+        buckets.add_column(column, justify="left" if column == "shape" else "right")
+    for name, counts in found["buckets"].items():
+        buckets.add_row(name, *(f"{counts[column]:,}" for column in columns))
+    totals = (sum(counts[column] for counts in found["buckets"].values()) for column in columns)
+    buckets.add_section()
+    buckets.add_row("all", *(f"{total:,}" for total in totals))
+    console.print(buckets)
+    if found["refused"]:
+        refused = Table(title="refused videos and clips")
+        refused.add_column("stage/reason")
+        refused.add_column("count", justify="right")
+        for reason, count in found["refused"].items():
+            refused.add_row(reason, f"{count:,}")
+        console.print(refused)
+    for source in found["excluded"]:
+        console.print(f"excluded: {source}", markup=False)
+    typer.echo(f"tokenizer {found['tokenizer']}, {found['bits']} bits a position")
+    typer.echo(f"digest {found['digest']}")
+
+
+@shards_app.command()
+def digest(folder: Shards) -> None:
+    """Print one sha256 over all committed content, computed from the bytes as they are now.
+
+    Example: videoar shards digest shards
+    """
+    from pipeline.verify import digest
+
+    typer.echo(digest(folder))
+
+
+@shards_app.command()
+def show(
+    folder: Shards,
+    tokenizer: Annotated[Path, typer.Option(help="Folder of the tokenizer that made the shards.")],
+    output: Annotated[Path, typer.Option(help="The mp4 that is written.")],
+    count: Annotated[int, typer.Option(help="Samples in the grid.", min=1)] = 9,
+    bucket: Annotated[str | None, typer.Option(help="Shape, such as f017x128x128 (default: the last one).")] = None,
+) -> None:
+    """Decode some samples into a grid of videos.
+
+    Example: videoar shards show shards --tokenizer runs/tokenizer --output grid.mp4
+    """
+    from pipeline.verify import show
+
+    typer.echo(str(show(folder, tokenizer, output, count, bucket)))
+
+
+@shards_app.command()
+def exclude(
+    folder: Shards,
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Videos as clips.parquet names them; NAME/ takes all below.")
+    ],
+) -> None:
+    """Take videos down: readers leave their samples out from now on; no shard is rewritten.
+
+    Example: videoar shards exclude shards videos/private/
+    """
+    from pipeline.verify import exclude
+
+    typer.echo(f"{folder}: {exclude(folder, sources)} samples are left out now")

@@ -1,0 +1,108 @@
+import json
+import math
+import socket
+import urllib.request
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from cluster.metrics import METRICS, PREFIX, JsonLines, Meter, StepReport
+
+REPORT = StepReport(
+    step=3,
+    stage=1,
+    stage_name="videos",
+    bucket="f009x64x64",
+    loss=0.5,
+    scale_loss={"1x1": 0.7, "2x2": 0.6},
+    bit_accuracy={"1x1": 0.55, "2x2": 0.75},
+    grad_norm=1.5,
+    learning_rate=1e-4,
+    tokens=640,
+    seconds={"total": 2.0, "data": 0.25, "forward": 0.75},
+    memory={"resident": 1000, "peak": 2000},
+    skipped="nonfinite",
+    mfu=math.nan,
+)
+
+
+def scrape(address: str) -> dict[str, float]:
+    """Read a running endpoint the way Prometheus does: over HTTP, by its own parser; sample name with labels -> value."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
+            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found
+
+
+def test_a_step_is_served_over_http_and_read_by_prometheus_own_parser(tmp_path: Path) -> None:
+    meter = Meter()
+    address = meter.serve("127.0.0.1", 0, tmp_path / "run" / "metrics-address")
+    assert (tmp_path / "run" / "metrics-address").read_text() == address + "\n"
+    meter.step(REPORT)
+    meter.step(REPORT)
+    meter.observe("pipeline_stage_seconds", 0.02, stage="encode")
+    found = scrape(address)
+    meter.close()
+    assert found["videoar_train_step"] == 3
+    assert found["videoar_train_scale_loss{scale=2x2}"] == 0.6
+    assert found["videoar_train_bit_accuracy_ratio{scale=1x1}"] == 0.55
+    assert found["videoar_train_tokens_total"] == 1280
+    assert found["videoar_train_tokens_per_second"] == 320
+    assert found["videoar_train_data_wait_seconds_total"] == 0.5
+    assert found["videoar_train_phase_seconds{phase=forward}"] == 0.75
+    assert found["videoar_train_memory_bytes{kind=peak}"] == 2000
+    assert found["videoar_train_skipped_steps_total{reason=nonfinite}"] == 2
+    assert found["videoar_pipeline_stage_seconds_count{stage=encode}"] == 1
+    assert found["videoar_pipeline_stage_seconds_bucket{le=0.03,stage=encode}"] == 1
+    assert found["videoar_pipeline_stage_seconds_bucket{le=0.01,stage=encode}"] == 0
+    assert "videoar_train_mfu_ratio" not in found, "an unknown figure is absent, not NaN"
+    with pytest.raises(OSError):
+        scrape(address)
+
+
+def test_a_port_in_use_is_one_clear_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=rf"metrics port 127\.0\.0\.1:{port}: Address already in use; set metrics\.port"):
+            Meter().serve("127.0.0.1", port)
+
+
+def test_only_declared_metrics_of_the_declared_kind_and_labels() -> None:
+    meter = Meter()
+    with pytest.raises(KeyError, match="train_lsos"):
+        meter.set("train_lsos", 1.0)
+    with pytest.raises(KeyError, match="train_loss is a gauge, not a counter"):
+        meter.inc("train_loss")
+    with pytest.raises(ValueError):
+        meter.set("train_scale_loss", 1.0, size="1x1")
+
+
+def test_names_follow_prometheus_rules_and_hold_their_unit() -> None:
+    for name, metric in METRICS.items():
+        assert metric.exported == PREFIX + name
+        assert (metric.kind == "counter") == name.endswith("_total"), name
+        assert metric.help.endswith("."), name
+        assert len(metric.labels) <= 2, name
+        if metric.kind == "histogram":
+            assert name.endswith("_seconds"), name
+
+
+def test_lines_are_plain_json_that_can_be_read_while_written(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+    with JsonLines(path) as lines:
+        lines.write(REPORT)
+        first = json.loads(path.read_text())
+        lines.write({"event": "checkpoint", "values": [1.0, math.inf], "pair": (math.nan, 2)})
+    assert first["loss"] == 0.5 and first["mfu"] is None and first["scale_loss"] == {"1x1": 0.7, "2x2": 0.6}
+    with JsonLines(path) as lines:
+        lines.write({"event": "resumed"})
+    _, second, third = path.read_text().splitlines()
+    assert json.loads(second) == {"event": "checkpoint", "values": [1.0, None], "pair": [None, 2]}
+    assert json.loads(third) == {"event": "resumed"}
