@@ -18,18 +18,19 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import yaml
 from rich.console import Console
 
 from cluster.config import load
-from cluster.ray_submit import RayHead
+from cluster.ray_head import RayHead
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 NEED_FREE_GB = 2.0
 STOPPED = 75
 """Exit code of a training job that stopped cleanly with a checkpoint (pretrain/train.py)."""
@@ -57,10 +58,12 @@ def run(out: Path, videos: Path | None = None, overrides: Sequence[str] = ()) ->
         config = write_config(root, out, folder, default=videos is None, overrides=overrides)
         console.print(f"[bold]VideoAR demo[/bold]: {len(clips)} videos from {folder}, everything goes to {out}")
         steps = Steps(out, config)
-        steps.tokenizer(clips)
+        steps.tokenizer()
         steps.tokenize()
+        good = [clip for clip in clips if str(clip) in steps.encoded()]
+        steps.reconstructions(good)
         steps.train()
-        steps.samples(clips)
+        steps.samples(good)
         steps.report()
     minutes = (time.monotonic() - began) / 60
     console.print(f"\n[bold green]Done in {minutes:.1f} minutes.[/bold green] Open the report in a browser:")
@@ -180,12 +183,12 @@ class Steps:
         # The commands of this environment come first, so that what is printed is what runs.
         self.environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
-    def command(self, title: str, *words: str, accept: tuple[int, ...] = (0,)) -> int:
+    def command(self, title: str, *words: str, accept: tuple[int, ...] = (0,), extra: Mapping[str, str] | None = None) -> int:
         """Print and run one command. Raises DemoError when its exit code is not accepted."""
         line = shlex.join(words)
         console.print(f"\n[bold cyan]== {title}[/bold cyan]\n[dim]$ {line}[/dim]")
         began = time.monotonic()
-        code = subprocess.run(words, env=self.environment, check=False).returncode
+        code = subprocess.run(words, env={**self.environment, **(extra or {})}, check=False).returncode
         with self.log.open("a") as file:
             record = {"title": title, "command": line, "seconds": round(time.monotonic() - began, 1), "exit": code}
             file.write(json.dumps(record) + "\n")
@@ -195,9 +198,20 @@ class Steps:
             )
         return code
 
-    def tokenizer(self, clips: Sequence[Path]) -> None:
-        """Train the tokenizer and put reconstructions beside originals."""
+    def tokenizer(self) -> None:
+        """Train the tokenizer."""
         self.command("1/6 train the 3D multi-scale tokenizer", "videoar", "tokenizer", "train", "-c", str(self.config))
+
+    def encoded(self) -> set[str]:
+        """Return the sources that gave at least one sample; a broken video is none of them."""
+        table = pq.read_table(self.out / "shards" / "index.parquet", columns=["source"])
+        found = {str(source) for source in table.column("source").to_pylist()}
+        if not found:
+            raise DemoError(f"{self.out / 'shards'}: no video gave a clip; see rejects.parquet, or take longer videos")
+        return found
+
+    def reconstructions(self, clips: Sequence[Path]) -> None:
+        """Put reconstructions beside originals."""
         folder = self.out / "reconstruction"
         folder.mkdir(exist_ok=True)
         for clip in clips[:4]:
@@ -218,6 +232,7 @@ class Steps:
                     "2/6 tokenize the videos into shards, as a Ray job",
                     *("ray", "job", "submit", "--address", head.dashboard, "--"),
                     *("videoar", "tokenize", "-c", str(self.config.resolve())),
+                    extra=head.environment,
                 )
         self.command("verify the shards", "videoar", "shards", "verify", str(shards))
         self.command("what the shards hold", "videoar", "shards", "stat", str(shards))

@@ -69,7 +69,18 @@ class Launch:
             words += ["--hostfile", os.devnull, "--num_gpus", str(self.ranks)]
         else:
             words += ["--hostfile", str(self.hostfile), "--force_multi"]
-        return [*words, "--master_port", str(port), "--no_local_rank", "--module", self.module, *self.arguments]
+        # The launcher repeats its own settings a dozen times at its default level.
+        return [
+            *words,
+            "--log_level",
+            "warning",
+            "--master_port",
+            str(port),
+            "--no_local_rank",
+            "--module",
+            self.module,
+            *self.arguments,
+        ]
 
 
 def deepspeed_program() -> str:
