@@ -365,6 +365,8 @@ def _encode(config: Config, manifest: Manifest, meter: Meter) -> list[GroupRepor
     total = sum(clips_of.values())
     done = total - sum(clips_of[group] for group in todo)
     meter.set("pipeline_progress_ratio", ready / shards if shards else 1.0)
+    for name in ("pipeline_frames_total", "pipeline_tokens_total", "pipeline_shards_committed_total"):
+        meter.inc(name, 0)
     reports: list[GroupReport] = []
     if not todo:
         return reports

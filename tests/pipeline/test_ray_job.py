@@ -1,0 +1,226 @@
+"""The whole job on real Ray, with a tiny real tokenizer. One Ray serves the module; kills run in processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+import torch
+
+from cluster.config import ConfigError, load
+from pipeline import ray_job, verify
+from pipeline.index import ShardDataset
+from pipeline.ledger import ConfigChanged, Lock, Locked
+from pipeline.records import Bucket
+from pipeline.source import SourceError
+from tokenizer.codec import CodecError, VideoCodec, save
+from tokenizer.config import NetworkConfig
+from tokenizer.network import Network
+
+pytestmark = pytest.mark.system
+
+FIRST, SECOND = Bucket(frames=5, height=32, width=32), Bucket(frames=9, height=32, width=48)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    config = NetworkConfig(bits=8, width=8, multipliers=(1, 1, 1, 1), blocks=1, groups=4)
+    folder = tmp_path_factory.mktemp("tokenizer") / "tiny"
+    save(folder, config, Network(config).state_dict(), {"made": "random weights for a test"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, clips: Path) -> Path:
+    """Three real videos, one copy, one text that calls itself a video, one empty file."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for name in ("bikes", "carphone_distorted", "carphone_pristine"):
+        (folder / f"{name}.mp4").symlink_to(clips / f"{name}.mp4")
+    (folder / "copy-of-bikes.mp4").symlink_to(clips / "bikes.mp4")
+    (folder / "broken.mp4").write_text("no video " * 200)
+    (folder / "empty.mp4").touch()
+    (folder / "bikes.txt").write_text("people ride bicycles\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    folder = tempfile.mkdtemp(prefix="r-", dir="/tmp")
+    ray.init(num_cpus=2, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_config(folder: Path, corpus: Path, weights: Path) -> Path:
+    path = folder / "config.yaml"
+    plain = {
+        "corpus": {"videos": [str(corpus)]},
+        "tokenizer": {"weights": str(weights)},
+        "pipeline": {
+            "output": str(folder / "shards"),
+            "buckets": [FIRST.model_dump(), SECOND.model_dump()],
+            "clips_per_shard": 4,
+            "batch": 2,
+            "videos_per_task": 2,
+            "min_free_gb": 0,
+        },
+        "metrics": {"port": 0},
+    }
+    path.write_text(json.dumps(plain))
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path, corpus: Path, weights: Path) -> Path:
+    return write_config(tmp_path, corpus, weights)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, weights: Path, cluster: None) -> ray_job.Summary:
+    """What one worker makes when nobody disturbs it."""
+    return ray_job.tokenize(load(write_config(tmp_path_factory.mktemp("first"), corpus, weights)))
+
+
+def test_every_video_has_one_outcome(undisturbed: ray_job.Summary) -> None:
+    assert undisturbed.videos == 6 and undisturbed.videos_used == 3 and undisturbed.clips == undisturbed.encoded
+    assert undisturbed.rejects == {"empty_file": 1, "exact_copy": 1, "too_short": 1, "unreadable": 1}
+    assert undisturbed.shards == undisturbed.new_shards > 4
+
+
+def test_two_workers_give_the_same_digest(undisturbed: ray_job.Summary, config: Path, tmp_path: Path, weights: Path) -> None:
+    summary = ray_job.tokenize(load(config, ["pipeline.workers=2"]))
+    assert summary.digest == undisturbed.digest == verify.digest(tmp_path / "shards")
+    report = verify.verify(tmp_path / "shards")
+    assert report.sound and (report.encoded, report.videos_used) == (summary.encoded, 3)
+    dataset = ShardDataset.open(tmp_path / "shards")
+    assert dataset.buckets() == [FIRST, SECOND]
+    captions = {row["source"].rsplit("/", 1)[-1]: row["caption"] for row in dataset.rows(FIRST).to_pylist()}
+    assert captions["bikes.mp4"] == "people ride bicycles" and captions["carphone_pristine.mp4"] == ""
+    sample = dataset.read(SECOND, 0)
+    frames = VideoCodec.load(weights).decode(torch.frombuffer(bytearray(sample.bits), dtype=torch.uint8)[None], 32, 48)
+    assert frames.shape == (1, 9, 32, 48, 3)
+    grid = verify.show(tmp_path / "shards", weights, tmp_path / "grid.mp4", count=4)
+    assert grid.stat().st_size > 0
+
+    again = ray_job.tokenize(load(config, ["pipeline.workers=1"]))
+    assert (again.digest, again.new_shards) == (summary.digest, 0), "running again finds nothing to do"
+
+    tar = sorted((tmp_path / "shards").glob("*/*.tar"))[1]
+    tar.with_suffix(".parquet").unlink()
+    mended = ray_job.tokenize(load(config))
+    assert mended.digest == summary.digest and 1 <= mended.new_shards <= 2
+
+
+def test_new_videos_are_appended(config: Path, tmp_path: Path, corpus: Path, cluster: None, clips: Path) -> None:
+    own = tmp_path / "corpus"
+    own.mkdir()
+    (own / "a.mp4").symlink_to(clips / "carphone_pristine.mp4")
+    first = ray_job.tokenize(load(config, [f"corpus.videos=[{own}]"]))
+    before = {path: path.read_bytes() for path in (tmp_path / "shards").glob("*/shard-*")}
+    (own / "b.mp4").symlink_to(clips / "bikes.mp4")
+    second = ray_job.tokenize(load(config, [f"corpus.videos=[{own}]"]))
+    assert second.videos == 2 and second.encoded > first.encoded and second.digest != first.digest
+    assert all(path.read_bytes() == data for path, data in before.items()), "shards of the first job are untouched"
+    assert verify.verify(tmp_path / "shards").sound
+
+
+def test_a_changed_configuration_is_refused(config: Path, tmp_path: Path, cluster: None, clips: Path) -> None:
+    only = [f"corpus.videos=[{clips / 'carphone_distorted.mp4'}]"]
+    ray_job.tokenize(load(config, only))
+    with pytest.raises(ConfigChanged, match=r"pipeline\.filters\.min_luma: 8\.0 -> 9\.0"):
+        ray_job.tokenize(load(config, [*only, "pipeline.filters.min_luma=9"]))
+    assert ray_job.tokenize(load(config, [*only, "pipeline.workers=2", "pipeline.limits.seconds=77"])).new_shards == 0
+
+
+def test_user_errors_are_one_line(config: Path, tmp_path: Path, weights: Path, cluster: None) -> None:
+    with pytest.raises(CodecError, match="no tokenizer there"):
+        ray_job.tokenize(load(config, [f"tokenizer.weights={tmp_path / 'none'}"]))
+    with pytest.raises(ray_job.JobError, match=r"pipeline\.buckets: f004x32x32 does not fit the tokenizer"):
+        ray_job.tokenize(load(config, ["pipeline.buckets=[{frames: 4, height: 32, width: 32}]"]))
+    (tmp_path / "void").mkdir()
+    with pytest.raises(SourceError, match="holds no video"):
+        ray_job.tokenize(load(config, [f"corpus.videos=[{tmp_path / 'void'}]"]))
+    with Lock(tmp_path / "shards"), pytest.raises(Locked, match="held by"):
+        ray_job.tokenize(load(config))
+    with pytest.raises(ConfigError):
+        load(config, ["pipeline.workers=0"])
+
+
+def test_a_full_disk_stops_the_job_and_running_again_goes_on(config: Path, tmp_path: Path, cluster: None, clips: Path) -> None:
+    only = [f"corpus.videos=[{clips / 'carphone_distorted.mp4'}]"]
+    with pytest.raises(ray_job.ledger.DiskFull, match="free some space and run again"):
+        ray_job.tokenize(load(config, [*only, "pipeline.min_free_gb=1000000000"]))
+    assert ray_job.tokenize(load(config, only)).encoded > 0
+
+
+RUN = "import sys; from cluster.config import load; from pipeline.ray_job import tokenize; tokenize(load(sys.argv[1]))"
+
+
+@contextlib.contextmanager
+def job_of(config: Path) -> Iterator[subprocess.Popen[str]]:
+    """The job in a process of its own, with a Ray of its own, as a user starts it; killed with SIGKILL on leaving."""
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-u", "-c", RUN, str(config)]
+    with subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as job:
+        family = {}
+        try:
+            yield job
+            if job.poll() is None:
+                family = {process: process.name() for process in psutil.Process(job.pid).children(recursive=True)}
+        finally:
+            job.kill()
+            job.communicate()
+    # Ray's own agents (in 2.60) outlive for a while a raylet that is killed together with its driver.
+    ours = [process for process, name in family.items() if "Agent" not in name]
+    for process in set(family) - set(ours):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    _, alive = psutil.wait_procs(ours, timeout=30)
+    assert not alive, f"processes outlive their driver: {alive}"
+
+
+def wait_for(job: subprocess.Popen[str], path: Path, pattern: str) -> None:
+    """Wait until the job has made a file (polled between checks that the job still lives)."""
+    while not list(path.glob(pattern)):
+        assert job.poll() is None, job.stdout.read() if job.stdout else ""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            job.wait(timeout=0.05)
+
+
+def test_kills_leave_no_trace(undisturbed: ray_job.Summary, config: Path, tmp_path: Path) -> None:
+    """kill -9 of the driver while planning, then of a worker and a decoder while encoding, then of the driver again."""
+    shards = tmp_path / "shards"
+    with job_of(config) as job:
+        wait_for(job, shards, ".plan/part-*.json")
+    assert not (shards / "index.parquet").exists()
+
+    with job_of(config) as job:
+        wait_for(job, shards, "*/shard-*.parquet")
+        with urllib.request.urlopen(f"http://{(shards / 'metrics-address').read_text().strip()}/metrics") as answer:
+            assert "videoar_pipeline_shards_committed_total" in answer.read().decode()
+        for child in psutil.Process(job.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "_EncodeActor" in " ".join(child.cmdline()) or "pipeline.decoder" in child.cmdline():
+                    child.send_signal(signal.SIGKILL)
+        wait_for(job, shards, "*/shard-000002.parquet")
+
+    with job_of(config) as job:
+        out, _ = job.communicate(timeout=240)
+        assert job.returncode == 0, out
+    assert undisturbed.digest in out and verify.digest(shards) == undisturbed.digest
+    assert verify.verify(shards).sound
+    assert not list(shards.rglob("*.tmp"))
