@@ -80,6 +80,22 @@ def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     typer.echo(str(write(run)))
 
 
+@app.command()
+def dashboards(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the files.")],
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders whose jobs are scraped.")] = None,
+) -> None:
+    """Write files for Prometheus (scraping, alerts) and Grafana (training, tokenization).
+
+    Example: videoar dashboards monitoring runs/demo
+    """
+    from cluster.dashboards import write
+
+    for path in write(folder, runs or ()):
+        typer.echo(str(path))
+    typer.echo(f"start: prometheus --config.file={folder / 'prometheus' / 'prometheus.yml'}")
+
+
 def main() -> None:
     """Run the command line and leave the process with its exit code."""
     sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,296 @@
+"""What the dashboards show and when the alerts ring: queries over the declared metrics, and nothing else.
+
+Out: `DASHBOARDS` and `ALERTS`, plain declarations.
+Called by: `cluster/dashboards.py`, which checks that every query names declared metrics only.
+
+`$run` is the chosen run; queries are over raw metrics, so no recording rules have to run first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RUN = 'run=~"$run"'
+RATE = "[$__rate_interval]"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel: a title, what it tells, and queries with their legends."""
+
+    title: str
+    tells: str
+    """One sentence for whoever looks at it at three in the morning."""
+    queries: tuple[tuple[str, str], ...]
+    """PromQL and legend."""
+    unit: str = "short"
+    """Grafana's name of the unit."""
+    kind: str = "timeseries"
+    """timeseries or stat."""
+    width: int = 12
+    """Of 24 columns."""
+    log: bool = False
+    """Logarithmic axis."""
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """One dashboard; `name` is its file and uid."""
+
+    name: str
+    title: str
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One alert: it rings when `query` has had a result for `lasting`."""
+
+    name: str
+    query: str
+    lasting: str
+    severity: str
+    """page (someone gets up) or ticket (next working day)."""
+    summary: str
+    mend: str
+    """What to do first."""
+
+
+def _stat(title: str, query: str, tells: str, unit: str = "short") -> Panel:
+    return Panel(title, tells, ((query, ""),), unit, "stat", 4)
+
+
+TRAINING = Dashboard(
+    "videoar-training",
+    "VideoAR training",
+    (
+        _stat("step", f"videoar_train_step{{{RUN}}}", "Last finished optimizer step."),
+        _stat("stage", f"videoar_train_stage{{{RUN}}}", "Curriculum stage, counted from 0."),
+        _stat("loss", f"videoar_train_loss{{{RUN}}}", "Loss of the last step, nats a bit; untrained is 0.693."),
+        _stat("tokens", f"videoar_train_tokens_total{{{RUN}}}", "Positions trained on since the last start."),
+        _stat("restarts", f"videoar_train_restarts_total{{{RUN}}}", "Starts after a failure; look at the log of the last one."),
+        _stat(
+            "since the last step",
+            f"time() - max(videoar_train_heartbeat_timestamp_seconds{{{RUN}}})",
+            "Far more than a step takes: the job hangs.",
+            "s",
+        ),
+        Panel("loss", "Falls; jumps at a new stage.", ((f"videoar_train_loss{{{RUN}}}", "{{run}}"),)),
+        Panel(
+            "loss by scale",
+            "Coarse scales settle first; one that rises alone points at its corruption or weight.",
+            ((f"videoar_train_scale_loss{{{RUN}}}", "{{scale}}"),),
+        ),
+        Panel(
+            "bit accuracy by scale",
+            "Starts at one half; the finest scale is the last to leave it.",
+            ((f"videoar_train_bit_accuracy_ratio{{{RUN}}}", "{{scale}}"),),
+            "percentunit",
+        ),
+        Panel(
+            "gradient norm",
+            "Before clipping; a climb over many steps precedes a spike.",
+            ((f"videoar_train_grad_norm{{{RUN}}}", "{{run}}"),),
+            log=True,
+        ),
+        Panel("learning rate", "As the schedule says.", ((f"videoar_train_learning_rate{{{RUN}}}", "{{run}}"),), "sci"),
+        Panel(
+            "throughput",
+            "Positions a second over all ranks.",
+            ((f"videoar_train_tokens_per_second{{{RUN}}}", "{{run}}"),),
+        ),
+        Panel(
+            "share of the device's peak",
+            "Model FLOPs; absent on a device whose peak is not known.",
+            ((f"videoar_train_mfu_ratio{{{RUN}}}", "{{run}}"),),
+            "percentunit",
+        ),
+        Panel(
+            "seconds of a step by phase",
+            "Which part of a step grew.",
+            ((f"videoar_train_phase_seconds{{{RUN}}}", "{{phase}}"),),
+            "s",
+        ),
+        Panel(
+            "share of time waiting for data",
+            "Above a few percent the loader is the limit: more prefetch, faster disks.",
+            ((f"rate(videoar_train_data_wait_seconds_total{{{RUN}}}{RATE})", "{{run}}"),),
+            "percentunit",
+        ),
+        Panel(
+            "skipped steps and replaced samples",
+            "Steps that changed no weight, by reason; samples whose checksum was wrong.",
+            (
+                (f"increase(videoar_train_skipped_steps_total{{{RUN}}}{RATE})", "skipped: {{reason}}"),
+                (f"increase(videoar_train_corrupt_samples_total{{{RUN}}}{RATE})", "corrupt samples"),
+            ),
+        ),
+        Panel("memory", "By kind.", ((f"videoar_train_memory_bytes{{{RUN}}}", "{{kind}}"),), "bytes"),
+        Panel(
+            "checkpoints",
+            "How long one holds up training, and how much work a crash would cost now.",
+            (
+                (f"videoar_train_checkpoint_seconds{{{RUN}}}", "seconds of the last one"),
+                (f"time() - videoar_train_checkpoint_last_success_timestamp_seconds{{{RUN}}}", "age of the newest"),
+            ),
+            "s",
+        ),
+        Panel(
+            "seconds since each rank's last step",
+            "One rank far above the others is the slow or dead one.",
+            ((f"time() - videoar_train_heartbeat_timestamp_seconds{{{RUN}}}", "rank {{rank}}"),),
+            "s",
+        ),
+    ),
+)
+
+TOKENIZATION = Dashboard(
+    "videoar-tokenization",
+    "VideoAR tokenization",
+    (
+        _stat("done", f"videoar_pipeline_progress_ratio{{{RUN}}}", "Planned shards that are committed.", "percentunit"),
+        _stat("shards", f"sum(videoar_pipeline_shards_committed_total{{{RUN}}})", "Committed by this run of the job."),
+        _stat("frames", f"sum(videoar_pipeline_frames_total{{{RUN}}})", "Pixel frames encoded by this run of the job."),
+        _stat("tokens", f"sum(videoar_pipeline_tokens_total{{{RUN}}})", "Positions written by this run of the job."),
+        _stat(
+            "refused clips",
+            f'sum(videoar_pipeline_clips_total{{{RUN},outcome="refused"}}) / sum(videoar_pipeline_clips_total{{{RUN}}})',
+            "Share of clips with an outcome; the reasons are in rejects.parquet.",
+            "percentunit",
+        ),
+        _stat(
+            "refused videos",
+            f'sum(videoar_pipeline_videos_total{{{RUN},outcome="refused"}}) / sum(videoar_pipeline_videos_total{{{RUN}}})',
+            "Share of videos with an outcome.",
+            "percentunit",
+        ),
+        Panel("progress", "Straight is healthy.", ((f"videoar_pipeline_progress_ratio{{{RUN}}}", "{{run}}"),), "percentunit"),
+        Panel(
+            "frames a second",
+            "Over all workers.",
+            ((f"sum by (run) (rate(videoar_pipeline_frames_total{{{RUN}}}{RATE}))", "{{run}}"),),
+        ),
+        Panel(
+            "tokens a second",
+            "Over all workers.",
+            ((f"sum by (run) (rate(videoar_pipeline_tokens_total{{{RUN}}}{RATE}))", "{{run}}"),),
+        ),
+        Panel(
+            "clips a second by outcome",
+            "Refusals that start at one moment point at a bad source folder.",
+            ((f"sum by (outcome, reason) (rate(videoar_pipeline_clips_total{{{RUN}}}{RATE}))", "{{outcome}} {{reason}}"),),
+        ),
+        Panel(
+            "seconds of a unit of work by stage, 95 in 100 below",
+            "The stage that grows is the one to look at.",
+            (
+                (
+                    f"histogram_quantile(0.95, sum by (stage, le) (rate(videoar_pipeline_stage_seconds_bucket{{{RUN}}}{RATE})))",
+                    "{{stage}}",
+                ),
+            ),
+            "s",
+        ),
+        Panel(
+            "share of a worker's time by stage",
+            "What the workers do; waiting for decoded frames means decoding is the limit.",
+            ((f"sum by (stage) (rate(videoar_pipeline_stage_seconds_sum{{{RUN}}}{RATE}))", "{{stage}}"),),
+            "percentunit",
+        ),
+    ),
+)
+
+DASHBOARDS = (TRAINING, TOKENIZATION)
+
+ALERTS = (
+    Alert(
+        "VideoarTrainingStalled",
+        "time() - max by (run) (videoar_train_heartbeat_timestamp_seconds) > 600",
+        "2m",
+        "page",
+        "No rank of {{ $labels.run }} has finished a step for 10 minutes.",
+        "Look at RUN/log/rank-*.log; `videoar launch` starts the job again from its newest checkpoint.",
+    ),
+    Alert(
+        "VideoarRankBehind",
+        "max by (run) (videoar_train_heartbeat_timestamp_seconds) - on (run) group_right ()"
+        " videoar_train_heartbeat_timestamp_seconds > 120",
+        "5m",
+        "page",
+        "Rank {{ $labels.rank }} of {{ $labels.run }} is 2 minutes behind the others.",
+        "Look at the host of that rank: throttled device, full disk, broken link.",
+    ),
+    Alert(
+        "VideoarLossNotANumber",
+        "videoar_train_loss != videoar_train_loss",
+        "1m",
+        "page",
+        "The loss of {{ $labels.run }} is not a number.",
+        "The job skips such steps and stops after train.max_skips of them; find the first one in metrics.jsonl.",
+    ),
+    Alert(
+        "VideoarStepsSkipped",
+        "sum by (run) (increase(videoar_train_skipped_steps_total[30m])) > 3",
+        "1m",
+        "ticket",
+        "{{ $labels.run }} skipped more than 3 steps in half an hour.",
+        "metrics.jsonl names the reason and the sample ids of each skipped step.",
+    ),
+    Alert(
+        "VideoarSamplesCorrupt",
+        "sum by (run) (increase(videoar_train_corrupt_samples_total[1h])) > 0",
+        "1m",
+        "ticket",
+        "{{ $labels.run }} read samples that do not match their checksum.",
+        "Run `videoar shards verify` on the shards; a disk may be failing.",
+    ),
+    Alert(
+        "VideoarRestarts",
+        "increase(videoar_train_restarts_total[6h]) > 2 or videoar_train_restarts_total > 5",
+        "1m",
+        "ticket",
+        "{{ $labels.run }} keeps failing and starting again.",
+        "The end of each failed start stands in the log before the line `[launch] exit code`.",
+    ),
+    Alert(
+        "VideoarCheckpointOld",
+        "time() - videoar_train_checkpoint_last_success_timestamp_seconds > 4 * 3600",
+        "5m",
+        "ticket",
+        "The newest whole checkpoint of {{ $labels.run }} is 4 hours old.",
+        "Look for a full disk under RUN/checkpoints; set train.checkpoint_every lower.",
+    ),
+    Alert(
+        "VideoarWaitsForData",
+        "rate(videoar_train_data_wait_seconds_total[15m]) > 0.2",
+        "15m",
+        "ticket",
+        "{{ $labels.run }} spends more than a fifth of its time waiting for data.",
+        "Raise train.prefetch, or move the shards to a faster disk.",
+    ),
+    Alert(
+        "VideoarTokenizationStalled",
+        "videoar_pipeline_progress_ratio < 1 and on (run) sum by (run) (increase(videoar_pipeline_frames_total[30m])) == 0",
+        "10m",
+        "page",
+        "{{ $labels.run }} has encoded nothing for half an hour.",
+        "`ray job logs` of the job; run the same command again, finished shards are kept.",
+    ),
+    Alert(
+        "VideoarClipsRefused",
+        'sum by (run) (increase(videoar_pipeline_clips_total{outcome="refused"}[1h]))'
+        " > 0.5 * sum by (run) (increase(videoar_pipeline_clips_total[1h]))",
+        "15m",
+        "ticket",
+        "More than half of the clips of {{ $labels.run }} were refused in the last hour.",
+        "`videoar shards stat` counts them by reason; a filter may be too strict for this source.",
+    ),
+    Alert(
+        "VideoarNotScraped",
+        'up{job="videoar"} == 0',
+        "5m",
+        "ticket",
+        "{{ $labels.run }} does not answer at {{ $labels.instance }}.",
+        "The job has ended, or its address has changed: run `videoar dashboards` again with the run folder.",
+    ),
+)
