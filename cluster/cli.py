@@ -14,7 +14,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -78,6 +78,46 @@ def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     from cluster.report import write
 
     typer.echo(str(write(run)))
+
+
+@app.command()
+def preflight(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    job: Annotated[Literal["tokenize", "train"], typer.Option("--for", help="The job that is to start.")] = "train",
+    hostfile: Annotated[Path | None, typer.Option(help="Hosts, one line `HOST slots=N` each.")] = None,
+) -> None:
+    """Look for what would stop a job before it starts; exit code 1 when something would.
+
+    Example: videoar preflight -c configs/demo.yaml --for tokenize
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from cluster.config import load
+    from cluster.preflight import Lookers, ShardFacts, check
+    from pipeline.config import CorpusConfig
+    from pipeline.index import ShardDataset
+    from pipeline.source import find
+    from tokenizer.codec import read_json
+
+    def shards(folder: Path) -> ShardFacts:
+        dataset = ShardDataset.open(folder)
+        samples = {bucket.name: dataset.rows(bucket).num_rows for bucket in dataset.buckets()}
+        return ShardFacts(dataset.spec.digest, samples)
+
+    look = Lookers(
+        tokenizer=lambda folder: read_json(folder)[1].digest,
+        shards=shards,
+        videos=lambda resolved: len(list(find(resolved.get(CorpusConfig)))),
+    )
+    rows = check(load(config, overrides or ()), look, job, hostfile)
+    table = Table("check", "", "found", "what to do", title=f"preflight for {job}")
+    for row in rows:
+        table.add_row(row.what, "[green]ok[/green]" if row.ok else "[red]FAIL[/red]", row.found, "" if row.ok else row.mend)
+    Console().print(table)
+    if not all(row.ok for row in rows):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -1,0 +1,127 @@
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from cluster.config import Config, load
+from cluster.preflight import Lookers, Row, ShardFacts, check
+
+MIX = "mix: [{bucket: f005x32x32, batch: 2}, {bucket: f009x48x48, batch: 2}]"
+SHARDS = ShardFacts("a" * 64, {"f005x32x32": 7, "f009x48x48": 5})
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    file = tmp_path / "job.yaml"
+    file.write_text(
+        f"run: {{dir: {tmp_path / 'run'}}}\npipeline: {{output: {tmp_path / 'shards'}}}\nmetrics: {{port: 0}}\n"
+        f"curriculum: {{stages: [{{name: both, steps: 3, {MIX}}}]}}\n"
+    )
+    return load(file)
+
+
+def fine(shards: ShardFacts = SHARDS, tokenizer: str = "a" * 64, videos: int = 4) -> Lookers:
+    return Lookers(lambda folder: tokenizer, lambda folder: shards, lambda config: videos)
+
+
+def failed(rows: list[Row]) -> dict[str, Row]:
+    return {row.what: row for row in rows if not row.ok}
+
+
+@pytest.mark.parametrize("job", ["tokenize", "train"])
+def test_a_sound_job_passes(config: Config, job: str) -> None:
+    rows = check(config, fine(), job)  # type: ignore[arg-type]
+    assert not failed(rows)
+    assert {"python", "packages", "devices", "tokenizer"} <= {row.what for row in rows}
+    assert ("corpus" in {row.what for row in rows}) == (job == "tokenize")
+    assert all(row.found for row in rows)
+
+
+def test_another_tokenizer_is_found(config: Config) -> None:
+    row = failed(check(config, fine(tokenizer="b" * 64)))["shards"]
+    assert "12 samples by tokenizer aaaaaaaaaaaa" in row.found and "tokenizer.weights is bbbbbbbbbbbb" in row.mend
+
+
+def test_a_stage_whose_shape_has_no_samples_is_found(config: Config) -> None:
+    row = failed(check(config, fine(ShardFacts("a" * 64, {"f005x32x32": 7, "f009x48x48": 0}))))["stage both"]
+    assert row.found == "f005x32x32 (7), f009x48x48 (0)" and row.mend.startswith("add f009x48x48 to pipeline.buckets")
+    assert "curriculum" in failed(check(load(config.source, ["curriculum.stages=[]"]), fine()))
+
+
+def test_samples_add_up_over_several_folders(config: Config) -> None:
+    parts = {"one": ShardFacts("a" * 64, {"f005x32x32": 1}), "two": ShardFacts("a" * 64, {"f009x48x48": 1})}
+    look = Lookers(lambda folder: "a" * 64, lambda folder: parts[folder.name], lambda config: 1)
+    assert not failed(check(load(config.source, ["curriculum.shards=[one, two]"]), look))
+    assert set(failed(check(load(config.source, ["curriculum.shards=[one]"]), look))) == {"stage both"}
+
+
+def test_what_cannot_be_looked_at_is_a_row_with_its_reason(config: Config) -> None:
+    def absent(*_: object) -> str:
+        raise ValueError("no such thing; make it")
+
+    rows = failed(check(config, Lookers(absent, absent, absent)))  # type: ignore[arg-type]
+    assert rows["tokenizer"].found == rows["shards"].found == "no such thing; make it"
+    assert failed(check(config, Lookers(absent, absent, absent), "tokenize"))["corpus"].found == "no such thing; make it"  # type: ignore[arg-type]
+
+
+def test_no_videos(config: Config) -> None:
+    assert failed(check(config, fine(videos=0), "tokenize"))["corpus"].mend == "set corpus.videos"
+
+
+def test_a_port_in_use_and_a_foreign_address(config: Config) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        row = failed(check(load(config.source, [f"metrics.port={port}"]), fine()))["metrics.port"]
+        assert row.found == f"127.0.0.1:{port} is in use"
+    row = failed(check(load(config.source, ["metrics.host=203.0.113.1", "metrics.port=9400"]), fine()))["metrics.port"]
+    assert row.mend == "name an address of this machine"
+
+
+def test_too_little_disk(config: Config) -> None:
+    row = failed(check(load(config.source, ["pipeline.min_free_gb=1e9"]), fine()))["run folder"]
+    assert "GB free" in row.found and row.mend.startswith("free 1e+09 GB")
+
+
+def test_the_state_of_the_run_is_told(config: Config, tmp_path: Path) -> None:
+    def told() -> str:
+        return next(row.found for row in check(config, fine()) if row.what == "checkpoint")
+
+    assert "no whole checkpoint of step 3 (newest: none)" in told()
+    done = tmp_path / "run/checkpoints/step-00000003/DONE"
+    done.parent.mkdir(parents=True)
+    done.touch()
+    assert "the run is complete" in told()
+
+
+SSH = """#!/bin/sh
+# Stands for ssh: the last two words are the host and the script.
+while [ $# -gt 2 ]; do shift; done
+case $1 in
+  good) exec sh -c "$2" ;;
+  late) sh -c "$2" | sed 's/^1[0-9]*\\.[0-9]*$/1000000000.0/' ;;
+  bare) echo folder; date +%s.%N ;;
+  shut) echo "ssh: connect to host shut port 22: Connection refused" >&2; exit 255 ;;
+esac
+"""
+
+
+def test_hosts_are_logged_into_and_compared(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ssh", "pdsh"):
+        (tmp_path / name).write_text(SSH)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    hosts = tmp_path / "hosts"
+    hosts.write_text("".join(f"{name} slots=2\n" for name in ("good", "late", "bare", "shut")))
+    rows = check(config, fine(), hostfile=hosts)
+    bad = failed(rows)
+    assert "host good" not in bad and any(
+        row.what == "host good" and row.found.startswith("2 slot(s), clock within") for row in rows
+    )
+    assert bad["host late"].found.startswith("clock is ") and bad["host late"].mend == "start an NTP client on it"
+    assert bad["host bare"].found.startswith("has no /")
+    assert bad["host shut"].found == "ssh: ssh: connect to host shut port 22: Connection refused"
+    hosts.write_text("good slots=0\n")
+    assert failed(check(config, fine(), hostfile=hosts))["hostfile"].found.startswith(f"{hosts}:1: host good has no slots")
