@@ -72,7 +72,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, clips: Path) -> Iterator[Demo
     out = folder / "out"
     done = videoar("demo", "--out", str(out), "--videos", str(videos), *SMALL)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
-    yield Demo(out, out / "demo.yaml", videos, done.stdout)
+    yield Demo(out, out / "demo.yaml", videos, done.stdout + done.stderr)
 
 
 def test_each_step_is_a_real_command_that_is_printed(demo: Demo) -> None:

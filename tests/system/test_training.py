@@ -1,0 +1,160 @@
+"""Laws 2 and 3 with real processes: order and losses at any number of ranks, exact resume, kills, bad input."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import training
+
+pytestmark = pytest.mark.system
+GOLDEN = Path(__file__).parent / "golden_losses.json"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training.prepare(tmp_path_factory.mktemp("training"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: Path) -> Path:
+    """Two ranks, ZeRO-3, from step 1 to 20 with nothing in the way."""
+    run = config.parent / "undisturbed"
+    process = training.start(config, 2, run)
+    said = training.until(process, "step 3/20")
+    address = (run / "metrics-address").read_text().strip()
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        served = answer.read().decode()
+    rest, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said + rest
+    assert "videoar_train_step " in served and 'videoar_train_heartbeat_timestamp_seconds{rank="1"}' in served
+    return run
+
+
+def test_losses_do_not_depend_on_ranks_or_zero_stage(config: Path, undisturbed: Path) -> None:
+    for ranks, stage in ((1, 0), (3, 2)):
+        run = config.parent / f"ranks{ranks}-zero{stage}"
+        training.train(config, ranks, run, f"deepspeed.zero_optimization.stage={stage}")
+        training.compare(undisturbed, run, exact_to=0)
+    golden = json.loads(GOLDEN.read_text())
+    lines = training.metrics(undisturbed)
+    assert [line["sample_ids"][0] for line in lines] == golden["first_ids"]
+    assert [line["loss"] for line in lines] == pytest.approx(golden["losses"], rel=1e-5)
+    assert lines[-1]["loss"] < 0.75 * lines[0]["loss"]
+
+
+def test_kills_damage_and_other_numbers_of_ranks_change_nothing(config: Path, undisturbed: Path) -> None:
+    run = config.parent / "disturbed"
+    # kill -9 of one rank: the job ends with an error.
+    process = training.start(config, 2, run)
+    training.until(process, "step 9/20")
+    training.rank_process(process, 1).kill()
+    process.communicate(timeout=120)
+    assert process.returncode not in (0, 75)
+    # One byte of the newest checkpoint flips: the one before is used.
+    newest = max((run / "checkpoints").glob("step-????????"))
+    file = next((newest / "zero").glob("*optim_states.pt"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    # SIGTERM to one rank: a checkpoint and exit code 75 for all.
+    process = training.start(config, 2, run)
+    said = training.until(process, "step 10/20")
+    assert f"checkpoint {newest.name} is passed over: zero/{file.name} does not match its sha256" in said
+    training.rank_process(process, 1).send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, said + rest
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "stopped" and status["line"] == "SIGTERM" and 10 <= status["step"] < 16
+    # The stop file, and train.stop_after.
+    training.train(config, 2, run, "train.stop_after=16", code=75)
+    training.compare(_head(undisturbed, 16), run)
+    # Another number of ranks, through DeepSpeed's universal format: 2, 3, 1.
+    said = training.train(config, 3, run, "train.stop_after=18", code=75)
+    assert "was written by 2 ranks, this job has 3: converting" in said
+    training.train(config, 1, run)
+    training.compare(undisturbed, run, exact_to=16)
+    # A finished run says so.
+    assert "finished, all 20 steps are trained" in training.train(config, 1, run)
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert kept == ["step-00000012", "step-00000016", "step-00000018", "step-00000020"]  # three newest, ends of stages
+
+
+def _head(run: Path, steps: int) -> Path:
+    copy = run.with_name(f"{run.name}-{steps}")
+    copy.mkdir()
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_text("".join(lines[:steps]))
+    return copy
+
+
+def test_an_exported_model_is_the_trained_one(undisturbed: Path, tmp_path: Path) -> None:
+    import torch
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    from pretrain.export import describe, export, load_model
+
+    export(undisturbed, tmp_path / "plain", average=False)
+    export(undisturbed, tmp_path / "average")
+    model = load_model(tmp_path / "plain")
+    theirs = get_fp32_state_dict_from_zero_checkpoint(str(undisturbed / "checkpoints" / "step-00000020"))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, theirs[f"model.{name}"]), name
+    averaged = load_model(tmp_path / "average").state_dict()
+    assert not torch.equal(averaged["head.weight"], model.state_dict()["head.weight"])
+    found = describe(tmp_path / "average")
+    assert found.averaged and found.step == 20 and found.spec.digest == "0" * 64
+
+
+def alone(
+    config: Path, run: Path, *overrides: str, rank: int = 0, world: int = 1, port: int = 0, limit: int = 0
+) -> subprocess.Popen[str]:
+    """Start one rank by hand. limit: largest file in bytes that it may write."""
+    env = training.environment() | {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_SIZE": str(world),
+    }
+    if port:
+        env["MASTER_PORT"] = str(port)
+    return subprocess.Popen(
+        [sys.executable, "-m", "pretrain.train", "-c", str(config), f"run.dir={run}", *overrides],
+        env=env,
+        cwd=config.parent,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None,
+    )
+
+
+def test_a_full_disk_costs_a_checkpoint_and_nothing_else(config: Path, undisturbed: Path) -> None:
+    run = config.parent / "full-disk"
+    zero = "deepspeed.zero_optimization.stage=0"
+    first = alone(config, run, zero, "train.stop_after=4")
+    assert first.communicate(timeout=120) and first.returncode == 75
+    second = alone(config, run, zero, limit=150_000)
+    said, _ = second.communicate(timeout=120)
+    assert second.returncode == 0, said
+    assert "checkpoint of step 8 could not be written (rank 0: " in said and "older checkpoints stay, training goes on" in said
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000004"]
+    training.compare(undisturbed, run, exact_to=0)
+
+
+def test_ranks_that_differ_are_refused_by_name(config: Path) -> None:
+    port, run = training.free_port(), config.parent / "differ"
+    both = [alone(config, run, f"train.clip={1.0 + rank}", rank=rank, world=2, port=port) for rank in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [1, 1]
+    for text in said:
+        assert "rank 1 on " in text and "`train.clip` is 2.0 there and 1.0 on rank 0" in text
+        assert "Traceback" not in text

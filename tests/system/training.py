@@ -1,0 +1,108 @@
+"""Starts training jobs for the system tests: a small configuration on shards of random bits, and the launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "pretrain"))
+import made_shards  # noqa: E402
+
+BUCKETS = {"f009x32x32": 22, "f005x64x64": 9}
+CONFIG = """
+run: {dir: DIR/run, seed: 3}
+model: {layers: 2, width: 64, heads: 2, text_length: 32}
+curriculum:
+  shards: [DIR/shards]
+  stages:
+    - name: low
+      steps: 12
+      mix: [{bucket: f009x32x32, batch: 5, weight: 2}, {bucket: f009x32x32, frames: 1, batch: 4}]
+    - {name: high, steps: 8, mix: [{bucket: f005x64x64, batch: 3}], learning_rate: 0.002, window: 1, frame_mask: 0.1}
+train: {learning_rate: 0.003, warmup: 3, dtype: float32, micro_batch: 2, checkpoint_every: 4, ema: 0.9, threads: 1}
+deepspeed: {zero_optimization: {stage: 3}}
+metrics: {port: 0}
+"""
+STEPS = 20
+
+
+def prepare(folder: Path) -> Path:
+    """Write shards and configuration; returns the configuration's path."""
+    made_shards.make(folder / "shards", BUCKETS)
+    path = folder / "config.yaml"
+    path.write_text(CONFIG.replace("DIR", str(folder)))
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
+
+
+def start(config: Path, ranks: int, run: Path, *overrides: str) -> subprocess.Popen[str]:
+    """Start a job under the launcher; its output is one pipe."""
+    command = [str(Path(sys.executable).with_name("deepspeed")), "--hostfile", os.devnull, "--num_gpus", str(ranks)]
+    command += ["--master_port", str(free_port()), "--no_local_rank", "--module", "pretrain.train"]
+    command += ["-c", str(config), f"run.dir={run}", *overrides]
+    return subprocess.Popen(
+        command, env=environment(), cwd=config.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def train(config: Path, ranks: int, run: Path, *overrides: str, code: int = 0) -> str:
+    """Run a job to its end, check the exit code, return its output."""
+    process = start(config, ranks, run, *overrides)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == code, f"exit code {process.returncode}, {code} expected:\n{output}"
+    return output
+
+
+def until(process: subprocess.Popen[str], words: str) -> str:
+    """Read a job's output until a line holds `words`."""
+    seen = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        seen += line
+        if words in line:
+            return seen
+    raise AssertionError(f"`{words}` was never said:\n{seen}")
+
+
+def rank_process(process: subprocess.Popen[str], rank: int) -> psutil.Process:
+    """The process of one rank below a launcher."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if child.environ().get("RANK") == str(rank) and "pretrain.train" in child.cmdline():
+            return child
+    raise AssertionError(f"rank {rank} is not running")
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def compare(first: Path, second: Path, *, exact_to: int = STEPS, relative: float = 1e-5) -> None:
+    """Check that two runs trained on the same samples with the same losses, bit by bit up to step `exact_to`."""
+    one, two = metrics(first), metrics(second)
+    assert [line["step"] for line in two] == list(range(1, len(one) + 1))
+    for a, b in zip(one, two, strict=True):
+        step = a["step"]
+        assert a["sample_ids"] == b["sample_ids"], f"step {step}: other samples"
+        assert a["tokens"] == b["tokens"] and a["stage"] == b["stage"] and a["learning_rate"] == b["learning_rate"]
+        for name in ("loss", "grad_norm"):
+            if step <= exact_to:
+                assert a[name] == b[name], f"step {step}: {name} {a[name]!r} and {b[name]!r}"
+            else:
+                assert abs(a[name] - b[name]) <= relative * abs(a[name]), f"step {step}: {name} {a[name]!r} and {b[name]!r}"
