@@ -32,7 +32,7 @@ def inflate(
     missing = sorted(set(shapes) - set(weights_2d))
     foreign = sorted(set(weights_2d) - set(shapes))
     if missing or foreign:
-        raise ValueError(f"state dict does not fit the network: missing {_some(missing)}; foreign {_some(foreign)}")
+        raise ValueError(f"state dict does not fit the network: missing {name_some(missing)}; foreign {name_some(foreign)}")
     generator = torch.Generator().manual_seed(seed)
     made: dict[str, Tensor] = {}
     for name, shape in shapes.items():
@@ -50,7 +50,8 @@ def inflate(
     return made
 
 
-def _some(names: list[str], most: int = 8) -> str:
+def name_some(names: list[str], most: int = 8) -> str:
+    """Names for a message: the first few, and how many more."""
     if not names:
         return "none"
     more = f" and {len(names) - most} more" if len(names) > most else ""

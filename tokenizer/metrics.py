@@ -1,0 +1,92 @@
+"""Scores of reconstruction: PSNR, SSIM, LPIPS, rFVD, and what the bits carry.
+
+In:  original and reconstructed clips uint8 (B,T,H,W,3); packed bits.
+Out: plain figures.
+Called by: pipeline/tokenizer_scores.py, benchmarks/proof_tokenizer.py, pretrain's evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenizer.i3d import I3d, frechet
+from tokenizer.perceptual import Lpips
+from tokenizer.quantizer import unpack
+from tokenizer.scales import Scales
+
+
+def psnr(a_BTHWC: Tensor, b_BTHWC: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each clip, dB, float64 (B,): from the mean squared error over the whole clip; 100 at most."""
+    error = (a_BTHWC.double() - b_BTHWC.double()).square().flatten(1).mean(1)
+    return (10 * torch.log10(255**2 / error.clamp(min=255**2 * 1e-10))).clamp(max=100.0)
+
+
+def ssim(a_BTHWC: Tensor, b_BTHWC: Tensor) -> Tensor:
+    """Structural similarity of each clip, float64 (B,): Gaussian window 11, sigma 1.5, mean over channels, valid positions, frames.
+
+    Source: Wang et al. 2004 (K1 0.01, K2 0.03, range 255). Raises ValueError for frames under 11 pixels.
+    """
+    if min(a_BTHWC.shape[2:4]) < 11:
+        raise ValueError(f"SSIM takes frames of at least 11x11 pixels, not {a_BTHWC.shape[2]}x{a_BTHWC.shape[3]}")
+    place = torch.arange(11, dtype=torch.float64) - 5
+    line = torch.exp(-(place**2) / (2 * 1.5**2))
+    line = line / line.sum()
+
+    def blur(x_NHW: Tensor) -> Tensor:
+        x = F.conv2d(x_NHW[:, None], line.view(1, 1, 11, 1))
+        return F.conv2d(x, line.view(1, 1, 1, 11))[:, 0]
+
+    scores = []
+    for a_THWC, b_THWC in zip(a_BTHWC.cpu(), b_BTHWC.cpu()):
+        a, b = (x.permute(0, 3, 1, 2).flatten(0, 1).double() for x in (a_THWC, b_THWC))
+        mean_a, mean_b = blur(a), blur(b)
+        var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+        both = blur(a * b) - mean_a * mean_b
+        c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+        each = ((2 * mean_a * mean_b + c1) * (2 * both + c2)) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+        scores.append(each.mean())
+    return torch.stack(scores)
+
+
+@torch.no_grad()
+def lpips(net: Lpips, a_BTHWC: Tensor, b_BTHWC: Tensor) -> Tensor:
+    """Mean LPIPS over the frames of each clip, float32 (B,). Frames take at least 32x32 pixels."""
+    found = []
+    device = net.kernels[0].device
+    for a_THWC, b_THWC in zip(a_BTHWC, b_BTHWC):
+        a, b = (x.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1 for x in (a_THWC, b_THWC))
+        found.append(net(a, b).mean().cpu())
+    return torch.stack(found)
+
+
+def rfvd(net: I3d, a_BTHWC: Tensor, b_BTHWC: Tensor) -> float:
+    """Frechet video distance between originals and reconstructions (the same clips on both sides)."""
+    return frechet(net.features(a_BTHWC).double().numpy(), net.features(b_BTHWC).double().numpy())
+
+
+def bit_figures(packed_NB: Tensor, scales: Scales, d: int) -> dict[str, dict[str, float]]:
+    """What the bits of each scale carry, over N frames: `entropy` (mean bits a bit, 1 = used fully), `dead` (share of bits that
+    never change), keyed `HxW`."""
+    figures: dict[str, dict[str, float]] = {}
+    for (rows, columns), bits in zip(scales, unpack(packed_NB, scales, d)):
+        share = bits.flatten(0, 2).double().mean(0)
+        safe = share.clamp(1e-12, 1 - 1e-12)
+        entropy = -(safe * safe.log2() + (1 - safe) * (1 - safe).log2())
+        dead = ((share == 0) | (share == 1)).double().mean()
+        figures[f"{rows}x{columns}"] = {"entropy": float(entropy.mean()), "dead": float(dead)}
+    return figures
+
+
+def bits_per_pixel(frame_bytes: int, latents: int, frames: int, height: int, width: int) -> float:
+    """Stored bits over pixels of a clip."""
+    return frame_bytes * 8 * latents / (frames * height * width)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean, NaN for none."""
+    return math.fsum(values) / len(values) if values else math.nan
