@@ -1,6 +1,6 @@
 """Attention under the mask of VideoAR, by three interchangeable backends.
 
-In:  queries, keys, values (B, H, L, D) of a whole sequence, and a `Mask` that says who sees whom.
+In:  queries (scaled), keys, values (B, H, L, D) of a whole sequence, and a `Mask` that says who sees whom.
 Out: the attended values, same shape.
 Called by: pretrain.model (one plan a forward serves every block).
 
@@ -32,7 +32,7 @@ Backend = Literal["auto", "blocks", "flex", "dense"]
 
 
 class Attend(Protocol):
-    """Attention of block `layer`, bound to its mask. q, k, v: (B, H, L, D), q not yet scaled; returns (B, H, L, D)."""
+    """Attention of block `layer`, bound to its mask. q, k, v: (B, H, L, D), q scaled already; returns (B, H, L, D)."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend."""
@@ -118,7 +118,7 @@ def plan(backend: Backend, mask: Mask) -> Attend:
     if backend == "flex":
         return _flex(mask)
     dense_B1LL = mask.dense()
-    return lambda layer, q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=dense_B1LL)
+    return lambda layer, q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=dense_B1LL, scale=1.0)
 
 
 def _flex(mask: Mask) -> Attend:
@@ -129,7 +129,7 @@ def _flex(mask: Mask) -> Attend:
     flex = _compiled_flex() if device.type == "cuda" else _eager_flex()
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out: Tensor = flex(q, k, v, block_mask=block)
+        out: Tensor = flex(q, k, v, block_mask=block, scale=1.0)
         return out
 
     return attend

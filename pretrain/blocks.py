@@ -9,7 +9,7 @@ Legend: B samples, H heads, L tokens, D head dimension, Q queries of one group, 
 All keys of a (frame, scale) are a causal prefix of the document, less what the window and hidden frames take away. So
 the queries are cut into groups of one or more whole scales of one frame; a group's keys are one to three contiguous
 ranges; small scales share a group and take a small triangle mask. Scores never exist for more than one group (cut
-further at `SCORES` elements), forward or backward: the backward pass makes them again.
+further at `SCORES` elements); short sequences keep the weights for the backward pass, long ones make them again.
 
 Why not PyTorch's fused CPU attention: in bfloat16 it reached 62 to 122 GFLOP/s forward and 50 to 100 backward where
 these products reach 270 and 330 (docs/numerics.md, Transformer).
@@ -31,6 +31,8 @@ ROWS = 64
 """Scales are joined until a group has this many queries."""
 SCORES = 8 * 1024 * 1024
 """Most scores that one product makes (all samples and heads together)."""
+KEPT = 16 * 1024 * 1024
+"""A block's weights are kept for the backward pass up to this many, all groups together; beyond, they are made again."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class BlockPlan:
     groups: tuple[Group, ...]
     tail: tuple[int, int]
     """Padding tokens of the row, which see only themselves."""
+
+    @property
+    def pairs(self) -> int:
+        """Scores computed for one sample and head."""
+        return sum((group.end - group.begin) * sum(end - begin for begin, end in group.keys) for group in self.groups)
 
     @classmethod
     def make(
@@ -187,35 +194,40 @@ def _rows(group: Group, products: int) -> list[tuple[int, int]]:
 class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, plan: BlockPlan) -> Tensor:
-        heads = q_BHLD.shape[1]
-        q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q_BHLD, k_BHLD, v_BHLD))
-        scale = 1.0 / math.sqrt(q.shape[-1])
-        out = torch.empty_like(q)
+        batch, heads, length, size = q_BHLD.shape
+        q, k, v = (x.reshape(-1, length, size) for x in (q_BHLD, k_BHLD, v_BHLD))
+        # Laid out as the output map wants it: heads of one token side by side.
+        out_BLHD = q.new_empty(batch, length, heads, size)
+        keeps = plan.pairs * q.shape[0] <= KEPT and any(ctx.needs_input_grad)
+        kept: list[Tensor] = []
         for group in plan.groups:
             k_group, v_group = _gather(k, group.keys), _gather(v, group.keys)
             for begin, end in _rows(group, q.shape[0]):
-                weights = _weights(q[:, begin:end] * scale, k_group, group, begin, end, heads)
-                out[:, begin:end] = torch.bmm(weights, v_group)
+                weights = _weights(q[:, begin:end], k_group, group, begin, end, heads)
+                seen = torch.bmm(weights, v_group).view(batch, heads, end - begin, size)
+                out_BLHD[:, begin:end] = seen.transpose(1, 2)
+                if keeps:
+                    kept.append(weights)
         begin, end = plan.tail
-        out[:, begin:end] = v[:, begin:end]
-        ctx.save_for_backward(q, k, v)
-        ctx.plan, ctx.heads, ctx.scale = plan, heads, scale
-        return out.view(q_BHLD.shape)
+        out_BLHD[:, begin:end] = v_BHLD[:, :, begin:end].transpose(1, 2)
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.plan, ctx.heads = plan, heads
+        return out_BLHD.transpose(1, 2)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_BHLD: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v = ctx.saved_tensors
-        plan, heads, scale = ctx.plan, ctx.heads, ctx.scale
-        grad = grad_BHLD.reshape(q.shape)
+        q, k, v, *kept = ctx.saved_tensors
+        plan, heads = ctx.plan, ctx.heads
+        made = iter(kept)
         dq = torch.empty_like(q)
         # Many groups add to one key: their sum is kept in float32.
         dk, dv = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
         for group in plan.groups:
             k_group, v_group = _gather(k, group.keys), _gather(v, group.keys)
             for begin, end in _rows(group, q.shape[0]):
-                q_rows, grad_rows = q[:, begin:end] * scale, grad[:, begin:end]
-                weights = _weights(q_rows, k_group, group, begin, end, heads)
+                q_rows, grad_rows = q[:, begin:end], grad_BHLD[:, :, begin:end].reshape(-1, end - begin, q.shape[2])
+                weights = next(made) if kept else _weights(q_rows, k_group, group, begin, end, heads)
                 _scatter(dv, torch.bmm(weights.transpose(1, 2), grad_rows), group.keys)
                 d_weights = torch.bmm(grad_rows, v_group.transpose(1, 2))
                 d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
@@ -223,11 +235,6 @@ class _Blocks(torch.autograd.Function):
                 _scatter(dk, torch.bmm(d_scores.transpose(1, 2), q_rows), group.keys)
         begin, end = plan.tail
         dq[:, begin:end] = 0
-        dv[:, begin:end] += grad[:, begin:end]
-        dq *= scale
-        return (
-            dq.view(grad_BHLD.shape),
-            dk.to(k.dtype).view(grad_BHLD.shape),
-            dv.to(v.dtype).view(grad_BHLD.shape),
-            None,
-        )
+        dv[:, begin:end] += grad_BHLD[:, :, begin:end].reshape(q.shape[0], end - begin, q.shape[2])
+        shape = grad_BHLD.shape
+        return dq.view(shape), dk.to(k.dtype).view(shape), dv.to(v.dtype).view(shape), None

@@ -79,7 +79,7 @@ class Cache:
             keys, values = self._kept[layer]
             keys[:, :, begin:end] = k
             values[:, :, begin:end] = v
-            return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], attn_mask=seen)
+            return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], attn_mask=seen, scale=1.0)
 
         return stepped
 

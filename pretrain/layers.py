@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pretrain import fused
 from pretrain.attention import Attend
 from pretrain.config import ModelConfig
-from pretrain.rope import rotate
+
+EPS = 1e-6
 
 
 class Linear(nn.Linear):
@@ -43,14 +44,17 @@ class Table(nn.Embedding):
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis, in float32."""
 
-    def __init__(self, width: int, eps: float = 1e-6) -> None:
+    def __init__(self, width: int, *, compile: bool = False) -> None:
         super().__init__()
-        self.eps = eps
+        self.compile_parts = compile
         self.weight = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the same shape and type."""
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return (x, norm(x)), or with `y` (x + y, norm(x + y))."""
+        if y is None:
+            return x, fused.choose(fused.norm, self.compile_parts)(x, self.weight, EPS)
+        total, normed = fused.choose(fused.add_norm, self.compile_parts)(x, y, self.weight, EPS)
+        return total, normed
 
 
 class SelfAttention(nn.Module):
@@ -58,22 +62,19 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads = config.heads
+        self.heads, self.compile_parts = config.heads, config.compile
         size = config.width // config.heads
         self.qkv = Linear(config.width, 3 * config.width)
-        self.q_norm = RMSNorm(size) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(size) if config.qk_norm else nn.Identity()
+        self.q_norm = nn.Parameter(torch.ones(size)) if config.qk_norm else None
+        self.k_norm = nn.Parameter(torch.ones(size)) if config.qk_norm else None
         self.out = Linear(config.width, config.width, gain=1 / math.sqrt(2 * config.layers))
 
     def forward(self, x_BLC: Tensor, cos: Tensor, sin: Tensor, attend: Attend, layer: int) -> Tensor:
-        """Return (B, L, C)."""
-        batch, length, width = x_BLC.shape
-        qkv = self.qkv(x_BLC).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        q_BHLD, k_BHLD, v_BHLD = qkv.unbind(0)
-        q_BHLD = rotate(self.q_norm(q_BHLD), cos, sin)
-        k_BHLD = rotate(self.k_norm(k_BHLD), cos, sin)
+        """Return (B, L, C). cos, sin: float32 (B, 1, L, D / 2)."""
+        cut = fused.choose(fused.heads, self.compile_parts)
+        q_BHLD, k_BHLD, v_BHLD = cut(self.qkv(x_BLC), self.q_norm, self.k_norm, cos, sin, self.heads, EPS)
         seen = attend(layer, q_BHLD, k_BHLD, v_BHLD)
-        out: Tensor = self.out(seen.transpose(1, 2).reshape(batch, length, width))
+        out: Tensor = self.out(seen.transpose(1, 2).reshape(x_BLC.shape))
         return out
 
 
@@ -82,14 +83,14 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.compile_parts = config.compile
         hidden = ffn_width(config)
         self.gate_up = Linear(config.width, 2 * hidden)
         self.down = Linear(hidden, config.width, gain=1 / math.sqrt(2 * config.layers))
 
     def forward(self, x_BLC: Tensor) -> Tensor:
         """Return (B, L, C)."""
-        gate, up = self.gate_up(x_BLC).chunk(2, dim=-1)
-        out: Tensor = self.down(F.silu(gate) * up)
+        out: Tensor = self.down(fused.choose(fused.swiglu, self.compile_parts)(self.gate_up(x_BLC)))
         return out
 
 
@@ -99,15 +100,16 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.attention_norm = RMSNorm(config.width)
+        self.attention_norm = RMSNorm(config.width, compile=config.compile)
         self.attention = SelfAttention(config)
-        self.feed_norm = RMSNorm(config.width)
+        self.feed_norm = RMSNorm(config.width, compile=config.compile)
         self.feed = FeedForward(config)
 
     def forward(self, x_BLC: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """Return (B, L, C)."""
-        x_BLC = x_BLC + self.attention(self.attention_norm(x_BLC), cos, sin, attend, self.layer)
-        out: Tensor = x_BLC + self.feed(self.feed_norm(x_BLC))
+        _, normed = self.attention_norm(x_BLC)
+        x_BLC, normed = self.feed_norm(x_BLC, self.attention(normed, cos, sin, attend, self.layer))
+        out: Tensor = x_BLC + self.feed(normed)
         return out
 
 

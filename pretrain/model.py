@@ -55,7 +55,7 @@ class VideoAR(nn.Module):
         self.start = Table(1, config.width, std=1.0)
         self.scale = Table(config.max_scales, config.width, std=0.5) if config.scale_embedding else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.norm = RMSNorm(config.width)
+        self.norm = RMSNorm(config.width, compile=config.compile)
         self.head = BitHead(config.width, bits)
 
     @property
@@ -82,14 +82,14 @@ class VideoAR(nn.Module):
 
     def forward(self, x_BLC: Tensor, positions_BL3: Tensor, attend: Attend) -> Tensor:
         """Return the normed hidden states (B, L, C) of embedded tokens at `positions_BL3`."""
-        cos, sin = (table.to(x_BLC.dtype) for table in rope.tables(positions_BL3, self.config))
+        cos, sin = rope.tables(positions_BL3, self.config)
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 assert isinstance(block, Block)
                 x_BLC = recomputed(block, x_BLC, cos, sin, attend)
             else:
                 x_BLC = block(x_BLC, cos, sin, attend)
-        out: Tensor = self.norm(x_BLC)
+        out: Tensor = self.norm(x_BLC)[1]
         return out
 
     def positions(self, layout: Layout, text_length_B: Tensor) -> Tensor:

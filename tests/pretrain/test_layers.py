@@ -9,7 +9,7 @@ from torch import nn
 
 from pretrain.attention import Mask, plan
 from pretrain.config import ModelConfig
-from pretrain.layers import Block, FeedForward, Linear, RMSNorm, Table, ffn_width, recomputed
+from pretrain.layers import Block, FeedForward, Linear, RMSNorm, SelfAttention, Table, ffn_width, recomputed
 from pretrain.rope import positions, tables
 from pretrain.sequence import Layout
 
@@ -21,7 +21,9 @@ def test_norm_formula() -> None:
     nn.init.uniform_(norm.weight)
     x = torch.randn(3, 16) * 5
     expected = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
-    assert torch.allclose(norm(x), expected, atol=1e-5)
+    assert torch.allclose(norm(x)[1], expected, atol=1e-5)
+    total, normed = norm(x - 1, torch.ones_like(x))
+    assert torch.allclose(total, x, atol=1e-5) and torch.allclose(normed, expected, atol=1e-5)
 
 
 def test_feed_forward_is_swiglu() -> None:
@@ -66,7 +68,7 @@ def test_every_parameter_is_made_by_its_own_module() -> None:
     """A wrapper that freezes each module's parameters when its `__init__` returns (as zero.Init cuts them up) loses nothing."""
     taken: dict[int, torch.Tensor] = {}
     originals = {}
-    kinds = [Linear, Table, RMSNorm]
+    kinds = [Linear, Table, RMSNorm, SelfAttention]
     for kind in kinds:
         originals[kind] = kind.__init__
 
