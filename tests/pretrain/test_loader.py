@@ -1,0 +1,194 @@
+"""From shards to micro-batches: any number of ranks, corrupt samples, several data sets, reading ahead."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import made_shards
+
+from pipeline.index import ShardDataset
+from pretrain.batch import Batch
+from pretrain.config import CurriculumConfig, Mix, ModelConfig, Stage
+from pretrain.curriculum import Curriculum
+from pretrain.data import Corpus, DataError
+from pretrain.loader import Loader, StepData
+from pretrain.order import Order
+from pretrain.text import TextTokenizer
+from tokenizer.spec import CodecSpec
+
+BUCKET, LARGE = "f009x32x32", "f005x64x64"
+PLAN = Curriculum(
+    CurriculumConfig(
+        stages=(
+            Stage(name="a", steps=6, mix=(Mix(bucket=BUCKET, batch=5, weight=2), Mix(bucket=BUCKET, frames=1, batch=3))),
+            Stage(name="b", steps=2, mix=(Mix(bucket=LARGE, batch=4),)),
+        )
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_shards.make(tmp_path_factory.mktemp("data") / "shards", {BUCKET: 20, LARGE: 9})
+
+
+def loader(corpus: Corpus, *, rank: int = 0, world: int = 1, micro: int = 2, prefetch: int = 0, first: int = 1) -> Loader:
+    order = Order(3, PLAN, {name: corpus.sources(name) for name in PLAN.streams()}, 2)
+    return Loader(
+        corpus,
+        order,
+        TextTokenizer.make(ModelConfig()),
+        rank=rank,
+        world=world,
+        micro_batch=micro,
+        text_length=16,
+        first_step=first,
+        last_step=PLAN.steps,
+        prefetch=prefetch,
+    )
+
+
+def real(items: list[StepData]) -> list[tuple[str, int, bytes, bytes]]:
+    """All samples that count, as (key, seed, bits, text), in no order."""
+    found = []
+    for item in items:
+        for batch in item.batches:
+            for i in range(batch.bits.shape[0]):
+                if batch.weight[i]:
+                    text = bytes(batch.text[i, : batch.text_length[i]].tolist())
+                    found.append((batch.ids[i], int(batch.seeds[i]), batch.bits[i].numpy().tobytes(), text))
+    return sorted(found)
+
+
+def test_any_number_of_ranks_reads_the_same_global_batch(shards: Path) -> None:
+    corpus = Corpus.open([shards], PLAN)
+    alone = [loader(corpus).load(step) for step in range(1, PLAN.steps + 1)]
+    for world in (2, 3, 4):
+        for step, item in enumerate(alone, start=1):
+            parts = [loader(corpus, rank=rank, world=world).load(step) for rank in range(world)]
+            assert real(parts) == real([item])
+            assert {part.ids for part in parts} == {item.ids} and sorted(item.ids) == [key for key, *_ in real([item])]
+            assert sum(part.tokens for part in parts) == item.tokens
+            shapes = [[(batch.bits.shape, batch.text.shape, batch.grid) for batch in part.batches] for part in parts]
+            assert all(shape == shapes[0] for shape in shapes)
+            weights = sum(float(batch.weight.sum()) for part in parts for batch in part.batches)
+            assert weights == pytest.approx(1.0, abs=1e-6)
+
+
+def test_frames_takes_the_causal_prefix(shards: Path) -> None:
+    corpus = Corpus.open([shards], PLAN)
+    items = [loader(corpus).load(step) for step in range(1, 7)]
+    whole = {key: bits for item in items if item.place.mix.frames == 0 for key, _, bits, _ in real([item])}
+    images = [entry for item in items if item.place.mix.frames == 1 for entry in real([item])]
+    size = corpus.spec.frame_bytes(4, 4)
+    both = [(bits, whole[key]) for key, _, bits, _ in images if key in whole]
+    assert both and all(bits == video[:size] for bits, video in both)
+
+
+def test_reading_ahead_changes_nothing_and_starts_anywhere(shards: Path) -> None:
+    corpus = Corpus.open([shards], PLAN)
+    plain = [real([item]) for item in loader(corpus)]
+    with loader(corpus, prefetch=3) as ahead:
+        assert [real([item]) for item in ahead] == plain
+    with loader(corpus, prefetch=1, first=5) as later:
+        iterator = iter(later)
+        assert real([next(iterator)]) == plain[4]
+    assert later._thread is not None and not later._thread.is_alive()
+
+
+def damage(folder: Path, bucket: str, number: int) -> str:
+    """Flip one byte of a sample's bits; returns its key."""
+    dataset = ShardDataset.open(folder)
+    from pipeline.records import Bucket
+
+    row = dataset.rows(Bucket.parse(bucket)).slice(number, 1).to_pylist()[0]
+    with (folder / f"{row['shard']}.tar").open("r+b") as file:
+        file.seek(row["bits_offset"] + row["bits_size"] // 2)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 1]))
+    return str(row["key"])
+
+
+def test_corrupt_samples_are_replaced_by_the_same_rule_on_every_rank(tmp_path: Path) -> None:
+    folder = made_shards.make(tmp_path / "shards", {BUCKET: 20, LARGE: 9})
+    keys = ShardDataset.open(folder)._table["key"].to_pylist()
+    bad = [damage(folder, BUCKET, 3), damage(folder, BUCKET, 4)]
+    corpus = Corpus.open([folder], PLAN)
+    alone = [loader(corpus).load(step) for step in range(1, PLAN.steps + 1)]
+    replaced = [pair for item in alone for pair in item.replaced]
+    # Rows 3 and 4 both give way to row 5, the next one that can be read.
+    assert replaced and {key for _, key in replaced} == {keys[5]}
+    assert all(key not in bad for key, *_ in real(alone))
+    for world in (2, 3):
+        parts = [[loader(corpus, rank=r, world=world).load(s) for s in range(1, PLAN.steps + 1)] for r in range(world)]
+        assert real([item for part in parts for item in part]) == real(alone)
+        assert sorted(pair for part in parts for item in part for pair in item.replaced) == sorted(replaced)
+
+
+def test_a_ruined_data_set_ends_with_a_clear_line(tmp_path: Path) -> None:
+    folder = made_shards.make(tmp_path / "shards", {BUCKET: 4, LARGE: 4})
+    for number in range(4):
+        damage(folder, BUCKET, number)
+    with (
+        loader(Corpus.open([folder], PLAN), prefetch=2) as ahead,
+        pytest.raises(DataError, match=r"shard-000000: sample .* 4 rows in a row are corrupt: run `videoar shards verify`"),
+    ):
+        list(ahead)
+
+
+def test_missing_bucket_other_tokenizer_and_no_folder_are_named(shards: Path, tmp_path: Path) -> None:
+    small = made_shards.make(tmp_path / "small", {BUCKET: 3})
+    with pytest.raises(DataError, match=f"bucket {LARGE} has no samples in .*small; buckets there: {BUCKET}"):
+        Corpus.open([small], PLAN)
+    spec = CodecSpec(bits=16, spatial_stride=8, temporal_stride=4, digest="1" * 64)
+    other = made_shards.make(tmp_path / "other", {BUCKET: 3, LARGE: 3}, spec=spec)
+    with pytest.raises(DataError, match=r"other: shards of another tokenizer \(111111111111\)"):
+        Corpus.open([shards, other], PLAN)
+    with pytest.raises(DataError, match=r"set curriculum\.shards"):
+        Corpus.open([], PLAN)
+    with pytest.raises(DataError, match="2 weights for 1 datasets"):
+        Corpus.open([shards], PLAN, weights=(1.0, 2.0))
+
+
+def test_data_sets_join_into_one_epoch_or_alternate_by_weight(shards: Path, tmp_path: Path) -> None:
+    more = made_shards.make(tmp_path / "more", {BUCKET: 10, LARGE: 3}, salt="more")
+    stream = (BUCKET, 0)
+    joined = Corpus.open([shards, more], PLAN)
+    assert [source.rows for source in joined.sources(stream)] == [30]
+    apart = Corpus.open([shards, more], PLAN, weights=(1.0, 3.0))
+    assert [(source.rows, source.weight) for source in apart.sources(stream)] == [(20, 1.0), (10, 3.0)]
+    assert joined.digest != apart.digest
+    keys = set(pq.read_table(more / "index.parquet")["key"].to_pylist())
+    for corpus, least in ((joined, 1), (apart, 10)):
+        read = [key for step in range(1, 7) for key, *_ in real([loader(corpus).load(step)])]
+        assert sum(key in keys for key in read) >= least
+
+
+def test_excluded_sources_are_left_out_and_change_the_digest(tmp_path: Path) -> None:
+    folder = made_shards.make(tmp_path / "shards", {BUCKET: 8, LARGE: 4})
+    before = Corpus.open([folder], PLAN)
+    gone = f"{BUCKET}-2.mp4"
+    (folder / "excluded.json").write_text(f'["{gone}"]')
+    after = Corpus.open([folder], PLAN)
+    assert before.digest != after.digest
+    assert after.sources((BUCKET, 0))[0].rows == 7
+
+
+@pytest.fixture
+def batch(shards: Path) -> Iterator[Batch]:
+    yield loader(Corpus.open([shards], PLAN)).load(1).batches[0]
+
+
+def test_bits_travel_as_bytes_and_text_is_padded(batch: Batch) -> None:
+    assert batch.bits.dtype == torch.uint8 and batch.bits.shape == (2, 3 * made_shards.SPEC.frame_bytes(4, 4))
+    assert batch.text.shape[1] % 8 == 0 and batch.text.shape[1] <= 16
+    for i in range(2):
+        assert (batch.text[i, batch.text_length[i] :] == 0).all()
