@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -41,6 +41,31 @@ def tokenizer_train(config: ConfigPath, overrides: Overrides = None) -> None:
 
     job = plan(resolved, "pipeline.tokenizer_job", words=("train",), overrides=overrides or ())
     raise typer.Exit(run(resolved, job, folder=folder, finished=missing))
+
+
+@tokenizer_app.command("import")
+def tokenizer_import(
+    source: Annotated[Path, typer.Argument(help="Public image tokenizer, .pth or .safetensors.")],
+    folder: Annotated[Path, typer.Argument(help="Tokenizer folder that is written.")],
+    bits: Annotated[int | None, typer.Option(help="Bits a position of the result (default: the public ones).")] = None,
+    ema: Annotated[bool | None, typer.Option(help="Take the moving average (default: where there is one).")] = None,
+    older: Annotated[Literal["zero", "random"], typer.Option(help="Earlier time slices of the inflated kernels.")] = "zero",
+    temporal_stride: Annotated[int, typer.Option(help="Frames a latent frame: 1, 2 or 4.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+) -> None:
+    """Make a causal 3D tokenizer out of a public image tokenizer's weights.
+
+    Example: videoar tokenizer import infinity_vae_d32.pth runs/tokenizer --bits 48
+    """
+    from tokenizer.importer import ImportFailure, import_public
+
+    strides: dict[int, Literal[1, 2, 4]] = {1: 1, 2: 2, 4: 4}
+    if temporal_stride not in strides:
+        raise ImportFailure(f"--temporal-stride {temporal_stride}: take 1, 2 or 4")
+    spec = import_public(source, folder, bits=bits, ema=ema, older=older, temporal_stride=strides[temporal_stride], seed=seed)
+    typer.echo(
+        f"{folder}: {spec.bits} bits, stride {spec.temporal_stride}x{spec.spatial_stride}x{spec.spatial_stride}, digest {spec.digest}"
+    )
 
 
 @tokenizer_app.command("reconstruct")

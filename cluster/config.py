@@ -83,6 +83,8 @@ class ClusterConfig(Section):
     """Seconds between a failure and the new start."""
     stop_grace_seconds: float = Field(default=120.0, gt=0)
     """Seconds that a job gets to save and end after SIGTERM or SIGINT, before it is killed."""
+    stall_seconds: float = Field(default=1800.0, ge=0)
+    """A training job that finishes no step for so long is killed and started again; loading must fit in. 0 = never."""
     master_port: int = Field(default=0, ge=0, le=65535)
     """Rendezvous port of the training job; 0 takes a free one."""
 

@@ -28,8 +28,10 @@ from cluster.hosts import Host, read_hostfile
 from cluster.ports import free_port
 from cluster.procs import runs_module, words_of
 from cluster.supervise import Attempt, Policy, Supervisor
+from cluster.watchdog import Watch
 
 Via = Literal["local", "ssh"]
+TRAIN = "pretrain.train"
 RESTARTS = "VIDEOAR_RESTARTS"
 """Environment variable that tells the job how often it was started again (metric train_restarts_total)."""
 _FORWARDED = ("DS_ACCELERATOR", RESTARTS, "GLOO_", "NCCL_", "OMP_NUM_THREADS", "VIDEOAR_")
@@ -105,7 +107,7 @@ def accelerators() -> int:
 
 def plan(
     config: Config,
-    module: str = "pretrain.train",
+    module: str = TRAIN,
     *,
     overrides: Sequence[str] = (),
     via: Via | None = None,
@@ -197,8 +199,11 @@ def run(config: Config, job: Launch, *, folder: Path | None = None, finished: Ca
     folder = config.get(RunConfig).dir if folder is None else folder
     # Other hosts know best what they have: only a job on this machine is told to use the CPU.
     cpu = job.hostfile is None and accelerators() == 0
-    policy = Policy(cluster.max_restarts, cluster.restart_wait_seconds, cluster.stop_grace_seconds)
-    supervisor = Supervisor(policy, rank_module=job.module)
+    watch = Watch(folder / "metrics.jsonl", cluster.stall_seconds) if cluster.stall_seconds and job.module == TRAIN else None
+    policy = Policy(cluster.max_restarts, cluster.restart_wait_seconds, cluster.stop_grace_seconds, watch)
+    # No signal of ours reaches ranks on other hosts; all of them look for this file in the shared run folder.
+    ask = None if job.hostfile is None else (folder / "stop").touch
+    supervisor = Supervisor(policy, rank_module=job.module, ask=ask)
 
     def attempt(restarts: int) -> Attempt:
         env = environment(restarts, cpu=cpu)

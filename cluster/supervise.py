@@ -23,6 +23,7 @@ from types import FrameType
 import psutil
 
 from cluster.procs import parent_of, runs_module
+from cluster.watchdog import Watch, Watchdog
 
 DONE = 0
 FAILED = 1
@@ -41,6 +42,8 @@ class Policy:
     """Seconds before a new start."""
     stop_grace: float = 120.0
     """Seconds that the job gets to save and end after SIGTERM or SIGINT, before it is killed."""
+    watch: Watch | None = None
+    """A job that stands still is killed, and started again as after any failure."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,22 @@ def describe(code: int) -> str:
 class Supervisor:
     """Runs attempts one after the other. `stop` may be called from a signal handler or another thread."""
 
-    def __init__(self, policy: Policy, *, rank_module: str = "", say: Callable[[str], None] | None = None) -> None:
-        """`rank_module`: processes started as `python -m rank_module` take the signals; empty = the command itself."""
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        rank_module: str = "",
+        ask: Callable[[], None] | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        """`rank_module`: processes started as `python -m rank_module` take the signals; empty = the command itself.
+
+        `ask`: asks ranks that no signal of this machine reaches to save and end.
+        """
         self.policy = policy
         self.restarts = 0
         self._rank_module = rank_module
+        self._ask = ask
         self._say = say if say is not None else _say
         self._process: subprocess.Popen[bytes] | None = None
         self._overdue: threading.Timer | None = None
@@ -120,11 +134,18 @@ class Supervisor:
     def _terminate(self) -> None:
         if self._process is None:
             return
-        targets = self._targets(self._process.pid)
-        self._say(f"stopping: SIGTERM to {len(targets)} process(es), which get {self.policy.stop_grace:g} s to save and end")
+        targets = self._targets(self._process.pid) if self._ask is None else []
+        whom = (
+            f"SIGTERM to {len(targets)} process(es), which get"
+            if self._ask is None
+            else "the ranks on all hosts are asked and get"
+        )
+        self._say(f"stopping: {whom} {self.policy.stop_grace:g} s to save and end")
         self._overdue = threading.Timer(self.policy.stop_grace, self._kill_overdue)
         self._overdue.daemon = True
         self._overdue.start()
+        if self._ask is not None:
+            self._ask()
         for target in targets:
             with contextlib.suppress(psutil.NoSuchProcess):
                 target.terminate()
@@ -147,12 +168,19 @@ class Supervisor:
             self._process = process
             if self._stopping.is_set():  # the signal came while the process was being made
                 self._terminate()
-            code = process.wait()
+            with contextlib.ExitStack() as watching:
+                if self.policy.watch is not None:
+                    watching.enter_context(Watchdog(self.policy.watch, self._kill_still))
+                code = process.wait()
             self._process = None
             if self._overdue is not None:
                 self._overdue.cancel()
             _kill_group(process.pid)
         return code if code >= 0 else 128 - code
+
+    def _kill_still(self, reason: str) -> None:
+        self._say(f"{reason}: killing the job")
+        self.kill()
 
     def _kill_overdue(self) -> None:
         if self._process is not None:

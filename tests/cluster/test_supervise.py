@@ -112,6 +112,32 @@ def test_stop_reaches_the_ranks_and_not_their_launcher(tmp_path: Path) -> None:
     assert sorted(map(int, (tmp_path / "saved").read_text().split())) == sorted(ids)
 
 
+def test_ranks_that_no_signal_reaches_are_asked(tmp_path: Path) -> None:
+    stop = tmp_path / "stop"
+    os.mkfifo(stop)
+    waits = f"import sys; open({str(stop)!r}).read(); sys.exit(75)"
+    asked: list[str] = []
+
+    def ask() -> None:
+        asked.append("asked")
+        stop.write_text("now")
+
+    supervisor = Supervisor(QUICK, ask=ask, say=lambda text: None)
+    result: list[int] = []
+    begun = threading.Event()
+
+    def attempt(restarts: int) -> Attempt:
+        begun.set()
+        return Attempt(script(waits))
+
+    thread = threading.Thread(target=lambda: result.append(supervisor.run(attempt)))
+    thread.start()
+    assert begun.wait(30)
+    supervisor.stop()
+    thread.join(timeout=60)
+    assert (result, asked) == ([STOPPED], ["asked"])
+
+
 def test_a_job_that_does_not_end_is_killed_with_all_its_processes(tmp_path: Path) -> None:
     deaf = RANK.replace("    sys.exit(75)\n", "")
     said: list[str] = []
