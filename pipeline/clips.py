@@ -76,7 +76,7 @@ class VideoClips:
     def _length(self, video: str) -> int:
         """Frames of the video at the rate; 0 for one that cannot be used."""
         with self._lock:
-            known = self._frames.get(video)
+            known: int | None = self._frames.get(video)
         if known is not None:
             return known
         try:
@@ -85,7 +85,7 @@ class VideoClips:
         except VideoError as error:
             self._refuse(video, str(error))
             return 0
-        count = math.floor(info.times[-1] * self.fps + 1e-6) + 1
+        count: int = math.floor(info.times[-1] * self.fps + 1e-6) + 1
         with self._lock:
             self._frames[video] = count
         return count

@@ -92,7 +92,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("-c", "--config", required=True, type=Path)
-        command.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
         if name == "reconstruct":
             command.add_argument("video")
             command.add_argument("--output", required=True, type=Path)
@@ -102,7 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument("--clips", type=int, default=64)
             command.add_argument("--json", type=Path, default=None)
         command.add_argument("overrides", nargs="*")
-    given = parser.parse_args(arguments)
+    # the deepspeed launcher puts this in front of the sub-command; the rank is in the environment too
+    words = [word for word in (sys.argv[1:] if arguments is None else arguments) if not word.startswith("--local_rank=")]
+    given = parser.parse_args(words)
     try:
         config = load(given.config, given.overrides)
         if given.command == "train":

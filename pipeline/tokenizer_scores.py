@@ -153,8 +153,8 @@ def show(name: str, figures: dict[str, Any]) -> None:
     table = Table(title=f"{name}: {figures['clips']} clips, {figures['bits_per_frame']:.0f} bits a frame")
     for heading in ("PSNR dB", "SSIM", "LPIPS alex", "LPIPS vgg", "rFVD", "bits/pixel", "encode f/s", "decode f/s"):
         table.add_column(heading, justify="right")
-    keys = ("psnr", "ssim", "lpips_alex", "lpips_vgg", "rfvd", "bits_per_pixel")
-    keys += ("encode_frames_per_second", "decode_frames_per_second")
+    keys = ["psnr", "ssim", "lpips_alex", "lpips_vgg", "rfvd", "bits_per_pixel"]
+    keys += ["encode_frames_per_second", "decode_frames_per_second"]
     table.add_row(*("-" if figures[key] is None else f"{figures[key]:.4g}" for key in keys))
     usage = Table(title="bits")
     for heading in ("scale", "entropy a bit", "dead bits"):

@@ -1,0 +1,62 @@
+"""The training quantiser: what it forwards, what gradients it passes, what it counts."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from tokenizer.bottleneck import bottleneck
+from tokenizer.quantizer import quantize
+from tokenizer.scales import scales
+
+SCALES = scales(4, 4)
+
+
+def test_it_forwards_what_the_codec_quantises_to() -> None:
+    features = torch.randn(3, 8, 4, 4)
+    made = bottleneck(features, SCALES, [True] * 4, 100.0)
+    assert torch.allclose(made.quantized, quantize(features, SCALES)[1], atol=1e-6)
+
+
+def test_gradients_pass_straight_through() -> None:
+    features = torch.randn(2, 8, 4, 4, requires_grad=True)
+    weight = torch.randn(2, 8, 4, 4)
+    (gradient,) = torch.autograd.grad((bottleneck(features, SCALES, [True] * 4, 100.0).quantized * weight).sum(), features)
+    assert torch.equal(gradient, weight)
+
+
+def test_commitment_pulls_features_to_their_codes() -> None:
+    features = (5 * torch.randn(2, 8, 4, 4)).requires_grad_()
+    before = bottleneck(features, SCALES, [True] * 4, 100.0).commitment
+    (gradient,) = torch.autograd.grad(before, features)
+    after = bottleneck(features - gradient, SCALES, [True] * 4, 100.0).commitment
+    assert after < before
+
+
+def test_dropped_scales_leave_no_trace() -> None:
+    features = torch.randn(2, 8, 4, 4)
+    made = bottleneck(features, SCALES, [False, False, False, True], 100.0)
+    single = quantize(features, (SCALES[-1],))[1]
+    assert torch.allclose(made.quantized, single, atol=1e-6)
+    assert made.usage_Kd[:3].isnan().all()
+    assert not made.usage_Kd[3].isnan().any()
+
+
+def test_unquantised_passes_the_features_on() -> None:
+    features = torch.randn(2, 8, 4, 4)
+    made = bottleneck(features, SCALES, [True] * 4, 100.0, quantized=False)
+    assert torch.equal(made.quantized, features)
+    assert made.commitment > 0
+
+
+def test_entropy_is_lowest_for_sure_and_balanced_bits() -> None:
+    sign = torch.ones(64, 8, 1, 1)
+    sign[::2] = -1
+    one = ((1, 1),)
+    balanced = bottleneck(sign, one, [True], 100.0).entropy
+    constant = bottleneck(torch.ones(64, 8, 1, 1), one, [True], 100.0).entropy
+    unsure = bottleneck(torch.randn(64, 8, 1, 1), one, [True], 0.01).entropy * 0.01 / 100
+    assert math.isclose(balanced.item(), -8 * math.log(2) / 100, rel_tol=1e-3)
+    assert balanced < constant
+    assert balanced < unsure

@@ -1,0 +1,159 @@
+"""Training: pure schedules; stop and resume to the last digit; two ranks under ZeRO equal one; complete means done."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from cluster.config import load
+from tokenizer.config import TokenizerTraining, TrainingBucket
+from tokenizer.train import TrainingError, bucket_at, ema_at, finished, keep_at, rate_at, recipe_digest
+
+DRIVER = Path(__file__).with_name("drive_train.py")
+CONFIG = """
+run: {{dir: {folder}/run, seed: 5}}
+tokenizer:
+  weights: {folder}/tokenizer
+  network: {{bits: 8, width: 8, multipliers: [1, 1, 2], blocks: 1, groups: 4, temporal_stride: 2}}
+  loss: {{perceptual: 0.0, perceptual_net: none, gan: 0.3, discriminator_width: 8, entropy: 0.0}}
+  training:
+    steps: 6
+    buckets:
+      - {{frames: 5, height: 32, width: 32, batch: 2, weight: 2}}
+      - {{frames: 1, height: 24, width: 32, batch: 2}}
+    learning_rate: 1.0e-3
+    warmup: 2
+    discriminator_start: 2
+    checkpoint_every: 2
+    log_every: 1
+    single_scale_steps: 1
+"""
+
+
+def configure(folder: Path) -> Path:
+    path = folder / "config.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(CONFIG.format(folder=folder))
+    return path
+
+
+def run(words: list[str], *, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(DRIVER.parents[2])}
+    if ranks == 1:
+        command = [sys.executable, str(DRIVER), *words]
+    else:
+        launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", "0"]
+        command = [*launcher, str(DRIVER), *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=DRIVER.parents[2])
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(safetensors.torch.load_file(folder / "tokenizer" / "tokenizer.safetensors"))
+
+
+def figures(folder: Path) -> list[dict[str, float]]:
+    lines = (folder / "run" / "tokenizer-metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("straight")
+    done = run([str(configure(folder)), "-1"])
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.system
+def test_a_run_that_died_goes_on_to_the_last_digit(straight: Path, tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    died = run([str(config), "5"])
+    assert died.returncode != 0
+    assert "stopped on purpose at step 5" in died.stderr
+    again = run([str(config), "-1"])
+    assert again.returncode == 0, again.stderr
+    assert "resuming at step 4" in again.stdout
+    want, found = weights(straight), weights(tmp_path)
+    assert set(want) == set(found)
+    assert all(torch.equal(want[name], found[name]) for name in want)
+    assert [line["step"] for line in figures(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    for a, b in zip(figures(straight), figures(tmp_path)):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+    third = run([str(config), "0"])
+    assert third.returncode == 0, third.stderr
+    assert "nothing to do" in third.stdout
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_two_ranks_equal_one(straight: Path, tmp_path: Path, stage: int) -> None:
+    done = run([str(configure(tmp_path)), "-1", f"tokenizer.training.zero_stage={stage}"], ranks=2)
+    assert done.returncode == 0, done.stderr + done.stdout
+    for a, b in zip(figures(straight), figures(tmp_path), strict=True):
+        assert math.isclose(a["loss"], b["loss"], rel_tol=2e-3), (a, b)
+        assert math.isclose(a["grad_norm"], b["grad_norm"], rel_tol=2e-2)
+    want, found = weights(straight), weights(tmp_path)
+    moved = torch.cat([(want[name] - found[name]).flatten() for name in want]).norm()
+    assert moved / torch.cat([weight.flatten() for weight in want.values()]).norm() < 2e-3
+
+
+def test_the_figures_say_what_training_did(straight: Path) -> None:
+    lines = figures(straight)
+    assert {line["bucket"] for line in lines} <= {"f005x32x32", "f001x24x32"}
+    assert "discriminator" not in lines[1]
+    assert "discriminator" in lines[2]
+    assert lines[0]["bit_entropy"]["8x8"] is not None if lines[0]["bucket"] == "f005x32x32" else True
+    assert all(line["grad_norm"] > 0 for line in lines)
+    record = json.loads((straight / "tokenizer" / "tokenizer.json").read_text())
+    assert record["provenance"]["recipe"] == recipe_digest(load(straight / "config.yaml"))
+
+
+def test_another_recipe_is_not_overwritten(straight: Path) -> None:
+    with pytest.raises(TrainingError, match="another recipe"):
+        finished(straight / "tokenizer", "0" * 64)
+    assert not finished(straight / "absent", "0" * 64)
+
+
+def test_learning_rate_warms_up_and_falls_to_zero() -> None:
+    training = TokenizerTraining(steps=100, warmup=10, learning_rate=1.0)
+    rates = [rate_at(step, training) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == rates[10] == 1.0
+    assert rates[-1] < 1e-3
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+
+
+def test_scale_dropout_keeps_the_last_and_about_half_of_the_rest() -> None:
+    training = TokenizerTraining(scale_dropout=0.5, single_scale_steps=10)
+    assert keep_at(9, 6, training, 0) == [False] * 5 + [True]
+    drawn = [keep_at(step, 6, training, 0) for step in range(10, 410)]
+    assert all(keep[-1] for keep in drawn)
+    share = sum(sum(keep[:-1]) for keep in drawn) / (5 * len(drawn))
+    assert 0.45 < share < 0.55
+    assert keep_at(50, 6, training, 0) == keep_at(50, 6, training, 0)
+    assert keep_at(50, 6, TokenizerTraining(multi_scale=False), 0) == [False] * 5 + [True]
+
+
+def test_buckets_open_and_close_by_step() -> None:
+    image = TrainingBucket(frames=1, height=128, width=128, batch=8, end=100)
+    video = TrainingBucket(frames=17, height=128, width=128, batch=8, begin=50, weight=3)
+    training = TokenizerTraining(buckets=(image, video))
+    assert {bucket_at(step, training, 0) for step in range(50)} == {image}
+    assert {bucket_at(step, training, 0) for step in range(100, 150)} == {video}
+    joint = [bucket_at(step, training, 0) for step in range(50, 100)]
+    assert 25 < sum(bucket is video for bucket in joint) < 50
+
+
+def test_the_moving_average_is_short_at_first() -> None:
+    training = TokenizerTraining(ema=0.999)
+    assert ema_at(0, training) == pytest.approx(0.1)
+    assert ema_at(10**6, training) == 0.999
