@@ -45,5 +45,5 @@ def join(parts: Sequence[Mapping[str, Tensor]], shapes: Mapping[str, Sequence[in
     whole = {}
     for name, size in shapes.items():
         flat = torch.cat([part[name].flatten() for part in parts])
-        whole[name] = flat.view(*size)
+        whole[name] = flat.view(tuple(size))
     return whole

@@ -29,13 +29,13 @@ def from_zero3(shapes: Mapping[str, Sequence[int]], ranks: Sequence[Sequence[Ten
     ranks: the flat fp32 groups of each rank.
     """
     flat = [torch.cat([group.flatten() for group in groups]) for groups in ranks]
+    _check(sum(-(-math.prod(shape) // len(flat)) for shape in shapes.values()), min(part.numel() for part in flat))
     found, at = {}, 0
     for name, shape in shapes.items():
         size = math.prod(shape)
         each = -(-size // len(flat))
-        found[name] = torch.cat([part[at : at + each] for part in flat])[:size].view(*shape).clone()
+        found[name] = torch.cat([part[at : at + each] for part in flat])[:size].view(tuple(shape)).clone()
         at += each
-    _check(at, min(part.numel() for part in flat))
     return found
 
 
@@ -51,11 +51,11 @@ def from_zero12(
     found = {}
     for number, group in enumerate(shapes):
         whole, at = torch.cat([rank[number].flatten() for rank in ranks]), 0
+        _check(sum(math.prod(shape) for shape in group.values()), whole.numel())
         for index, (name, shape) in enumerate(group.items()):
             size = math.prod(shape)
-            found[name] = whole[at : at + size].view(*shape).clone()
+            found[name] = whole[at : at + size].view(tuple(shape)).clone()
             at += size + (paddings[number][index] if paddings is not None else 0)
-        _check(at, whole.numel())
     return found
 
 

@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+from made_state import STATE
+
 from pretrain.config import CurriculumConfig, Mix, Stage
 from pretrain.guard import Guard, TrainingHalted
 from pretrain.state import RankMismatch, ResumeError, TrainState, agree, past_digest, truncate_metrics, write_status
-
-STATE = TrainState(
-    step=4,
-    stage=0,
-    stage_ends=False,
-    tokens=100,
-    world=2,
-    zero_stage=3,
-    optimizer="adamw",
-    seed=1,
-    data_digest="a" * 64,
-    tokenizer={"digest": "d" * 64},
-    model={"layers": 2, "width": 64},
-    past="p",
-)
 
 
 def test_state_round_trips_and_refuses_another_format(tmp_path: Path) -> None:
