@@ -21,6 +21,10 @@ PREFIX = "videoar_"
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
+class MetricsPortError(OSError):
+    """The metrics port cannot be served; the message names it and the mend."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """One declaration. `name` is without the prefix and holds the unit; labels are few and bounded."""
@@ -146,12 +150,12 @@ class Meter:
     def serve(self, host: str, port: int, address_file: Path | None = None) -> str:
         """Serve the registry over HTTP; port 0 takes a free one.
 
-        Returns `host:port` and writes it to `address_file`. Raises OSError, with the port in its text, when it is in use.
+        Returns `host:port` and writes it to `address_file`. Raises MetricsPortError, with the port in its text, when it is in use.
         """
         try:
             self._server, _ = start_http_server(port, addr=host, registry=self.registry)
         except OSError as error:
-            raise OSError(
+            raise MetricsPortError(
                 f"metrics port {host}:{port}: {error.strerror}; set metrics.port to a free port, or to 0 to take any"
             ) from error
         address = f"{host}:{self._server.server_port}"

@@ -45,7 +45,8 @@ class Figures:
     """Curves of a run, one list entry a step."""
 
     steps: list[dict[str, Any]] = field(default_factory=list)
-    events: list[dict[str, Any]] = field(default_factory=list)
+    resumed: list[int] = field(default_factory=list)
+    """Steps after which the job was started again."""
 
     @property
     def stages(self) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -71,12 +72,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def resumptions(path: Path) -> list[int]:
+    """Return the steps after which the run was started again, from RUN/run.json."""
+    if not path.is_file():
+        return []
+    return sorted({start["resumed_from"] for start in json.loads(path.read_text())["starts"] if start["resumed_from"]})
+
+
 def write(run: Path) -> Path:
     """Write RUN/report.html and return its path. Raises ReportError for a folder without a run."""
     lines = read_lines(run / "metrics.jsonl")
     figures = Figures(
         steps=[line for line in lines if "loss" in line and "step" in line],
-        events=read_lines(run / "events.jsonl"),
+        resumed=resumptions(run / "run.json"),
     )
     tokenizer = read_lines(run / "tokenizer-metrics.jsonl")
     if not figures.steps and not tokenizer:
@@ -95,7 +103,7 @@ def write(run: Path) -> Path:
         scale_plots=[(title, plot_scales(steps)) for title, steps in figures.stages],
         throughput_plot=plot_throughput(figures),
         stages=[stage_row(title, steps) for title, steps in figures.stages],
-        events=figures.events,
+        resumed=figures.resumed,
         shards=shard_rows(run / "shards"),
         reject_rows=reject_rows(run / "shards"),
         reconstructions=videos(run / "reconstruction"),
@@ -180,10 +188,9 @@ def plot_loss(figures: Figures) -> str:
         if number % 2:
             axis.axvspan(steps[0]["step"] - 0.5, steps[-1]["step"] + 0.5, color="#94a3b8", alpha=0.13, lw=0)
         axis.text(steps[0]["step"], axis.get_ylim()[1], f" {title}", va="bottom", fontsize=8, color="#475569")
-    for event in figures.events:
-        if event.get("event") == "resume" and event.get("step"):
-            axis.axvline(event["step"] + 0.5, color="#0f172a", ls=":", lw=1.2)
-            axis.text(event["step"] + 0.5, axis.get_ylim()[0], " resumed", rotation=90, va="bottom", fontsize=8)
+    for step in figures.resumed:
+        axis.axvline(step + 0.5, color="#0f172a", ls=":", lw=1.2)
+        axis.text(step + 0.5, axis.get_ylim()[0], " resumed", rotation=90, va="bottom", fontsize=8)
     axis.set_xlabel("step")
     axis.set_ylabel("loss, nats a bit")
     axis.legend(frameon=False)

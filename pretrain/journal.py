@@ -38,12 +38,7 @@ class Journal:
         self._lines = JsonLines(run / "metrics.jsonl")
         self.meter.inc("train_restarts_total", int(os.environ.get("VIDEOAR_RESTARTS", "0")))
         if metrics.enabled:
-            file = run / "metrics-address"
-            try:
-                address = self.meter.serve(metrics.host, metrics.port, file)
-            except OSError as error:
-                address = self.meter.serve(metrics.host, 0, file)
-                self.say(f"{error}; serving on another port")
+            address = self.meter.serve(metrics.host, metrics.port, run / "metrics-address")
             self.say(f"metrics at http://{address}/metrics")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,10 @@ class _Hashed:
 
 
 def copied(value: Any) -> Any:
-    """Return a nested structure with every tensor copied to host memory."""
+    """Return a nested structure with every tensor copied to host memory and every enumeration member as its plain value.
+
+    Python 3.11.0 to 3.11.3 pickle a member as a call of `getattr`, which no safe reader lets through.
+    """
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
@@ -47,7 +51,7 @@ def copied(value: Any) -> Any:
         return made if type(value) is dict else type(value)(made)  # type: ignore[call-arg]
     if type(value) in (list, tuple):
         return type(value)(copied(item) for item in value)
-    return value
+    return value.value if isinstance(value, Enum) else value
 
 
 def write_torch(path: Path, value: Any) -> tuple[Path, int, str]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.config import Config, ConfigError, MetricsConfig, RunConfig, load
-from cluster.metrics import StepReport
+from cluster.metrics import MetricsPortError, StepReport
 from pretrain import checkpoint, flops, manifest, state
 from pretrain.config import CurriculumConfig, DeepSpeedConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from pretrain.curriculum import Curriculum, CurriculumError, Place
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         rank = int(os.environ.get("RANK", "0"))
         print(f"error: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, ConfigError | EngineError | CurriculumError | state.ResumeError) else 1
+        return 2 if isinstance(error, ConfigError | EngineError | CurriculumError | MetricsPortError | state.ResumeError) else 1
     finally:
         disconnect()
 

@@ -41,7 +41,7 @@ def run(tmp_path: Path) -> Path:
     (tmp_path / "samples" / "text").mkdir(parents=True)
     (tmp_path / "samples" / "text" / "one.mp4").write_bytes(b"\0" * 100)
     (tmp_path / "samples" / "text" / "one.txt").write_text("a <rabbit>")
-    (tmp_path / "events.jsonl").write_text(json.dumps({"event": "resume", "step": 5}) + "\n")
+    (tmp_path / "run.json").write_text(json.dumps({"starts": [{"resumed_from": 0}, {"resumed_from": 5}]}))
     return tmp_path
 
 
@@ -58,7 +58,7 @@ def test_report_holds_everything_and_needs_no_network(run: Path) -> None:
         assert part in page
     assert page.count("<svg") == 4  # loss, two stages, throughput
     assert "0.700 → 0.175" in page  # stage 1, first and last step
-    assert "resume at step 5" in page
+    assert "Stopped after step 5 and resumed" in page
     for fetched in ('src="http', 'href="http', "url(http", "@import"):
         assert fetched not in page
 
