@@ -22,9 +22,15 @@ class Batch:
     text_length: Tensor
     """int64 (B): real text tokens of each sample."""
     weight: Tensor
-    """float32 (B): 1 / global batch for a sample that counts, 0 for one that only fills the shape. Sums to 1 over all ranks and micro-batches."""
+    """float32 (B): 1 / global batch for a sample that counts, 0 for one that only fills the shape.
+
+    Sums to 1 over all ranks and micro-batches.
+    """
     seeds: Tensor
-    """int64 (B): seed of all random draws of the sample (flips, masks, condition drop): a function of run seed, step and slot in the global batch, so it does not depend on the number of ranks."""
+    """int64 (B): seed of all random draws of the sample (flips, masks, condition drop).
+
+    A function of run seed, step and slot in the global batch, so it does not depend on the number of ranks.
+    """
     grid: tuple[int, int, int]
     """Latent frames, rows, columns."""
     ids: tuple[str, ...]
@@ -35,7 +41,8 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on `device`."""
         moved = {
-            name: getattr(self, name).to(device, non_blocking=True) for name in ("bits", "text", "text_length", "weight", "seeds")
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("bits", "text", "text_length", "weight", "seeds")
         }
         features = None if self.features is None else self.features.to(device, non_blocking=True)
         return replace(self, features=features, **moved)
