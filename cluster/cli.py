@@ -5,7 +5,8 @@ Called by: the `videoar` script and `python -m cluster.cli`.
 
 Errors of ours are one line on stderr; VIDEOAR_TRACEBACK=1 shows where they come from. An error that is
 not ours is a bug and always comes with its traceback. The commands on data, shards and models are in
-`cli_data.py`, `cli_shards.py` and `cli_train.py`.
+`cli_data.py`, `cli_shards.py`, `cli_plan.py`
+and `cli_train.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster import cli_data, cli_shards, cli_train
+from cluster import cli_data, cli_plan, cli_shards, cli_train
 from cluster.cli_options import ConfigPath, Overrides
 
 PACKAGES = ("cluster", "tokenizer", "pipeline", "pretrain")
@@ -67,6 +68,7 @@ def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
 cli_data.add_to(app)
 app.add_typer(cli_shards.shards_app, name="shards")
 cli_train.add_to(app)
+app.command()(cli_plan.plan)
 
 
 @app.command()

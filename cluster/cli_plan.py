@@ -1,0 +1,80 @@
+"""`videoar plan`: memory, tokens, FLOPs and hours before a machine is rented. Called by: `cluster/cli.py`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cluster.cli_options import ConfigPath, Overrides
+
+
+def plan(
+    config: ConfigPath,
+    gpus: Annotated[int, typer.Option(help="GPUs in all.", min=1)],
+    gpu_memory: Annotated[float, typer.Option(help="GB a GPU.", min=0.001)],
+    overrides: Overrides = None,
+    gpu: Annotated[str, typer.Option(help="Kind of GPU, for its peak.")] = "H100",
+    tflops: Annotated[float, typer.Option(help="Dense bf16 TFLOPs a second of a GPU, instead of --gpu.", min=0)] = 0.0,
+    mfu: Annotated[float, typer.Option(help="Share of the peak that is expected.", min=0.001, max=1.0)] = 0.4,
+    link: Annotated[float, typer.Option(help="GB a second that a GPU can send to others.", min=0.001)] = 50.0,
+    text: Annotated[int | None, typer.Option(help="Text tokens a sample (default: model.text_length).", min=0)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Work out what a training job needs; exit code 1 when it does not fit into the GPUs' memory.
+
+    Example: videoar plan -c configs/videoar_l.yaml --gpus 64 --gpu-memory 80 --gpu H100
+    """
+    import json
+    from dataclasses import asdict
+
+    from cluster.config import load
+    from pretrain.plan import Machine, make, peak_of
+    from tokenizer.codec import CodecError, read_json
+    from tokenizer.config import TokenizerConfig
+
+    resolved = load(config, overrides or ())
+    machine = Machine(gpus, gpu_memory, tflops * 1e12 if tflops else peak_of(gpu), mfu, link)
+    try:
+        spec = read_json(resolved.get(TokenizerConfig).weights)[1]
+    except (CodecError, OSError):
+        spec = None  # not trained yet: the tokenizer section says its shape
+    made = make(resolved, machine, spec=spec, text=text)
+    if as_json:
+        typer.echo(json.dumps({"machine": asdict(machine), "fits": made.fits, "hours": made.hours, **asdict(made)}))
+    else:
+        _print(made, machine)
+    if not made.fits:
+        raise typer.Exit(1)
+
+
+def _print(made: object, machine: object) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pretrain.plan import Machine, Plan
+
+    assert isinstance(made, Plan) and isinstance(machine, Machine)
+    console = Console()
+    memory = Table("a GPU holds", "GB", title=f"{made.parameters / 1e6:,.1f} M parameters on {machine.gpus} GPU(s)")
+    for name, size in vars(made.memory).items():
+        memory.add_row(name, f"{size / 1e9:.2f}")
+    memory.add_section()
+    memory.add_row("all", f"{made.memory.total / 1e9:.2f} of {machine.memory_gb:g}")
+    console.print(memory)
+    stages = Table(title="curriculum", pad_edge=False)
+    stages.add_column("stage", overflow="fold", max_width=20)
+    for column in ("steps", "samples", "tokens", "FLOPs", "compute h", "traffic h", "hours", "idle"):
+        stages.add_column(column, justify="right", no_wrap=True)
+    for stage in made.stages:
+        stages.add_row(
+            *(stage.name, f"{stage.steps:,}", f"{stage.samples:,}", f"{stage.tokens:.3g}", f"{stage.flops:.3g}"),
+            *(f"{stage.compute_hours:.3g}", f"{stage.traffic_hours:.3g}", f"{stage.hours:.3g}", f"{stage.idle:.0%}"),
+        )
+    console.print(stages)
+    if not made.fits:
+        typer.echo(
+            "does NOT fit with a tenth to spare: more GPUs, train.micro_batch=1, train.activation_checkpointing=full, "
+            "or a lower deepspeed.zero_optimization.stage3_max_live_parameters"
+        )
+    typer.echo(f"{made.hours:,.1f} hours = {made.hours * machine.gpus:,.0f} GPU hours at {machine.mfu:.0%} of the peak")
