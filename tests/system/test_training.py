@@ -158,3 +158,49 @@ def test_ranks_that_differ_are_refused_by_name(config: Path) -> None:
     for text in said:
         assert "rank 1 on " in text and "`train.clip` is 2.0 there and 1.0 on rank 0" in text
         assert "Traceback" not in text
+
+
+def test_a_skipped_step_leaves_no_trace_at_any_stage(tmp_path: Path) -> None:
+    import skip_worker
+    import torch
+
+    from pretrain.config import TrainConfig
+    from pretrain.optim import adamw
+
+    worker = Path(__file__).with_name("skip_worker.py")
+    command = [
+        str(Path(sys.executable).with_name("deepspeed")),
+        "--hostfile",
+        "/dev/null",
+        "--num_gpus",
+        "2",
+        "--no_local_rank",
+    ]
+    command += ["--master_port", str(training.free_port()), str(worker), str(tmp_path)]
+    done = subprocess.run(command, env=training.environment(), capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [json.loads(path.read_text()) for path in sorted(tmp_path.iterdir())]
+    assert [(item["stage"], item["dtype"]) for item in found] == [
+        (0, "float32"),
+        (1, "bfloat16"),
+        (2, "float32"),
+        (3, "bfloat16"),
+        (3, "float32"),
+    ]
+    # Weights and moments, bit by bit, equal those of a run that never saw the step; the other steps were applied.
+    for item in found:
+        assert item["equal"] == [True, True], item
+        assert item["applied"] == [[True, True, False, True]] * 2
+    # And the run itself is plain torch: gradients of a module used twice, accumulated over two micro-batches and two ranks.
+    torch.manual_seed(5)
+    module = skip_worker.Twice()
+    optimizer = adamw(module, TrainConfig(learning_rate=1e-2))
+    norms = []
+    for step in (1, 2, 4):
+        optimizer.zero_grad()
+        for micro in range(2):
+            module(skip_worker.batch(step, micro, 0, 1), 0, 0.0)["loss"].backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(module.parameters(), 0.5)))
+        optimizer.step()
+    for item in found:
+        assert item["norms"] == pytest.approx(norms, rel=1e-5 if item["dtype"] == "float32" else 1e-2)

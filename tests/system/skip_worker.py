@@ -1,0 +1,102 @@
+"""One rank of the skip test, started by the deepspeed launcher: prints one JSON line a ZeRO stage.
+
+A small module with a sub-module that is used twice stands in for the Objective, so that single gradients can be made
+non-finite on one rank alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.config import DeepSpeedConfig, TrainConfig
+from pretrain.engine import Engine, connect
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(12, 12)
+        self.norm = nn.LayerNorm(12)
+        self.out = nn.Linear(12, 3, bias=False)
+
+    def forward(self, batch: Tensor, window: int, frame_mask: float) -> dict[str, Tensor]:
+        hidden = torch.tanh(self.inner(batch))
+        hidden = self.norm(self.inner(hidden) + hidden)
+        return {"loss": self.out(hidden).square().sum() / 64}
+
+
+class Backwards(torch.autograd.Function):
+    """Identity whose gradient is infinite: the loss looks sound, the gradient is not."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient * math.inf
+
+
+def batch(step: int, micro: int, rank: int, world: int) -> Tensor:
+    """Rows rank::world of the micro-batch's eight."""
+    rows = torch.randn(8, 12, generator=torch.Generator().manual_seed(100 * step + micro))
+    return rows[rank::world]
+
+
+def digest(engine: Engine) -> str:
+    """Of all weights and moments of this rank, then of all ranks."""
+    own = hashlib.sha256()
+    for _, value in engine.slices():
+        own.update(value.detach().float().contiguous().numpy().tobytes())
+    inner = getattr(engine.deepspeed.optimizer, "optimizer", engine.deepspeed.optimizer)
+    for moments in inner.state.values():
+        for name in sorted(moments):
+            if torch.is_tensor(moments[name]):
+                own.update(moments[name].float().contiguous().numpy().tobytes())
+    return hashlib.sha256("".join(engine.ranks.gather(own.hexdigest())).encode()).hexdigest()
+
+
+def main(folder: Path) -> None:
+    ranks = connect(60.0, 1)
+    for stage, dtype in ((0, "float32"), (2, "float32"), (3, "float32"), (1, "bfloat16"), (3, "bfloat16")):
+        section = DeepSpeedConfig.model_validate({"zero_optimization": {"stage": stage}})
+        train = TrainConfig.model_validate({"dtype": dtype, "clip": 0.5})
+
+        def run(steps: list[tuple[int, str]]) -> tuple[str, list[bool], list[float]]:
+            engine = Engine(Twice, train, section, ranks, seed=5)  # noqa: B023
+            applied, norms = [], []
+            for step, trouble in steps:
+                for micro in range(2):
+                    rows = batch(step, micro, ranks.rank, ranks.world).to(engine.dtype)
+                    loss = engine.forward(rows, 0, 0.0, last=micro == 1)["loss"]  # type: ignore[arg-type]
+                    if trouble == "gradient" and micro == 0 and ranks.rank == ranks.world - 1:
+                        loss = Backwards.apply(loss)  # on one rank, in a micro-batch that is not the last
+                    engine.backward(loss, poison=trouble == "verdict" and micro == 1)
+                outcome = engine.step(1e-2)
+                applied.append(outcome.applied)
+                norms.append(outcome.grad_norm)
+            return digest(engine), applied, norms
+
+        clean, _, norms = run([(1, ""), (2, ""), (4, "")])
+        verdict, applied_verdict, _ = run([(1, ""), (2, ""), (3, "verdict"), (4, "")])
+        gradient, applied_gradient, _ = run([(1, ""), (2, ""), (3, "gradient"), (4, "")])
+        found = {
+            "stage": stage,
+            "dtype": dtype,
+            "equal": [verdict == clean, gradient == clean],
+            "applied": [applied_verdict, applied_gradient],
+            "norms": norms,
+        }
+        if ranks.rank == 0:
+            (folder / f"{stage}-{dtype}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
