@@ -62,16 +62,20 @@ def _print(made: object, machine: object) -> None:
     memory.add_section()
     memory.add_row("all", f"{made.memory.total / 1e9:.2f} of {machine.memory_gb:g}")
     console.print(memory)
-    stages = Table(title="curriculum", pad_edge=False)
-    stages.add_column("stage", overflow="fold", max_width=20)
-    for column in ("steps", "samples", "tokens", "FLOPs", "compute h", "traffic h", "hours", "idle"):
-        stages.add_column(column, justify="right", no_wrap=True)
-    for stage in made.stages:
-        stages.add_row(
-            *(stage.name, f"{stage.steps:,}", f"{stage.samples:,}", f"{stage.tokens:.3g}", f"{stage.flops:.3g}"),
-            *(f"{stage.compute_hours:.3g}", f"{stage.traffic_hours:.3g}", f"{stage.hours:.3g}", f"{stage.idle:.0%}"),
-        )
+    stages = Table("", *(stage.name for stage in made.stages), title="curriculum")
+    for column in stages.columns[1:]:
+        column.justify = "right"
+    stages.add_row("steps", *(f"{stage.steps:,}" for stage in made.stages))
+    stages.add_row("samples", *(f"{stage.samples:,}" for stage in made.stages))
+    stages.add_row("tokens", *(f"{stage.tokens:.3g}" for stage in made.stages))
+    stages.add_row("FLOPs", *(f"{stage.flops:.3g}" for stage in made.stages))
+    stages.add_row("hours of computing", *(f"{stage.compute_hours:.3g}" for stage in made.stages))
+    stages.add_row("hours of traffic", *(f"{stage.traffic_hours:.3g}" for stage in made.stages))
+    stages.add_row("hours", *(f"{stage.hours:.3g}" for stage in made.stages))
+    stages.add_row("idle slots", *(f"{stage.idle:.0%}" for stage in made.stages))
     console.print(stages)
+    if any(stage.traffic_hours > stage.compute_hours for stage in made.stages):
+        typer.echo("a stage waits for traffic: raise train.micro_batch, so that fewer micro-batches move the weights")
     if not made.fits:
         typer.echo(
             "does NOT fit with a tenth to spare: more GPUs, train.micro_batch=1, train.activation_checkpointing=full, "
