@@ -60,6 +60,10 @@ def start() -> World:
     if torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
+    else:
+        # The cores are divided among the ranks of a host: every rank with a thread a core is many times slower.
+        here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, here)))
     return World(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), device)
 
 
