@@ -12,6 +12,7 @@ import json
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class ShardDataset:
         self.fps = float(info["fps"])
         self._table = table
         self._rows: dict[str, pa.Table] = {}
+        self._cells: dict[str, dict[str, pa.Array]] = {}
         self._tars: OrderedDict[str, _Tar] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -100,8 +102,8 @@ class ShardDataset:
             self._rows[bucket.name] = self._table.filter(pc.equal(self._table["bucket"], bucket.name)).combine_chunks()
         return self._rows[bucket.name]
 
-    def read(self, bucket: Bucket, number: int) -> TokenSample:
-        """Read sample `number` of a bucket and check every byte of it.
+    def read(self, bucket: Bucket, number: int, *, meta: bool = True) -> TokenSample:
+        """Read sample `number` of a bucket and check every byte of it; without `meta` KEY.json is left unread.
 
         Raises IndexError for a number outside, CorruptSample (naming shard and key) for damaged bytes, DatasetError for a
         missing tar.
@@ -109,8 +111,12 @@ class ShardDataset:
         rows = self.rows(bucket)
         if not 0 <= number < rows.num_rows:
             raise IndexError(f"bucket {bucket.name} has {rows.num_rows} samples; asked for number {number}")
-        row = {name: rows.column(name)[number].as_py() for name in _READ_COLUMNS}
-        return read_sample_at(self._tar(row["shard"]).fd, row, shard=row["shard"])
+        if bucket.name not in self._cells:
+            # One contiguous array a column: a cell of it costs a third of a cell of a chunked column.
+            self._cells[bucket.name] = {name: rows.column(name).combine_chunks() for name in _READ_COLUMNS}
+        row = {name: cells[number].as_py() for name, cells in self._cells[bucket.name].items()}
+        tar = self._tar(row["shard"])
+        return read_sample_at(tar.fd, row, shard=row["shard"], meta=meta)
 
     def _tar(self, shard: str) -> _Tar:
         with self._lock:
@@ -144,6 +150,11 @@ def excluded(folder: Path) -> list[str]:
         return []
     except (json.JSONDecodeError, TypeError) as error:
         raise DatasetError(f"{folder / EXCLUDED}: not a JSON list of sources: {error}") from error
+
+
+def hidden(source: str, gone: Sequence[str]) -> bool:
+    """Whether a source is among those taken down."""
+    return any(source.startswith(name) if name.endswith("/") else source == name for name in gone)
 
 
 def _without(table: pa.Table, gone: list[str]) -> pa.Table:

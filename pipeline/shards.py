@@ -10,13 +10,15 @@ times and owners 0. So the plain `webdataset` package reads a shard, and equal s
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
 import os
 import tarfile
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ from tokenizer.spec import CodecSpec
 
 SUFFIX: Mapping[str, str] = {"bits": "bits.zst", "feat": "feat.zst", "json": "json", "txt": "txt"}
 _META = b"videoar"
+_own = threading.local()
+_bucket = functools.cache(Bucket.parse)
 
 
 class CorruptSample(ValueError):
@@ -97,10 +101,7 @@ def write_shard(
         tokens=tokens,
         tar_bytes=tar_bytes,
         tar_sha256=digest,
-        rejects=tuple(
-            {"source": r.source, "stage": r.stage, "reason": r.reason, "detail": r.detail, "begin": r.begin, "end": r.end}
-            for r in rejects
-        ),
+        rejects=tuple(asdict(reject) for reject in rejects),
     )
     table = sample_rows(rows).replace_schema_metadata({_META: json.dumps(info.__dict__, sort_keys=True).encode()})
     with committing(folder / f"{shard}.parquet", min_free_gb) as temporary:
@@ -134,13 +135,13 @@ def read_sample(shard_path: str | Path, row: Mapping[str, Any], *, shard: str | 
         os.close(fd)
 
 
-def read_sample_at(fd: int, row: Mapping[str, Any], *, shard: str) -> TokenSample:
-    """As `read_sample`, from an open tar; safe to call from several threads."""
+def read_sample_at(fd: int, row: Mapping[str, Any], *, shard: str, meta: bool = True) -> TokenSample:
+    """As `read_sample`, from an open tar; safe to call from several threads. Without `meta` KEY.json is left unread."""
     key = row["key"]
     data: dict[str, bytes | None] = {}
     for member in MEMBERS:
         offset, size = row[f"{member}_offset"], row[f"{member}_size"]
-        if offset is None:
+        if offset is None or (member == "json" and not meta):
             data[member] = None
             continue
         read = os.pread(fd, size, offset)
@@ -151,14 +152,17 @@ def read_sample_at(fd: int, row: Mapping[str, Any], *, shard: str) -> TokenSampl
         data[member] = read
     bits = _decompress(data["bits"], row["bits_raw"], shard, key)
     features = None if data["feat"] is None else _decompress(data["feat"], None, shard, key)
-    meta = json.loads(data["json"] or b"{}")
+    described = json.loads(data["json"]) if data["json"] is not None else {}
     caption = (data["txt"] or b"").decode()
-    return TokenSample(key, bits, Bucket.parse(row["bucket"]), caption, meta, features)
+    return TokenSample(key, bits, _bucket(row["bucket"]), caption, described, features)
 
 
 def _decompress(data: bytes | None, size: int | None, shard: str, key: str) -> bytes:
     try:
-        found = zstandard.ZstdDecompressor().decompress(data or b"")
+        # A decompressor holds a native context that threads must not share and that is slow to make.
+        if not hasattr(_own, "decompressor"):
+            _own.decompressor = zstandard.ZstdDecompressor()
+        found: bytes = _own.decompressor.decompress(data or b"")
     except zstandard.ZstdError as error:
         raise CorruptSample(f"{shard}: sample {key}: {error}") from error
     if size is not None and len(found) != size:

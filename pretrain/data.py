@@ -37,7 +37,7 @@ class Dataset(Protocol):
     def digest(self) -> str: ...  # noqa: D102
     def buckets(self) -> list[Bucket]: ...  # noqa: D102
     def rows(self, bucket: Bucket) -> Any: ...  # noqa: D102
-    def read(self, bucket: Bucket, row: int) -> TokenSample: ...  # noqa: D102
+    def read(self, bucket: Bucket, row: int, *, meta: bool = True) -> TokenSample: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ class _Rows:
     dataset: int
     shards: tuple[int, ...]
     """Rows of each shard, in order."""
-    table: Any
-    """Columns key and caption."""
+    keys: Any
+    """Arrow array of strings."""
+    captions: Any
 
     @property
     def size(self) -> int:
@@ -58,7 +59,12 @@ class _Rows:
     def of(cls, dataset: int, table: Any) -> _Rows:
         names = table.column("shard").to_pylist()
         shards = tuple(len(list(group)) for _, group in groupby(names))
-        return cls(dataset=dataset, shards=shards, table=table.select(["key", "caption"]))
+        return cls(
+            dataset=dataset,
+            shards=shards,
+            keys=table.column("key").combine_chunks(),
+            captions=table.column("caption").combine_chunks(),
+        )
 
 
 class _Pool:
@@ -87,12 +93,13 @@ class Corpus:
         self._datasets = tuple(datasets.values())
         self._weights = tuple(weights)
         self.spec = self._common_spec()
+        self._buckets = {name: Bucket.parse(name) for name, _ in curriculum.streams()}
         self._pools: dict[str, list[_Pool]] = {}
-        for name in dict.fromkeys(bucket for bucket, _ in curriculum.streams()):
+        for name in self._buckets:
             parts_of = []
             for number, dataset in enumerate(self._datasets):
                 if name in {bucket.name for bucket in dataset.buckets()}:
-                    rows = _Rows.of(number, dataset.rows(Bucket.parse(name)))
+                    rows = _Rows.of(number, dataset.rows(self._buckets[name]))
                     if rows.size:
                         parts_of.append(rows)
             if not parts_of:
@@ -131,7 +138,7 @@ class Corpus:
             for pool in pools:
                 for rows in pool.parts:
                     digest.update(f"{name}:{rows.dataset}:{rows.shards}".encode())
-                    digest.update("\n".join(rows.table.column("key").to_pylist()).encode())
+                    digest.update("\n".join(rows.keys.to_pylist()).encode())
         return digest.hexdigest()
 
     def sources(self, stream: StreamName) -> list[Source]:
@@ -147,15 +154,13 @@ class Corpus:
 
     def key(self, stream: StreamName, slot: Slot) -> str:
         """Return the sample key of a slot."""
-        return str(self._cell(stream, slot, "key"))
+        rows, number = self._pools[stream[0]][slot.source].find(slot.row)
+        return str(rows.keys[number])
 
     def caption(self, stream: StreamName, slot: Slot) -> str:
         """Return the caption of a slot."""
-        return str(self._cell(stream, slot, "caption") or "")
-
-    def _cell(self, stream: StreamName, slot: Slot, column: str) -> Any:
         rows, number = self._pools[stream[0]][slot.source].find(slot.row)
-        return rows.table.column(column)[number].as_py()
+        return rows.captions[number].as_py() or ""
 
     def rows(self, stream: StreamName, source: int) -> int:
         """Return how many rows one source of the stream has."""
@@ -164,9 +169,9 @@ class Corpus:
     def read(self, stream: StreamName, slot: Slot) -> TokenSample:
         """Read one sample. Raises pipeline.shards.CorruptSample for one that is damaged."""
         rows, number = self._pools[stream[0]][slot.source].find(slot.row)
-        return self._datasets[rows.dataset].read(Bucket.parse(stream[0]), number)
+        return self._datasets[rows.dataset].read(self._buckets[stream[0]], number, meta=False)
 
     def grid(self, stream: StreamName) -> tuple[int, int, int]:
         """Return (latent frames, rows, columns) of a stream. Raises ValueError for frames that the tokenizer cannot cut at."""
-        bucket = Bucket.parse(stream[0])
+        bucket = self._buckets[stream[0]]
         return self.spec.grid(stream[1] or bucket.frames, bucket.height, bucket.width)

@@ -162,20 +162,21 @@ class Loader:
     ) -> Batch:
         frame_bytes = self.corpus.spec.frame_bytes(*grid[1:])
         size = grid[0] * frame_bytes
-        bits = torch.empty(len(samples), size, dtype=torch.uint8)
-        text = torch.zeros(len(samples), padded, dtype=torch.int64)
-        lengths = torch.zeros(len(samples), dtype=torch.int64)
+        # Rows are filled as numpy arrays: a torch operation a row would cost more than reading the sample.
+        bits = np.empty((len(samples), size), dtype=np.uint8)
+        text = np.zeros((len(samples), padded), dtype=np.int64)
+        lengths = np.zeros(len(samples), dtype=np.int64)
         for i, sample in enumerate(samples):
             if len(sample.bits) < size:
                 raise DataError(f"sample {sample.key}: {len(sample.bits)} bytes of bits, {size} expected for grid {grid}")
-            bits[i] = torch.from_numpy(np.frombuffer(sample.bits, dtype=np.uint8, count=size).copy())
+            bits[i] = np.frombuffer(sample.bits, dtype=np.uint8, count=size)
             tokens = self.text.encode(sample.caption)[:padded]
-            text[i, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+            text[i, : len(tokens)] = tokens
             lengths[i] = len(tokens)
         batch = Batch(
-            bits=bits,
-            text=text,
-            text_length=lengths,
+            bits=torch.from_numpy(bits),
+            text=torch.from_numpy(text),
+            text_length=torch.from_numpy(lengths),
             weight=torch.tensor([weight if real else 0.0 for real in counts], dtype=torch.float32),
             seeds=torch.tensor(seeds, dtype=torch.int64),
             grid=grid,

@@ -23,6 +23,8 @@ import numpy.typing as npt
 
 from pretrain.curriculum import Curriculum, StreamName, share
 
+_WORD = (1 << 64) - 1
+
 
 @dataclass(frozen=True)
 class Source:
@@ -118,7 +120,15 @@ class Order:
 
 def sample_seed(seed: int, step: int, slot: int) -> int:
     """Return the seed of all random draws of one sample, 0 <= seed < 2**63; the number of ranks has no part in it."""
-    return int(np.random.SeedSequence((seed, step, slot)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return _mix(_mix(_mix(seed) ^ step) ^ slot) >> 1
+
+
+def _mix(value: int) -> int:
+    """The finaliser of SplitMix64 after one step: every input bit moves every output bit, and no two inputs meet."""
+    value = (value + 0x9E3779B97F4A7C15) & _WORD
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _WORD
+    return value ^ (value >> 31)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,144 @@
+"""How fast do token shards reach training? Our loader against a plain `webdataset` pipeline over the same files.
+
+    python benchmarks/load.py [--samples 2000] [--bucket f017x256x256] [--bits 48] [--batch 16] [--out DIR]
+
+Both read, shuffle, decompress and batch the same shards on the same cores, page cache warm. Ours checks every byte's checksum
+and hands out packed bits (one process, one thread reading ahead); the plain one unpacks to one byte a bit with numpy, as a
+pipeline without a packed batch has to (the better of 0 and 2 worker processes counts). The limit is reading the tars whole
+with plain `read` calls. Prints a table and one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+import zstandard
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "pretrain")]
+
+import made_shards
+
+from pretrain.config import CurriculumConfig, Mix, ModelConfig, Stage
+from pretrain.curriculum import Curriculum
+from pretrain.data import Corpus
+from pretrain.loader import Loader
+from pretrain.order import Order
+from pretrain.text import TextTokenizer
+from tokenizer.spec import CodecSpec
+
+
+def ours(folder: Path, bucket: str, batch: int, samples: int) -> int:
+    """Read one epoch; returns the samples read."""
+    steps = samples // batch
+    stage = Stage(name="load", steps=steps, mix=(Mix(bucket=bucket, batch=batch),))
+    curriculum = Curriculum(CurriculumConfig(stages=(stage,)))
+    corpus = Corpus.open([folder], curriculum)
+    order = Order(0, curriculum, {name: corpus.sources(name) for name in curriculum.streams()}, 16)
+    text = TextTokenizer.make(ModelConfig())
+    count = 0
+    with Loader(
+        corpus, order, text, rank=0, world=1, micro_batch=batch, text_length=64, first_step=1, last_step=steps, prefetch=2
+    ) as loader:
+        for item in loader:
+            count += sum(part.bits.shape[0] for part in item.batches)
+    return count
+
+
+def _decode(sample: dict[str, Any]) -> tuple[torch.Tensor, str]:
+    packed = np.frombuffer(zstandard.ZstdDecompressor().decompress(sample["bits.zst"]), dtype=np.uint8)
+    return torch.from_numpy(np.unpackbits(packed, bitorder="little")), sample["txt"].decode()
+
+
+def _batch(samples: list[tuple[torch.Tensor, str]]) -> tuple[torch.Tensor, list[str]]:
+    return torch.stack([bits for bits, _ in samples]), [text for _, text in samples]
+
+
+def plain(folder: Path, bucket: str, batch: int, workers: int) -> int:
+    """Read one epoch with webdataset; returns the samples read."""
+    tars = sorted(str(path) for path in (folder / bucket).glob("*.tar"))
+    pipeline = (
+        webdataset.WebDataset(tars, shardshuffle=len(tars)).shuffle(1000).map(_decode).batched(batch, collation_fn=_batch)
+    )
+    loader = torch.utils.data.DataLoader(pipeline, batch_size=None, num_workers=workers)
+    return sum(bits.shape[0] for bits, _ in loader)
+
+
+def raw(folder: Path, bucket: str) -> int:
+    """Read the tars whole; returns the bytes read."""
+    count = 0
+    for path in sorted((folder / bucket).glob("*.tar")):
+        with path.open("rb", buffering=0) as file:
+            while data := file.read(1 << 20):
+                count += len(data)
+    return count
+
+
+def best(what: Callable[[], int], times: int = 3) -> tuple[float, int]:
+    """Return the shortest seconds of `times` runs, and what one returned."""
+    found = []
+    for _ in range(times):
+        began = time.perf_counter()
+        count = what()
+        found.append((time.perf_counter() - began, count))
+    return min(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--bucket", default="f017x256x256")
+    parser.add_argument("--bits", type=int, default=48)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    spec = CodecSpec(bits=given.bits, spatial_stride=16, temporal_stride=4, digest="0" * 64)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (given.out or Path(temporary)) / "shards"
+        if not folder.exists():
+            made_shards.make(folder, {given.bucket: given.samples}, shard_rows=64, spec=spec)
+        from pipeline.records import Bucket
+
+        shape = Bucket.parse(given.bucket)
+        grid = spec.grid(shape.frames, shape.height, shape.width)
+        tokens = grid[0] * spec.positions(*grid[1:])
+        raw_seconds, size = best(lambda: raw(folder, given.bucket))
+        our_seconds, our_count = best(lambda: ours(folder, given.bucket, given.batch, given.samples))
+        rates = {}
+        for workers in (0, 2):
+            seconds, count = best(lambda: plain(folder, given.bucket, given.batch, workers))  # noqa: B023
+            rates[workers] = count * tokens / seconds
+    our_rate, plain_rate = our_count * tokens / our_seconds, max(rates.values())
+    limit = given.samples * tokens / raw_seconds
+    print(f"{given.samples} samples of {tokens} tokens, {given.bits} bits, {size / 1e6:.1f} MB of tars, {os.cpu_count()} cores")
+    print(f"ours                    {our_rate / 1e6:10.2f} Mtok/s  {our_count / our_seconds:10.0f} samples/s")
+    for workers, rate in rates.items():
+        print(f"webdataset, {workers} workers   {rate / 1e6:10.2f} Mtok/s  {rate / tokens:10.0f} samples/s")
+    print(f"reading the files alone {limit / 1e6:10.2f} Mtok/s  {size / raw_seconds / 1e6:10.0f} MB/s")
+    line = {
+        "name": "load",
+        "unit": "tokens/s",
+        "ours": our_rate,
+        "plain": plain_rate,
+        "ratio": our_rate / plain_rate,
+        "limit": limit,
+        "limit_share": our_rate / limit,
+        "bucket": given.bucket,
+    }
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
