@@ -48,7 +48,7 @@ class Guard:
         return ""
 
     def record(self, step: int, loss: float, norm: float, reason: str, ids: Sequence[str]) -> None:
-        """Take the outcome of a step. Raises TrainingHalted after `max_skips` skips in a row."""
+        """Take the outcome of a step."""
         if not reason:
             self.in_a_row = 0
             self.losses.append(loss)
@@ -59,6 +59,9 @@ class Guard:
         if self.dump is not None:
             with JsonLines(self.dump) as lines:
                 lines.write({"step": step, "reason": reason, "loss": loss, "grad_norm": norm, "sample_ids": list(ids)})
+
+    def check(self, step: int, reason: str) -> None:
+        """Raise TrainingHalted after `max_skips` skips in a row, `reason` being the last one's."""
         if self.in_a_row >= self.max_skips:
             raise TrainingHalted(
                 f"step {step}: {self.in_a_row} skipped steps in a row, the last for `{reason}`; the batches' sample ids are in "

@@ -161,7 +161,18 @@ def run(config: Config) -> int:
                 clock.mark("optimizer")
 
                 ids = read_ids(item, figures.flags[1] > 0, ranks, journal)
+                guard.record(step, figures.loss, outcome.grad_norm, reason, ids)
                 tokens += round(figures.flags[0])
+                stopping = figures.flags[2] > 0
+                saver.settle(*figures.flags[3:5])
+                if stopping or place.stage_ends or step % train.checkpoint_every == 0:
+                    now = TrainState(
+                        **{**vars(fresh), "step": step, "stage": place.stage_number, "stage_ends": place.stage_ends,
+                           "tokens": tokens, "past": state.past_digest(data, step), "guard": guard.plain()}
+                    )  # fmt: skip
+                    journal.meter.set("train_checkpoint_seconds", saver.save(engine, now, ema, config.yaml()))
+                    clock.mark("checkpoint")
+
                 seconds = clock.end()
                 report = StepReport(
                     step=step, stage=place.stage_number, stage_name=place.stage.name, bucket=place.mix.bucket,
@@ -171,18 +182,9 @@ def run(config: Config) -> int:
                     skipped=reason, frame_loss=figures.values["frame_loss"], sample_ids=ids,
                     mfu=step_flops(config, engine, corpus, item, window) / seconds["total"] / peak,
                 )  # fmt: skip
+                # A checkpoint becomes whole in a later `settle`, so no resume finds one whose last line is missing.
                 journal.step(report, curriculum.steps, ranks.world)
-                guard.record(step, figures.loss, outcome.grad_norm, reason, ids)
-                saver.settle(*figures.flags[3:5])
-
-                stopping = figures.flags[2] > 0
-                if stopping or place.stage_ends or step % train.checkpoint_every == 0:
-                    now = TrainState(
-                        **{**vars(fresh), "step": step, "stage": place.stage_number, "stage_ends": place.stage_ends,
-                           "tokens": tokens, "past": state.past_digest(data, step), "guard": guard.plain()}
-                    )  # fmt: skip
-                    stall = saver.save(engine, now, ema, config.yaml())
-                    journal.meter.set("train_checkpoint_seconds", stall)
+                guard.check(step, reason)
                 if saver.last_saved:
                     journal.meter.set("train_checkpoint_last_success_timestamp_seconds", saver.last_saved)
                 if validation is not None and validation.due(place):

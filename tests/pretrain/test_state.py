@@ -111,8 +111,10 @@ def test_guard_gives_up_after_skips_in_a_row_and_keeps_the_ids(tmp_path: Path) -
     guard.record(3, 0.5, 1.0, "", [])
     for step in (4, 5):
         guard.record(step, math.nan, math.nan, "nonfinite_loss", [f"k{step}"])
+        guard.check(step, "nonfinite_loss")
+    guard.record(6, 0.5, math.inf, "nonfinite_gradient", ["k6"])
     with pytest.raises(TrainingHalted, match=r"step 6: 3 skipped steps in a row, the last for `nonfinite_gradient`"):
-        guard.record(6, 0.5, math.inf, "nonfinite_gradient", ["k6"])
+        guard.check(6, "nonfinite_gradient")
     lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert [line["sample_ids"] for line in lines] == [["k1"], ["k2"], ["k4"], ["k5"], ["k6"]]
     assert lines[0]["loss"] is None and guard.skipped == 5
