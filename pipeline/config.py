@@ -53,8 +53,10 @@ class FilterConfig(Section):
 class DecodeLimits(Section):
     """What a decoding child may use before it is killed."""
 
-    seconds: float = Field(default=120.0, gt=0)
-    """Wall-clock seconds a video."""
+    seconds: float = Field(default=1800.0, gt=0)
+    """Wall-clock seconds of decoding that one video may take in one go."""
+    stall_seconds: float = Field(default=60.0, gt=0)
+    """Seconds without one more decoded frame after which a decoder counts as hung."""
     memory_gb: float = Field(default=4.0, gt=0)
     """Address space a child, GiB."""
     max_frames: int = Field(default=1_000_000, ge=1)
@@ -110,5 +112,7 @@ class PipelineConfig(Section):
     """Videos that one planning task looks at."""
     worker_deaths: int = Field(default=3, ge=1)
     """Deaths of an encoding actor over one shard after which the job stops and names the shard."""
+    stall_seconds: float = Field(default=3600.0, gt=0)
+    """Seconds that an encoding worker may spend on one shard group before it counts as hung and is replaced."""
     dedup: bool = True
     """Refuse a file whose content digest was seen before."""

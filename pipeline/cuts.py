@@ -9,7 +9,7 @@ The detector is PySceneDetect's ContentDetector; it is fed with frames from pipe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -57,7 +57,9 @@ class Scan:
     ARRAYS = ("times", "cut", "luma", "motion", "sharpness")
 
 
-def scan(path: str | Path, cuts: CutConfig, *, max_frames: int, max_pixels: int) -> Scan:
+def scan(
+    path: str | Path, cuts: CutConfig, *, max_frames: int, max_pixels: int, beat: Callable[[], None] | None = None
+) -> Scan:
     """Decode a video once, to its end. Raises VideoError as pipeline.video.probe does."""
     columns: list[tuple[float, float, float, float]] = []
     hashes: list[int] = []
@@ -65,7 +67,7 @@ def scan(path: str | Path, cuts: CutConfig, *, max_frames: int, max_pixels: int)
     if cuts.method == "content":
         detector = ContentDetector(threshold=cuts.threshold, min_scene_len=cuts.min_frames)
     begins: set[int] = set()
-    with video.Reader(path, max_pixels=max_pixels) as reader:
+    with video.Reader(path, max_pixels=max_pixels, beat=beat) as reader:
 
         def look() -> Iterator[tuple[float, Any]]:
             before: Any = None

@@ -36,10 +36,12 @@ from pipeline.cuts import Scan, scan
 from pipeline.video import Frames, Request, VideoError
 
 _READ = 1 << 20
+_START = 120.0
+"""Seconds that a child may take to start."""
 
 
 class DecoderDied(RuntimeError):
-    """The child ended or was ended. `reason`: time_out, crash (a signal or an exit of its own) or killed (by someone)."""
+    """The child ended or was ended. `reason`: time_out, stalled, crash (a signal or an exit of its own) or killed (by someone)."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -110,6 +112,11 @@ class DecoderProcess:
             stderr=self._log,
             env=env,
         )
+        # Importing takes its time on a busy machine and is no fault of the video.
+        while b"\n" not in self._buffer:
+            if not self._receive("its start", _START):
+                raise DecoderDied("time_out", f"the decoder did not start within {_START:g} s")
+        self._buffer.clear()
         return self._child
 
     def _kill(self) -> None:
@@ -135,6 +142,8 @@ class DecoderProcess:
             while True:
                 line, waited = self._line(path, waited)
                 header = json.loads(line)
+                if header["kind"] == "beat":
+                    continue
                 if header["kind"] == "end":
                     finished = True
                     return
@@ -166,17 +175,26 @@ class DecoderProcess:
 
     def _fill(self, path: str, waited: float) -> float:
         """Read what the child has written. Only waiting counts against the limit: while the parent is busy, nobody waits."""
-        assert self._child is not None and self._child.stdout is not None
         began = time.monotonic()
-        ready, _, _ = select.select([self._child.stdout], [], [], max(0.0, self.limits.seconds - waited))
-        if not ready:
-            self.deaths += 1
+        left, stall = self.limits.seconds - waited, self.limits.stall_seconds
+        if left > 0 and self._receive(path, min(left, stall)):
+            return waited + time.monotonic() - began
+        self.deaths += 1
+        if left <= stall:
             raise DecoderDied("time_out", f"{path}: decoding took over pipeline.limits.seconds = {self.limits.seconds:g} s")
+        raise DecoderDied("stalled", f"{path}: no frame decoded for pipeline.limits.stall_seconds = {stall:g} s")
+
+    def _receive(self, path: str, seconds: float) -> bool:
+        """Wait for the child to write, and take it in. Returns False when it wrote nothing for so long."""
+        assert self._child is not None and self._child.stdout is not None
+        ready, _, _ = select.select([self._child.stdout], [], [], seconds)
+        if not ready:
+            return False
         chunk = os.read(self._child.stdout.fileno(), _READ)
         if not chunk:
             self._dead(path)
         self._buffer += chunk
-        return waited + time.monotonic() - began
+        return True
 
     def _dead(self, path: str) -> None:
         assert self._child is not None
@@ -194,19 +212,21 @@ def _serve(limits: DecodeLimits, requests: queue.Queue[bytes], out: BinaryIO) ->
     """The child's loop: one answer a request."""
     size = int(limits.memory_gb * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    beat = _Beat(out)
+    _answer(out, {"kind": "ready"})
     while True:
         request = json.loads(requests.get())
         try:
             if request["op"] == "scan":
                 cuts = CutConfig.model_validate(request["cuts"])
-                found = scan(request["path"], cuts, max_frames=limits.max_frames, max_pixels=limits.max_pixels)
+                found = scan(request["path"], cuts, max_frames=limits.max_frames, max_pixels=limits.max_pixels, beat=beat)
                 arrays = np.stack([getattr(found, name) for name in Scan.ARRAYS])
                 data = arrays.tobytes() + found.dhash.tobytes()
                 plain = {k: getattr(found, k) for k in ("codec", "width", "height", "seconds", "damage", "details")}
                 _answer(out, {"kind": "scan", "frames": len(found.times), "scan": plain}, data)
             else:
                 wanted = [Request(tuple(r["times"]), r["height"], r["width"]) for r in request["requests"]]
-                for frames in video.read_clips(request["path"], wanted, max_pixels=limits.max_pixels):
+                for frames in video.read_clips(request["path"], wanted, max_pixels=limits.max_pixels, beat=beat):
                     _answer(out, {"kind": "frames", "shape": frames.shape}, frames.tobytes())
             _answer(out, {"kind": "end"})
         except VideoError as error:
@@ -214,6 +234,19 @@ def _serve(limits: DecodeLimits, requests: queue.Queue[bytes], out: BinaryIO) ->
         except MemoryError:
             message = f"{request['path']}: decoding needs more than pipeline.limits.memory_gb = {limits.memory_gb:g} GiB"
             _answer(out, {"kind": "error", "reason": "memory", "message": message})
+
+
+class _Beat:
+    """Tells the parent once a second that frames are still coming."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out, self._last = out, time.monotonic()
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self._last >= 1.0:
+            self._last = now
+            _answer(self._out, {"kind": "beat"})
 
 
 def _answer(out: BinaryIO, header: dict[str, Any], data: bytes = b"") -> None:

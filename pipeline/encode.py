@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from pipeline import source
 from pipeline.config import PipelineConfig
 from pipeline.decoder import DecoderDied, DecoderProcess
-from pipeline.manifest import Manifest
+from pipeline.index import excluded, hidden
+from pipeline.manifest import Manifest, taken_down
 from pipeline.plan import clip_times
 from pipeline.records import Bucket, Clip, Reject
 from pipeline.shards import Encoded, ShardInfo, write_shard
@@ -58,11 +59,19 @@ class GroupReport:
 Outcome = tuple[Clip, "Frames | Reject"]
 
 
-def decoded(clips: Sequence[Clip], decoder: DecoderProcess, config: PipelineConfig) -> Iterator[Outcome]:
-    """Decode clips video by video (neighbours of one source in one pass); each gets its frames or its refusal, in order."""
+def decoded(
+    clips: Sequence[Clip], decoder: DecoderProcess, config: PipelineConfig, gone: Sequence[str] = ()
+) -> Iterator[Outcome]:
+    """Decode clips video by video (neighbours of one source in one pass); each gets its frames or its refusal, in order.
+
+    gone: sources taken down (pipeline.index.excluded); their clips are refused unseen.
+    """
     for name, group in groupby(clips, key=lambda clip: clip.source):
         wanted = list(group)
         done = 0
+        if hidden(name, gone):
+            yield from ((clip, taken_down(clip)) for clip in wanted)
+            continue
         try:
             with source.local(name) as path:
                 for attempt in range(1, config.limits.attempts + 1):
@@ -86,7 +95,7 @@ def decoded(clips: Sequence[Clip], decoder: DecoderProcess, config: PipelineConf
 
 
 def _refusal(clip: Clip, reason: str, detail: str) -> Reject:
-    return Reject(clip.source, "encode", reason, detail, clip.begin, clip.end, clip.scores)
+    return Reject(clip.source, "encode", reason, detail, clip.begin, clip.end, clip.scores, clip.key)
 
 
 class Feed:
@@ -128,7 +137,8 @@ class Feed:
         try:
             while (job := self._jobs.get()) is not None:
                 group = job
-                for outcome in decoded(self._manifest.clips(group), self.decoder, self._config):
+                clips = self._manifest.uncommitted(group)
+                for outcome in decoded(clips, self.decoder, self._config, excluded(self._manifest.folder)):
                     self._items.put((group, outcome))
                 self._items.put((group, None))
             self.decoder.close()
@@ -150,12 +160,12 @@ class GroupEncoder:
         self.feed = Feed(self.manifest, config)
 
     def encode(self, group: int, ahead: int | None = None) -> GroupReport:
-        """Encode and commit `group`; the decoder goes on with `ahead` meanwhile. Raises DiskFull."""
+        """Encode and commit those shards of `group` that are not committed yet; the decoder goes on with `ahead` meanwhile. Raises DiskFull."""
         deaths = self.feed.decoder.deaths
         self.feed.ask(group)
         if ahead is not None:
             self.feed.ask(ahead)
-        clips = self.manifest.clips(group)
+        clips = self.manifest.uncommitted(group)
         seconds = {"decode_wait": 0.0, "encode": 0.0, "write": 0.0}
         batches = {bucket: _Batches(items, self.config.batch) for bucket, items in _by_bucket(clips).items()}
         began = time.monotonic()

@@ -24,13 +24,16 @@ import pyarrow.parquet as pq
 
 from pipeline.config import PipelineConfig
 from pipeline.dedup import Seen
-from pipeline.index import META
+from pipeline.index import META, hidden
 from pipeline.ledger import CLIPS, DATASET, INDEX, PLAN, REJECTS, committing, read_json, write_json
 from pipeline.plan import clip_key
 from pipeline.records import Clip, Reject, SourceVideo, VideoPlan
 from pipeline.shards import ShardInfo, read_info
 from pipeline.tables import CLIPS as CLIP_SCHEMA
 from pipeline.tables import ROWS, clip_rows, clips_of, reject_rows, rejects_of
+
+FROM_SHARDS = ("encode", "exclude")
+"""Stages of refusals that come from commit records; all others come from planning."""
 
 
 class Manifest:
@@ -47,8 +50,17 @@ class Manifest:
         found: set[str] = set()
         if (self.folder / CLIPS).exists():
             found.update(pq.read_table(self.folder / CLIPS, columns=["source"])["source"].unique().to_pylist())
-        found.update(reject.source for reject in self.rejects() if reject.stage != "encode")
+        found.update(reject.source for reject in self.rejects() if reject.stage not in FROM_SHARDS)
         return found
+
+    def quarantined(self) -> tuple[set[str], list[Clip]]:
+        """What `retry` tries again: videos that could not be probed, and clips that could not be encoded."""
+        rejects = self.rejects()
+        keys = {reject.key for reject in rejects if reject.stage == "encode"}
+        clips: dict[str, Clip] = {}
+        for group in range(self.groups()):
+            clips.update((clip.key, clip) for clip in self.clips(group) if clip.key in keys)
+        return {reject.source for reject in rejects if reject.stage == "probe"}, list(clips.values())
 
     def generation(self) -> list[SourceVideo] | None:
         """Videos of the generation that is being planned, None when there is none."""
@@ -58,9 +70,16 @@ class Manifest:
             return None
         return [SourceVideo(**video) for video in plain["videos"]]
 
-    def begin_generation(self, videos: Sequence[SourceVideo]) -> None:
-        """Fix the list of a new generation."""
-        plain = {"first_group": self.groups(), "videos": [asdict(video) for video in videos]}
+    def begin_generation(self, videos: Sequence[SourceVideo], retried: Sequence[Clip] = ()) -> None:
+        """Fix the list of a new generation.
+
+        videos: new ones, and refused ones that get another try. retried: refused clips that go into new groups as they are.
+        """
+        plain = {
+            "first_group": self.groups(),
+            "videos": [asdict(video) for video in videos],
+            "clips": [replace(clip, shard="").plain() for clip in retried],
+        }
         write_json(self._plan / "sources.json", plain)
 
     def part(self, number: int) -> Path:
@@ -72,7 +91,8 @@ class Manifest:
 
         Returns (videos with clips, videos without) of the generation. Idempotent: killed at any moment, it is run again.
         """
-        first_group = read_json(self._plan / "sources.json")["first_group"]
+        listing = read_json(self._plan / "sources.json")
+        first_group = listing["first_group"]
         names = {video.source for video in self.generation() or ()}
         rejects = [reject for reject in self.rejects() if reject.source not in names]
         used = 0
@@ -88,6 +108,7 @@ class Manifest:
                     grouper.add(plan.clips)
                     rejects += plan.rejects
                     used += bool(plan.clips)
+            grouper.add([Clip.parse(plain) for plain in listing["clips"]])
             grouper.flush()
         self._write_rejects(rejects)
         # The listing goes first: without it there is no generation, and what is left of the folder means nothing.
@@ -124,6 +145,12 @@ class Manifest:
         """Clips of a group, in the order of the plan."""
         return clips_of(self._clip_file().read_row_group(group))
 
+    def uncommitted(self, group: int) -> list[Clip]:
+        """Clips of a group whose shard has no commit record."""
+        clips = self.clips(group)
+        ready = {shard for shard in {clip.shard for clip in clips} if self.committed([shard])}
+        return [clip for clip in clips if clip.shard not in ready]
+
     def shards(self) -> Iterator[tuple[int, tuple[str, ...], int]]:
         """Give (group, names of its shards, number of its clips) in order."""
         file = self._clip_file()
@@ -141,16 +168,30 @@ class Manifest:
         """Sources with at least one sample in index.parquet."""
         return set(pq.read_table(self.folder / INDEX, columns=["source"])["source"].unique().to_pylist())
 
+    def blank_captions(self, gone: Sequence[str]) -> None:
+        """Rewrite clips.parquet without the captions and carried columns of sources that were taken down."""
+        with (
+            committing(self.folder / CLIPS) as temporary,
+            pq.ParquetWriter(temporary, CLIP_SCHEMA, compression="zstd") as writer,
+        ):
+            for group in range(self.groups()):
+                clips = [replace(c, caption="", extra={}) if hidden(c.source, gone) else c for c in self.clips(group)]
+                writer.write_table(clip_rows(clips, group), row_group_size=max(1, len(clips)))
+
     def finish(self) -> str:
         """Write rejects.parquet (with the clips that could not be encoded) and, last, index.parquet. Returns the digest.
 
         Every planned shard must be committed.
         """
-        rejects = [reject for reject in self.rejects() if reject.stage != "encode"]
+        rejects = [reject for reject in self.rejects() if reject.stage not in FROM_SHARDS]
         names = sorted(name for _, shards, _ in self.shards() for name in shards)
         infos = {name: read_info(self.folder / f"{name}.parquet") for name in names}
-        for name in names:
-            rejects += [Reject(**plain) for plain in infos[name].rejects]
+        # A clip that was tried again has its outcome in its newest shard.
+        refused = {plain["key"]: Reject(**plain) for name in names for plain in infos[name].rejects}
+        for name in names if refused else ():
+            for key in pq.read_table(self.folder / f"{name}.parquet", columns=["key"])["key"].to_pylist():
+                refused.pop(key, None)
+        rejects += refused.values()
         self._write_rejects(rejects)
         digest = dataset_digest(read_json(self.folder / DATASET), infos.values(), rejects)
         meta = {META: json.dumps({"digest": digest, "shards": len(names)}, sort_keys=True).encode()}
@@ -163,6 +204,11 @@ class Manifest:
                 if table.num_rows:
                     writer.write_table(table)
         return digest
+
+
+def taken_down(clip: Clip) -> Reject:
+    """The refusal of a clip whose source was excluded."""
+    return Reject(clip.source, "exclude", "taken_down", "", clip.begin, clip.end, {}, clip.key)
 
 
 def dataset_digest(dataset: dict[str, Any], infos: Any, rejects: Sequence[Reject]) -> str:

@@ -14,13 +14,15 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import ray
 import torch
 from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
@@ -31,13 +33,16 @@ from cluster.progress import ProgressBar
 from pipeline import ledger
 from pipeline.config import CorpusConfig, PipelineConfig
 from pipeline.decoder import DecoderProcess
+from pipeline.dedup import content_digest
 from pipeline.encode import GroupEncoder, GroupReport
 from pipeline.ledger import ADDRESS, FORMAT, INDEX, Lock, write_json
 from pipeline.manifest import Manifest, summed
 from pipeline.plan import plan_video
 from pipeline.records import SourceVideo
 from pipeline.shards import ShardInfo, read_info
-from pipeline.source import find
+from pipeline.source import find, local
+from pipeline.verify import verify
+from pipeline.video import VideoError
 from tokenizer.codec import VideoCodec, read_json
 from tokenizer.config import TokenizerConfig
 from tokenizer.spec import CodecSpec
@@ -52,8 +57,11 @@ _NOT_CONTENT = {
     "limits",
     "videos_per_task",
     "worker_deaths",
+    "stall_seconds",
 }
 _TASK_TRIES = 3
+_LOOK = 5.0
+"""Seconds between looks at workers that may hang."""
 
 
 class JobError(RuntimeError):
@@ -87,9 +95,11 @@ class Summary:
     """Wall-clock seconds of this run's actors: decode_wait, encode, write."""
 
 
-def tokenize(config: Config) -> Summary:
+def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Summary:
     """Run the job to its end.
 
+    retry: videos that could not be probed and clips that could not be encoded get another try, in new shards.
+    repair: check every byte first, and make damaged or missing shards again from their videos.
     Raises SourceError, LedgerError (Locked, ConfigChanged), DiskFull, CodecError, JobError; nothing committed is lost.
     """
     pipeline = config.get(PipelineConfig)
@@ -98,12 +108,16 @@ def tokenize(config: Config) -> Summary:
         ledger.remove_leftovers(pipeline.output)
         ledger.begin(pipeline.output, dataset(config, spec))
         manifest = Manifest(pipeline.output)
-        videos = manifest.generation() or _new_videos(config.get(CorpusConfig), manifest)
+        if manifest.generation() is None:
+            _list(config.get(CorpusConfig), manifest, retry)
+        damaged = _discard_damaged(manifest) if repair else {}
         with _cluster(pipeline):
-            if videos:
+            if (videos := manifest.generation()) is not None:
                 _plan(videos, pipeline, manifest, meter)
             reports = _encode(config, manifest, meter)
-        return _finish(pipeline, manifest, reports)
+        summary = _finish(pipeline, manifest, reports)
+        _compare(manifest, damaged)
+        return summary
 
 
 def dataset(config: Config, spec: CodecSpec) -> dict[str, Any]:
@@ -182,16 +196,67 @@ def _cluster(config: PipelineConfig) -> Iterator[None]:
 # ---- planning -----------------------------------------------------------------------------------------------------
 
 
-def _new_videos(corpus: CorpusConfig, manifest: Manifest) -> list[SourceVideo]:
-    """List the corpus; videos without an outcome yet make a new generation."""
+def _list(corpus: CorpusConfig, manifest: Manifest, retry: bool) -> None:
+    """List the corpus; videos without an outcome yet (and, with `retry`, quarantined ones) make a new generation."""
     known = manifest.known()
+    again, clips = manifest.quarantined() if retry else (set(), [])
     listed = find(corpus)
-    new = [video for video in listed if video.source not in known]
-    if new:
+    new = [video for video in listed if video.source not in known or video.source in again]
+    print(
+        f"corpus: {len(listed)} videos, {len(new)} of them to plan" + (f", {len(clips)} clips again" if retry else ""),
+        flush=True,
+    )
+    if new or clips:
         (manifest.folder / INDEX).unlink(missing_ok=True)
-        manifest.begin_generation(new)
-    print(f"corpus: {len(listed)} videos, {len(new)} of them new", flush=True)
-    return new
+        manifest.begin_generation(new, clips)
+
+
+def _discard_damaged(manifest: Manifest) -> dict[str, str]:
+    """Find damaged shards, make sure that their videos are still what they were, and discard them.
+
+    Returns the sha256 that each had, by shard, where the index still tells it. Raises JobError, with nothing touched, when a
+    video is gone or changed: its samples would be lost.
+    """
+    if manifest.generation() is not None or not manifest.groups():
+        return {}
+    damaged = set(verify(manifest.folder).damaged)
+    known: dict[str, str] = {}
+    if damaged and (manifest.folder / INDEX).exists():
+        table = pq.read_table(manifest.folder / INDEX, columns=["shard", "tar_sha256"])
+        known = dict(zip(table["shard"].to_pylist(), table["tar_sha256"].to_pylist()))
+    checked: set[str] = set()
+    for group, names, _ in manifest.shards():
+        if damaged.isdisjoint(names):
+            continue
+        for clip in manifest.clips(group):
+            if clip.shard not in damaged or clip.source in checked:
+                continue
+            checked.add(clip.source)
+            try:
+                with local(clip.source) as path:
+                    same = content_digest(path) == clip.source_digest
+            except VideoError as error:
+                raise JobError(
+                    f"{clip.shard} is damaged and cannot be made again: {error}; bring the video back, or exclude it"
+                ) from error
+            if not same:
+                raise JobError(
+                    f"{clip.shard} is damaged and cannot be made again: {clip.source} has changed; bring the old one back"
+                )
+    for name in sorted(damaged):
+        print(f"repair: {name} is made again", flush=True)
+        (manifest.folder / f"{name}.parquet").unlink(missing_ok=True)
+        (manifest.folder / f"{name}.tar").unlink(missing_ok=True)
+    return {name: known.get(name, "") for name in damaged}
+
+
+def _compare(manifest: Manifest, damaged: Mapping[str, str]) -> None:
+    other = [n for n, old in sorted(damaged.items()) if old and read_info(manifest.folder / f"{n}.parquet").tar_sha256 != old]
+    if other:
+        raise JobError(
+            f"{', '.join(other)}: made again with other bytes than before (another processor or library version?); "
+            "the folder is sound, but its digest has changed"
+        )
 
 
 @ray.remote
@@ -281,6 +346,7 @@ class _Pool:
         self._actors: dict[int, Any] = {}
         self._held: dict[int, list[int]] = {}
         self._running: dict[Any, int] = {}
+        self._since: dict[int, float] = {}
         self._deaths: Counter[int] = Counter()
         self._early_deaths = 0
         for slot in range(min(limit, len(self.todo))):
@@ -304,6 +370,17 @@ class _Pool:
             name = f"encode group {held[0]}"
             ahead = held[1] if len(held) > 1 else None
             self._running[self._actors[slot].encode.options(name=name).remote(held[0], ahead)] = slot
+            self._since[slot] = time.monotonic()
+
+    def _end_hung(self) -> None:
+        """End workers that have been at one group for too long; their death is then seen like any other."""
+        for slot, since in self._since.items():
+            if time.monotonic() - since > self._config.stall_seconds:
+                print(
+                    f"worker {slot}: over pipeline.stall_seconds = {self._config.stall_seconds:g} s in one group; ending it",
+                    flush=True,
+                )
+                ray.kill(self._actors[slot])
 
     @property
     def busy(self) -> bool:
@@ -311,8 +388,12 @@ class _Pool:
 
     def wait(self) -> Iterator[GroupReport]:
         """Wait for news; give the reports of finished groups."""
-        for ref in ray.wait(list(self._running))[0]:
+        ready, _ = ray.wait(list(self._running), timeout=_LOOK)
+        if not ready:
+            self._end_hung()
+        for ref in ready:
             slot = self._running.pop(ref)
+            self._since.pop(slot, None)
             try:
                 result = ray.get(ref)
             except RayActorError as error:

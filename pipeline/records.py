@@ -93,7 +93,7 @@ class Reject:
 
     source: str
     stage: str
-    """probe, cuts, filters, dedup, plan or encode."""
+    """probe, filters, dedup, plan, encode or exclude."""
     reason: str
     """Short snake_case word, bounded in number: usable as a metric label."""
     detail: str = ""
@@ -102,6 +102,8 @@ class Reject:
     """Seconds; None for a whole video."""
     end: float | None = None
     scores: dict[str, float] = field(default_factory=dict)
+    key: str = ""
+    """Sample key of a planned clip that was refused; empty for whole videos and stretches that were never planned."""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ REJECTS = pa.schema(
         ("begin", pa.float64()),
         ("end", pa.float64()),
         ("scores", _SCORES),
+        ("key", pa.string()),
     ]
 )
 """rejects.parquet: one row a refused video (begin and end empty) or stretch of one."""

@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.index import EXCLUDED, DatasetError, ShardDataset, excluded
+from pipeline.index import EXCLUDED, DatasetError, ShardDataset, excluded, hidden
 from pipeline.ledger import DATASET, INDEX, Lock, read_json, write_json
-from pipeline.manifest import Manifest, dataset_digest
-from pipeline.records import Bucket
-from pipeline.shards import CorruptSample, ShardInfo, read_info, read_sample, tar_digest
+from pipeline.manifest import FROM_SHARDS, Manifest, dataset_digest, taken_down
+from pipeline.records import Bucket, Reject
+from pipeline.shards import CorruptSample, Encoded, ShardInfo, read_info, read_sample, tar_digest, write_shard
 from pipeline.video import write_video
 from tokenizer.spec import CodecSpec
 
@@ -63,7 +63,8 @@ def verify(folder: str | Path) -> Report:
     infos: list[ShardInfo] = []
     keys: set[str] = set()
     used: set[str] = set()
-    refused = clips = 0
+    refused: set[str] = set()
+    clips = 0
     for group, names, count in manifest.shards():
         clips += count
         planned = Counter(clip.shard for clip in manifest.clips(group))
@@ -87,16 +88,16 @@ def verify(folder: str | Path) -> Report:
                 problems.append(f"{name}: sample {min(twice)} is in another shard too")
             keys.update(found)
             used.update(rows["source"].to_pylist())
-            refused += len(shard.rejects)
+            refused.update(plain["key"] for plain in shard.rejects)
             infos.append(shard)
     rejects = manifest.rejects()
     known = manifest.known()
-    lost = sorted({reject.source for reject in rejects if reject.stage == "encode"} - known)
+    lost = sorted({reject.source for reject in rejects if reject.stage in FROM_SHARDS} - known)
     if lost:
         problems.append(f"rejects.parquet: {lost[0]} is refused but was never planned")
     if not damaged:
         problems += _check_index(folder, info, infos, manifest)
-    whole = {reject.source for reject in rejects if reject.stage != "encode"} - _planned_sources(folder)
+    whole = {reject.source for reject in rejects if reject.stage not in FROM_SHARDS} - _planned_sources(folder)
     return Report(
         problems=tuple(problems),
         damaged=tuple(dict.fromkeys(damaged)),
@@ -104,7 +105,7 @@ def verify(folder: str | Path) -> Report:
         videos_used=len(used),
         clips=clips,
         encoded=len(keys),
-        refused_clips=refused,
+        refused_clips=len(refused - keys),
         refused_videos=len(whole),
         shards=len(infos) + len(set(damaged)),
     )
@@ -276,3 +277,42 @@ def exclude(folder: str | Path, sources: Iterable[str]) -> int:
         write_json(folder / EXCLUDED, sorted({*excluded(folder), *wanted}))
     total = pq.read_metadata(folder / INDEX).num_rows
     return int(total - len(ShardDataset.open(folder)))
+
+
+def compact(folder: str | Path) -> int:
+    """Remove the bytes of excluded sources: the shards that hold them are written anew without them.
+
+    Their clips stay in clips.parquet as planned and are recorded as refused (exclude/taken_down), so that counts add up;
+    their captions are blanked. Returns the number of samples removed. Killed midway, run it again, or `videoar tokenize`.
+    """
+    folder = Path(folder)
+    info, spec = _open(folder)
+    manifest = Manifest(folder)
+    removed = 0
+    with Lock(folder):
+        gone = excluded(folder)
+        if not gone:
+            return 0
+        (folder / INDEX).unlink(missing_ok=True)
+        level = int(info.get("pipeline", {}).get("zstd_level", 3))
+        for group, names, _ in manifest.shards():
+            clips = {clip.key: clip for clip in manifest.clips(group)}
+            for name in names:
+                rows = pq.read_table(folder / f"{name}.parquet").to_pylist()
+                dropped = [clips[row["key"]] for row in rows if hidden(row["source"], gone)]
+                if not dropped:
+                    continue
+                kept = []
+                for row in rows:
+                    if not hidden(row["source"], gone):
+                        sample = read_sample(folder / f"{name}.tar", row, shard=name)
+                        kept.append(Encoded(clips[row["key"]], sample.bits, sample.features))
+                rejects = [Reject(**plain) for plain in read_info(folder / f"{name}.parquet").rejects]
+                # The record goes first: a tar without one is made again, a record never speaks of another tar.
+                (folder / f"{name}.parquet").unlink()
+                (folder / f"{name}.tar").unlink()
+                write_shard(folder, name, kept, [*rejects, *map(taken_down, dropped)], spec, zstd_level=level)
+                removed += len(dropped)
+        manifest.blank_captions(gone)
+        manifest.finish()
+    return removed

@@ -16,7 +16,7 @@ Decoding takes one thread: parallelism comes from processes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -135,11 +135,13 @@ class Reader:
     """One open video, decoded in order by one thread. Use as a context manager; not thread-safe.
 
     max_pixels: pixels of a stored frame above which the file is refused before a frame is allocated.
+    beat: called for each decoded frame, as a sign of life.
     Raises VideoError.
     """
 
-    def __init__(self, path: str | Path, *, max_pixels: int = 8192 * 8192) -> None:
+    def __init__(self, path: str | Path, *, max_pixels: int = 8192 * 8192, beat: Callable[[], None] | None = None) -> None:
         self.path = str(path)
+        self._beat = beat
         try:
             size = Path(path).stat().st_size
             if size == 0:
@@ -200,6 +202,8 @@ class Reader:
         try:
             frames: Iterator[Any] = self._container.decode(self.stream)
             for frame in frames:
+                if self._beat is not None:
+                    self._beat()
                 if frame.pts is not None:
                     time = Fraction(frame.pts) * Fraction(frame.time_base)
                 else:
@@ -294,7 +298,13 @@ def read_frames(path: str | Path, times: Sequence[float], height: int, width: in
     return next(read_clips(path, [Request(tuple(times), height, width)], max_pixels=max_pixels))
 
 
-def read_clips(path: str | Path, requests: Sequence[Request], *, max_pixels: int = 8192 * 8192) -> Iterator[Frames]:
+def read_clips(
+    path: str | Path,
+    requests: Sequence[Request],
+    *,
+    max_pixels: int = 8192 * 8192,
+    beat: Callable[[], None] | None = None,
+) -> Iterator[Frames]:
     """Give uint8 (T, height, width, 3) for each request, in order, in one pass over the video.
 
     Requests must be sorted by their first time; they may overlap, and several may want one frame at different sizes.
@@ -305,7 +315,7 @@ def read_clips(path: str | Path, requests: Sequence[Request], *, max_pixels: int
             raise ValueError(f"{path}: the times of a clip must be at least 0 and must not fall")
     if any(b.times[0] < a.times[0] for a, b in pairwise(requests)):
         raise ValueError(f"{path}: clips must be asked for in order of their first frame")
-    with Reader(path, max_pixels=max_pixels) as reader:
+    with Reader(path, max_pixels=max_pixels, beat=beat) as reader:
         pending = [_Pending(request) for request in requests]
         done = 0
         for time, frame, until in _spans(reader, pending):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -12,7 +13,8 @@ import pytest
 
 from pipeline import video
 from pipeline.config import CutConfig, DecodeLimits
-from pipeline.decoder import DecoderDied, DecoderProcess
+from pipeline.cuts import scan
+from pipeline.decoder import DecoderDied, DecoderProcess, _Beat
 from pipeline.video import Request, VideoError
 
 TIMES = tuple(i / 8 for i in range(9))
@@ -72,6 +74,33 @@ def test_time_limit(clips: Path) -> None:
         with pytest.raises(DecoderDied, match=r"pipeline\.limits\.seconds = 0\.01") as caught:
             child.scan(clips / "bigbuckbunny.mp4", CutConfig())
         assert caught.value.reason == "time_out" and child.pid is None
+
+
+def test_a_hung_child_is_ended(clips: Path) -> None:
+    with DecoderProcess(DecodeLimits(stall_seconds=2)) as child:
+        list(child.read(clips / "bikes.mp4", [Request(TIMES, 32, 32)]))
+        answers = child.read(clips / "bikes.mp4", [Request(TIMES, 256, 256)] * 40)
+        next(answers)
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGSTOP)
+        with pytest.raises(DecoderDied, match="no frame decoded for") as caught:
+            list(answers)
+        assert caught.value.reason == "stalled"
+
+
+def test_a_sign_of_life_for_each_frame_and_at_most_one_a_second_on_the_wire(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats: list[int] = []
+    scan(clips / "carphone_distorted.mp4", CutConfig(), max_frames=1000, max_pixels=10**8, beat=lambda: beats.append(1))
+    assert len(beats) == 120
+    clock = iter([0.0, 0.2, 0.9, 1.0, 1.5, 1.99, 2.0, 7.0])
+    monkeypatch.setattr("pipeline.decoder.time.monotonic", lambda: next(clock))
+    out = io.BytesIO()
+    beat = _Beat(out)
+    for _ in range(7):
+        beat()
+    assert out.getvalue().count(b'"beat"') == 3
 
 
 def test_memory_limit(clips: Path) -> None:

@@ -13,7 +13,7 @@ from pipeline.ledger import write_json
 from pipeline.manifest import Manifest
 from pipeline.plan import plan_video
 from pipeline.records import Bucket, Reject, SourceVideo, VideoPlan
-from pipeline.shards import write_shard
+from pipeline.shards import Encoded, write_shard
 
 from .fakes import FakeCodec, clip, encoded
 
@@ -131,3 +131,29 @@ def test_finish_joins_what_is_committed(tmp_path: Path) -> None:
     for number in range(2):
         sample = dataset.read(BUCKET, number)
         assert sample.bits == {encoded(n).clip.key: encoded(n).bits for n in (0, 1)}[sample.key]
+
+
+def test_retried_clips_and_videos_get_new_shards_and_one_outcome(tmp_path: Path) -> None:
+    spec = FakeCodec.spec
+    write_json(
+        tmp_path / "dataset.json", {"format": 1, "spec": spec.plain(), "fps": 8.0, "buckets": [BUCKET.name], "features": False}
+    )
+    manifest = merge(tmp_path, [plan("a", [0, 1, 2]), plan("bad", [])])
+    first, second = f"{BUCKET.name}/shard-000000", f"{BUCKET.name}/shard-000001"
+    lost = manifest.clips(0)[2]
+    refused = Reject("a", "encode", "time_out", "slow", lost.begin, lost.end, key=lost.key)
+    write_shard(tmp_path, first, [Encoded(c, b"1") for c in manifest.clips(0)[:2]], [refused], spec)
+    manifest.finish()
+    before = (tmp_path / f"{first}.parquet").read_bytes()
+
+    videos, clips = manifest.quarantined()
+    assert videos == {"bad"} and [c.key for c in clips] == [lost.key]
+    manifest.begin_generation([SourceVideo("bad")], clips)
+    write_json(manifest.part(0), [plan("bad", [7]).plain()])
+    manifest.merge(PipelineConfig(clips_per_shard=3, min_free_gb=0), 1)
+    assert [c.key for c in manifest.clips(1)] == [plan("bad", [7]).clips[0].key, lost.key] and manifest.groups() == 2
+    write_shard(tmp_path, second, [Encoded(c, b"2") for c in manifest.clips(1)], [], spec)
+    manifest.finish()
+    assert manifest.rejects() == [], "what was tried again with success is no longer refused"
+    assert (tmp_path / f"{first}.parquet").read_bytes() == before
+    assert manifest.quarantined() == (set(), [])

@@ -119,6 +119,19 @@ def test_excluded_sources_vanish_from_readers_at_once(folder: Path) -> None:
         verify.exclude(folder, ["v/x"])
 
 
+def test_compaction_removes_the_bytes_and_everything_still_adds_up(folder: Path) -> None:
+    assert verify.compact(folder) == 0, "nothing is excluded yet"
+    kept = (folder / f"{SHARDS[0]}.tar").read_bytes()
+    verify.exclude(folder, ["v/b"])
+    assert verify.compact(folder) == 2
+    report = verify.verify(folder)
+    assert report.sound and (report.clips, report.encoded, report.refused_clips) == (7, 4, 3)
+    assert verify.stat(folder)["refused"] == {"encode/damaged": 1, "exclude/taken_down": 2, "probe/unreadable": 1}
+    assert (folder / f"{SHARDS[0]}.tar").read_bytes() == kept and not (folder / f"{SHARDS[2]}.tar").exists()
+    assert {c.caption for g in range(3) for c in Manifest(folder).clips(g) if c.source == "v/b"} == {""}
+    assert verify.compact(folder) == 0 and len(ShardDataset.open(folder)) == 4
+
+
 def test_dataset_errors_name_the_mend(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such folder"):
         ShardDataset.open(tmp_path / "absent")
