@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
@@ -145,6 +147,44 @@ def test_a_video_cut_off_is_described_up_to_there(tmp_path: Path, clips: Path) -
     broken.write_bytes(data[: len(data) * 6 // 10])
     info = video.probe(broken)
     assert 20 < info.frames < 100
+
+
+REFERENCE = json.loads((Path(__file__).parent / "ffmpeg_frames.json").read_text())
+"""Made once with ffmpeg's own program (9.0): `ffmpeg -copyts -i FILE -map 0:v:0 -fps_mode passthrough -vf
+showinfo,scale=8:8:flags=area,format=gray -f rawvideo -`: pts_time of each frame less the first one's, and the frame's 64 greys."""
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCE))
+def test_frames_are_those_that_ffmpeg_shows_at_these_times(shared: Path, name: str) -> None:
+    """Variable rates, edit lists, late starts, rotation and mirroring: same times, same frames, same way up."""
+    path = shared / "data" / "odd" / name
+    times = np.array(REFERENCE[name]["pts"])
+    greys = np.array([np.frombuffer(bytes.fromhex(line), np.uint8) for line in REFERENCE[name]["grey"]]).astype(float)
+    info = video.probe(path)
+    assert info.times == pytest.approx(times, abs=1e-3)
+    asked = np.arange(0, info.times[-1], 1 / 8)
+    for time, image in zip(asked, video.read_frames(path, asked.tolist(), info.height, info.width), strict=True):
+        shown = int(np.searchsorted(times, time + 1e-6, side="right")) - 1
+        small = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (8, 8), interpolation=cv2.INTER_AREA).reshape(-1)
+        distance = np.abs(greys - small).mean(axis=1)
+        assert distance[shown] <= distance.min() + 0.5, f"at {time} s another frame than number {shown} was given"
+        turned = [np.abs(greys[shown].reshape(8, 8) - np.rot90(small.reshape(8, 8), turn)).mean() for turn in (1, 2, 3)]
+        assert distance[shown] < min(turned), f"at {time} s the picture is turned"
+
+
+def test_b_frames_and_their_edit_list_shift_nothing(tmp_path: Path) -> None:
+    """libx264 with B-frames gives negative decoding times, which mp4 mends with an edit list."""
+    path = tmp_path / "b.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.options = {"crf": "1", "bf": "3", "b-adapt": "0", "g": "12"}
+        for image in numbered(30):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    info = video.probe(path)
+    assert info.start == 0 and info.times == pytest.approx(np.arange(30) / 10)
+    assert numbers(video.read_frames(path, [0.0, 0.35, 1.2, 2.9], 32, 32)) == [0, 3, 12, 29]
 
 
 def test_manifest_of_odd_files(shared: Path) -> None:
