@@ -18,6 +18,7 @@ these products reach 270 and 330 (docs/numerics.md, Transformer).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +30,10 @@ from pretrain.sequence import Layout
 
 ROWS = 64
 """Scales are joined until a group has this many queries."""
-SCORES = 8 * 1024 * 1024
-"""Most scores that one product makes (all samples and heads together)."""
+ROW_STEP = 256
+"""Most queries of one product."""
+SCORES = 512 * 1024
+"""About the most scores of one product, samples and heads together: they stay in a core's cache."""
 KEPT = 16 * 1024 * 1024
 """A block's weights are kept for the backward pass up to this many, all groups together; beyond, they are made again."""
 
@@ -173,46 +176,60 @@ def _scatter(total: Tensor, part: Tensor, keys: tuple[tuple[int, int], ...]) -> 
         at += end - begin
 
 
-def _weights(q: Tensor, k: Tensor, group: Group, begin: int, end: int, heads: int) -> Tensor:
-    """Attention weights (BH, rows, S) of the group's rows begin..end; q is scaled."""
+def _weights(q: Tensor, k: Tensor, triangle: Tensor | None, forbidden: Tensor | None) -> Tensor:
+    """Attention weights of some rows (Z, rows, S); q is scaled. triangle (rows, tail), forbidden (Z, 1, S): True = not seen."""
     scores = torch.bmm(q, k.transpose(1, 2))
-    if group.triangle is not None:
-        triangle = group.triangle[begin - group.begin : end - group.begin]
+    if triangle is not None:
         scores[:, :, scores.shape[2] - triangle.shape[1] :].masked_fill_(triangle, -math.inf)
-    if group.forbidden is not None:
-        scores.view(-1, heads, *scores.shape[1:]).masked_fill_(group.forbidden, -math.inf)
+    if forbidden is not None:
+        scores.masked_fill_(forbidden, -math.inf)
     return torch.softmax(scores, dim=-1)
 
 
-def _rows(group: Group, products: int) -> list[tuple[int, int]]:
-    """Cut a group into rows whose scores stay under SCORES."""
-    keys = sum(end - begin for begin, end in group.keys)
-    step = max(16, SCORES // max(1, products * keys))
-    return [(begin, min(begin + step, group.end)) for begin in range(group.begin, group.end, step)]
+def _together(plan: BlockPlan, products: int) -> list[slice]:
+    """Cut the products (samples x heads) so that the scores of one piece come to about SCORES."""
+    largest = max((_keys(group) * min(ROW_STEP, group.end - group.begin) for group in plan.groups), default=1)
+    step = max(2, min(products, SCORES // largest))
+    return [slice(first, min(first + step, products)) for first in range(0, products, step)]
+
+
+def _keys(group: Group) -> int:
+    return sum(end - begin for begin, end in group.keys)
+
+
+def _pieces(group: Group, chosen: slice, heads: int) -> Iterator[tuple[slice, Tensor | None, Tensor | None]]:
+    """Cut a group's rows: (rows, triangle of the rows, forbidden keys of the chosen products)."""
+    hidden = None
+    if group.forbidden is not None:
+        hidden = group.forbidden.expand(-1, heads, 1, _keys(group)).flatten(0, 1)[chosen]
+    for begin in range(group.begin, group.end, ROW_STEP):
+        rows = slice(begin, min(begin + ROW_STEP, group.end))
+        triangle = None if group.triangle is None else group.triangle[begin - group.begin : rows.stop - group.begin]
+        yield rows, triangle, hidden
 
 
 class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, plan: BlockPlan) -> Tensor:
-        batch, heads, length, size = q_BHLD.shape
-        q, k, v = (x.reshape(-1, length, size) for x in (q_BHLD, k_BHLD, v_BHLD))
-        # Laid out as the output map wants it: heads of one token side by side.
-        out_BLHD = q.new_empty(batch, length, heads, size)
+        heads = q_BHLD.shape[1]
+        q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q_BHLD, k_BHLD, v_BHLD))
+        out = torch.empty_like(q)
         keeps = plan.pairs * q.shape[0] <= KEPT and any(ctx.needs_input_grad)
         kept: list[Tensor] = []
-        for group in plan.groups:
-            k_group, v_group = _gather(k, group.keys), _gather(v, group.keys)
-            for begin, end in _rows(group, q.shape[0]):
-                weights = _weights(q[:, begin:end], k_group, group, begin, end, heads)
-                seen = torch.bmm(weights, v_group).view(batch, heads, end - begin, size)
-                out_BLHD[:, begin:end] = seen.transpose(1, 2)
-                if keeps:
-                    kept.append(weights)
+        for chosen in _together(plan, q.shape[0]):
+            q_some, k_some, v_some, out_some = q[chosen], k[chosen], v[chosen], out[chosen]
+            for group in plan.groups:
+                k_group, v_group = _gather(k_some, group.keys), _gather(v_some, group.keys)
+                for rows, triangle, hidden in _pieces(group, chosen, heads):
+                    weights = _weights(q_some[:, rows], k_group, triangle, hidden)
+                    out_some[:, rows] = torch.bmm(weights, v_group)
+                    if keeps:
+                        kept.append(weights)
         begin, end = plan.tail
-        out_BLHD[:, begin:end] = v_BHLD[:, :, begin:end].transpose(1, 2)
+        out[:, begin:end] = v[:, begin:end]
         ctx.save_for_backward(q, k, v, *kept)
         ctx.plan, ctx.heads = plan, heads
-        return out_BLHD.transpose(1, 2)
+        return out.view(q_BHLD.shape)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -220,21 +237,26 @@ class _Blocks(torch.autograd.Function):
         q, k, v, *kept = ctx.saved_tensors
         plan, heads = ctx.plan, ctx.heads
         made = iter(kept)
-        dq = torch.empty_like(q)
-        # Many groups add to one key: their sum is kept in float32.
-        dk, dv = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
-        for group in plan.groups:
-            k_group, v_group = _gather(k, group.keys), _gather(v, group.keys)
-            for begin, end in _rows(group, q.shape[0]):
-                q_rows, grad_rows = q[:, begin:end], grad_BHLD[:, :, begin:end].reshape(-1, end - begin, q.shape[2])
-                weights = next(made) if kept else _weights(q_rows, k_group, group, begin, end, heads)
-                _scatter(dv, torch.bmm(weights.transpose(1, 2), grad_rows), group.keys)
-                d_weights = torch.bmm(grad_rows, v_group.transpose(1, 2))
-                d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-                dq[:, begin:end] = torch.bmm(d_scores, k_group)
-                _scatter(dk, torch.bmm(d_scores.transpose(1, 2), q_rows), group.keys)
-        begin, end = plan.tail
-        dq[:, begin:end] = 0
-        dv[:, begin:end] += grad_BHLD[:, :, begin:end].reshape(q.shape[0], end - begin, q.shape[2])
+        grad = grad_BHLD.reshape(q.shape)
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        tail = slice(*plan.tail)
+        for chosen in _together(plan, q.shape[0]):
+            q_some, k_some, v_some, grad_some, dq_some = q[chosen], k[chosen], v[chosen], grad[chosen], dq[chosen]
+            # Many groups add to one key: their sum is kept in float32.
+            dk_some = torch.zeros(k_some.shape, dtype=torch.float32, device=k.device)
+            dv_some = torch.zeros_like(dk_some)
+            for group in plan.groups:
+                k_group, v_group = _gather(k_some, group.keys), _gather(v_some, group.keys)
+                for rows, triangle, hidden in _pieces(group, chosen, heads):
+                    q_rows, grad_rows = q_some[:, rows], grad_some[:, rows]
+                    weights = next(made) if kept else _weights(q_rows, k_group, triangle, hidden)
+                    _scatter(dv_some, torch.bmm(weights.transpose(1, 2), grad_rows), group.keys)
+                    d_weights = torch.bmm(grad_rows, v_group.transpose(1, 2))
+                    d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+                    dq_some[:, rows] = torch.bmm(d_scores, k_group)
+                    _scatter(dk_some, torch.bmm(d_scores.transpose(1, 2), q_rows), group.keys)
+            dv_some[:, tail] += grad_some[:, tail]
+            dk[chosen], dv[chosen] = dk_some, dv_some
+        dq[:, tail] = 0
         shape = grad_BHLD.shape
-        return dq.view(shape), dk.to(k.dtype).view(shape), dv.to(v.dtype).view(shape), None
+        return dq.view(shape), dk.view(shape), dv.view(shape), None

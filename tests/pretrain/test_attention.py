@@ -72,10 +72,13 @@ def test_the_dense_mask_against_a_slow_loop(name: str) -> None:
 
 @pytest.mark.parametrize("rows", [4, 128])
 @pytest.mark.parametrize("scores", [64, 1 << 23])
+@pytest.mark.parametrize("kept", [0, 1 << 23])
 @pytest.mark.parametrize("name", MASKS)
-def test_blocks_agree_with_dense(name: str, rows: int, scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_agree_with_dense(name: str, rows: int, scores: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "ROWS", rows)
     monkeypatch.setattr(blocks, "SCORES", scores)
+    monkeypatch.setattr(blocks, "KEPT", kept)
+    monkeypatch.setattr(blocks, "ROW_STEP", 5 if scores == 64 else 256)
     mask = MASKS[name]
     found = []
     for backend in ("dense", "blocks"):
