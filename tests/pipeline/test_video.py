@@ -169,7 +169,7 @@ def test_frames_are_those_that_ffmpeg_shows_at_these_times(shared: Path, name: s
         distance = np.abs(greys - small).mean(axis=1)
         assert distance[shown] <= distance.min() + 0.5, f"at {time} s another frame than number {shown} was given"
         turned = [np.abs(greys[shown].reshape(8, 8) - np.rot90(small.reshape(8, 8), turn)).mean() for turn in (1, 2, 3)]
-        assert distance[shown] < min(turned), f"at {time} s the picture is turned"
+        assert distance[shown] <= min(turned), f"at {time} s the picture is turned"
 
 
 def test_b_frames_and_their_edit_list_shift_nothing(tmp_path: Path) -> None:
