@@ -1,0 +1,130 @@
+"""`videoar sample` on an untrained model and tokenizer: what is asked for is what is made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from cluster.config import Config, load
+from pipeline.video import iter_frames, probe, write_video
+from pretrain.config import ModelConfig, ObjectiveConfig
+from pretrain.generate import clip, contact_sheet, read_prefix, run
+from pretrain.generate import load as load_setting
+from pretrain.model import VideoAR
+from pretrain.sample import SampleError, sample
+from tokenizer.codec import save
+from tokenizer.config import NetworkConfig
+from tokenizer.network import Network
+
+NETWORK = NetworkConfig(bits=8, width=8, multipliers=(1, 1, 2, 2), blocks=1, groups=4)
+MODEL = ModelConfig(layers=1, width=16, heads=2, text_length=12)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A configuration whose run folder is an exported model that fits the tokenizer."""
+    torch.manual_seed(0)
+    spec = save(tmp_path / "tokenizer", NETWORK, Network(NETWORK).state_dict(), {"made": "by a test"})
+    model = VideoAR(MODEL, 8, 256)
+    (tmp_path / "run").mkdir()
+    save_file(model.state_dict(), tmp_path / "run" / "model.safetensors")
+    plain = {
+        "format": 1,
+        "model": MODEL.model_dump(mode="json"),
+        "objective": ObjectiveConfig().model_dump(mode="json"),
+        "tokenizer": spec.plain(),
+        "step": 1,
+        "averaged": False,
+    }
+    (tmp_path / "run" / "model.json").write_text(json.dumps(plain))
+    (tmp_path / "c.yaml").write_text(
+        f"run: {{dir: {tmp_path / 'run'}}}\ntokenizer: {{weights: {tmp_path / 'tokenizer'}}}\n"
+        "pipeline: {buckets: [{frames: 9, height: 32, width: 40}]}\n"
+    )
+    return load(tmp_path / "c.yaml")
+
+
+def _frames(path: Path) -> np.ndarray:
+    return np.stack([frame for _, frame in iter_frames(path)])
+
+
+def test_text_to_video(config: Config, tmp_path: Path) -> None:
+    files = run(config, ["a cat", "a dog", ""], tmp_path / "out", batch=2)
+    assert [file.name for file in files] == ["000.mp4", "001.mp4", "002.mp4"]
+    for file in files:
+        assert _frames(file).shape == (9, 32, 40, 3)
+        assert probe(file).fps == pytest.approx(8)
+    said = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert said["prompts"] == ["a cat", "a dog", ""] and said["bucket"] == "f009x32x40"
+    with Image.open(tmp_path / "out" / "sheet.png") as sheet:
+        assert sheet.size == (9 * 44, 3 * 36)
+    one = run(config, ["a cat"], tmp_path / "one", batch=4)
+    assert np.array_equal(_frames(one[0]), _frames(files[0]))
+
+
+def test_streamed_frames_equal_decoding_the_whole(config: Config) -> None:
+    setting = load_setting(config)
+    made = clip(setting, ["x"], None, seed=3)
+    bits = sample(setting.model, setting.codec.spec, setting.text, ["x"], setting.grid, setting.config, seed=3)
+    whole = setting.codec.decode(bits, 32, 40)
+    assert int((made.int() - whole.int()).abs().max()) <= 1  # float32 sums in another order may round one level apart
+
+
+def test_continuation_and_extension(config: Config, tmp_path: Path) -> None:
+    video = tmp_path / "in.mp4"
+    ramp = np.arange(12, dtype=np.uint8)[:, None, None, None] * 15
+    write_video(video, np.broadcast_to(ramp, (12, 32, 40, 3)).copy(), 8)
+    files = run(config, ["x"], tmp_path / "out", prefix=video, extend=2)
+    # 9 frames, 5 of them given; each extension encodes the last 5 anew and adds 4.
+    assert _frames(files[0]).shape[0] == 9 + 2 * 4
+    said = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert said["prefix"] == "in.mp4" and said["prefix_frames"] == 5 and said["extended"] == 2
+
+
+def test_image_to_video(config: Config, tmp_path: Path) -> None:
+    Image.fromarray(np.full((50, 60, 3), 90, dtype=np.uint8)).save(tmp_path / "in.png")
+    files = run(config, ["x"], tmp_path / "out", prefix=tmp_path / "in.png")
+    assert _frames(files[0]).shape[0] == 9
+    assert json.loads((tmp_path / "out" / "samples.json").read_text())["prefix_frames"] == 1
+
+
+def test_a_prefix_shorter_than_a_chunk_is_refused(config: Config, tmp_path: Path) -> None:
+    video = tmp_path / "short.mp4"
+    write_video(video, np.zeros((3, 32, 40, 3), dtype=np.uint8), 8)
+    setting = load_setting(config)
+    with pytest.raises(SampleError, match=r"short\.mp4: 3 frames .* the prefix takes 5"):
+        read_prefix(video, setting)
+    assert read_prefix(video, setting, 1).shape == (1, 32, 40, 3)
+    with pytest.raises(ValueError, match=r"1 \+ 4n"):
+        read_prefix(video, setting, 3)
+
+
+def test_weights_of_another_tokenizer_are_refused(config: Config, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    save(tmp_path / "tokenizer", NETWORK, Network(NETWORK).state_dict(), {})
+    with pytest.raises(SampleError, match=r"set tokenizer\.weights"):
+        run(config, ["x"], tmp_path / "out")
+
+
+def test_guidance_needs_a_trained_null_token(config: Config, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "model.json"
+    plain = json.loads(path.read_text())
+    plain["objective"]["condition_drop"] = 0
+    path.write_text(json.dumps(plain))
+    with pytest.raises(SampleError, match="condition_drop 0"):
+        load_setting(config)
+    assert load_setting(load(tmp_path / "c.yaml", ["sample.guidance=[1,1]", "sample.guidance_end=1"])).window == 0
+
+
+def test_contact_sheet_marks_the_given_frames() -> None:
+    video = np.zeros((17, 8, 8, 3), dtype=np.uint8)
+    sheet = np.asarray(contact_sheet([video, video], known=5))
+    assert sheet.shape == (24, 9 * 12, 3)
+    green = (sheet == (0, 160, 0)).all(2)
+    assert green[1].any() and green[1, :36].sum() == 24 and not green[1, 36:].any()
