@@ -15,13 +15,14 @@ class CorpusConfig(Section):
     """Raw videos and what is known about them."""
 
     videos: tuple[str, ...] = ()
-    """Files, folders, globs or fsspec URLs; folders are walked in sorted order."""
+    """Files, folders, globs or fsspec URLs; folders are walked in sorted order. A .csv, .jsonl or .parquet entry is a list of
+    videos (column `file`, optional `caption`); a .tar entry holds videos with .txt or .json beside them (WebDataset)."""
     extensions: tuple[str, ...] = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif", ".ts", ".flv", ".3gp", ".m4v", ".wmv")
     """File endings that count as videos when a folder is walked (case does not matter)."""
     columns: tuple[str, ...] = ()
     """Columns of that table, such as licence and origin, that are carried into the manifest."""
     captions: str | None = None
-    """CSV, JSONL or parquet table with the columns `file` and `caption`; a sidecar NAME.txt beside a video wins over it."""
+    """CSV, JSONL or parquet table with the columns `file` and `caption`; a NAME.txt, or the `caption` of a NAME.json, beside a video wins over it."""
 
 
 class CutConfig(Section):

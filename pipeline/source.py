@@ -1,6 +1,6 @@
 """Which videos a corpus holds, and a local file of each.
 
-In:  the `corpus` section: files, folders, globs, fsspec URLs.
+In:  the `corpus` section: files, folders, globs, fsspec URLs; lists of videos (parquet, csv, jsonl); WebDataset tars.
 Out: `SourceVideo` records in a fixed order; `local` gives a path that the decoder can open.
 Called by: pipeline.ray_job (listing), pipeline.plan and pipeline.encode (local files), the tokenizer's training.
 """
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import json
 import os
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from pipeline.config import CorpusConfig
 from pipeline.records import SourceVideo
 from pipeline.video import VideoError
 
+LISTS = (".csv", ".jsonl", ".parquet")
 _GLOB = frozenset("*?[")
 _TRIES = 6
 _PAUSE = 0.2
@@ -42,13 +45,43 @@ def find(config: CorpusConfig) -> list[SourceVideo]:
     if not config.videos:
         raise SourceError("corpus.videos is empty; name files, folders, globs or URLs")
     table = CaptionTable.read(config.captions, config.columns) if config.captions else CaptionTable({}, ())
-    names: dict[str, None] = {}
+    videos: dict[str, SourceVideo] = {}
     for entry in config.videos:
-        found = _remote(entry, config.extensions) if is_url(entry) else _local(entry, config.extensions)
+        if entry.lower().endswith(LISTS) and not is_url(entry):
+            found = _listed(Path(entry), config.columns)
+        else:
+            names = _remote(entry, config.extensions) if is_url(entry) else _local(entry, config.extensions)
+            names = [inner for name in names for inner in (_members(name, config.extensions) if _is_tar(name) else [name])]
+            found = [SourceVideo(name, *table.look_up(name)) for name in names]
         if not found:
             raise SourceError(f"corpus.videos: {entry} holds no video (endings that count: {' '.join(config.extensions)})")
-        names.update(dict.fromkeys(found))
-    return [SourceVideo(name, *table.look_up(name)) for name in names]
+        for video in found:
+            videos.setdefault(video.source, video)
+    return list(videos.values())
+
+
+def _listed(path: Path, columns: tuple[str, ...]) -> list[SourceVideo]:
+    """Read a list of videos: the column `file` (relative names are below the list's folder), `caption` and carried columns."""
+    rows = CaptionTable.read(path, columns).rows
+    found = []
+    for name, row in rows.items():
+        whole = name if is_url(name) or Path(name).is_absolute() else str(path.parent / name)
+        found.append(SourceVideo(whole, row.get("caption", "").strip(), {column: row[column] for column in columns}))
+    return found
+
+
+def _is_tar(name: str) -> bool:
+    return name.lower().endswith(".tar") and "::" not in name
+
+
+def _members(tar: str, extensions: tuple[str, ...]) -> list[str]:
+    """Videos inside of a tar, as fsspec names them: tar://MEMBER::TAR."""
+    try:
+        filesystem, _ = fsspec.core.url_to_fs(f"tar://::{tar}")
+        names = sorted(retried(lambda: filesystem.find("")))
+    except (OSError, tarfile.TarError) as error:
+        raise SourceError(f"corpus.videos: cannot read {tar}: {error}") from error
+    return [f"tar://{name}::{tar}" for name in names if _counts(name, extensions)]
 
 
 def is_url(name: str) -> bool:
@@ -66,7 +99,7 @@ def local(name: str) -> Iterator[Path]:
         yield Path(name)
         return
     with tempfile.TemporaryDirectory(prefix="videoar-") as folder:
-        path = Path(folder) / f"video{PurePosixPath(name).suffix}"
+        path = Path(folder) / f"video{PurePosixPath(name.split('::')[0]).suffix}"
         filesystem, inner = fsspec.core.url_to_fs(name)
         try:
             retried(lambda: filesystem.get_file(inner, str(path)))
@@ -74,24 +107,40 @@ def local(name: str) -> Iterator[Path]:
             raise VideoError("not_found", f"{name}: not found") from error
         except PermissionError as error:
             raise VideoError("no_permission", f"{name}: no permission") from error
-        except OSError as error:
+        except (OSError, tarfile.TarError) as error:
             raise VideoError("unreachable", f"{name}: {error}") from error
         yield path
 
 
 def sidecar(name: str) -> str:
-    """Return the text of NAME.txt beside the video, empty when there is none."""
-    if is_url(name):
-        filesystem, inner = fsspec.core.url_to_fs(name.rsplit(".", 1)[0] + ".txt")
-        try:
-            return str(retried(lambda: filesystem.cat_file(inner)).decode(errors="replace")).strip()
-        except FileNotFoundError:
-            return ""
-    path = Path(name).with_suffix(".txt")
-    try:
-        return path.read_text(errors="replace").strip() if path.suffix != Path(name).suffix else ""
-    except (FileNotFoundError, NotADirectoryError):
+    """Return the caption beside a video: the text of NAME.txt, else `caption` or `text` of NAME.json, else nothing."""
+    first, chain, rest = name.partition("::")
+    stem, dot, ending = first.rpartition(".")
+    if not dot or "/" in ending:
         return ""
+    text = _beside(f"{stem}.txt{chain}{rest}") if ending != "txt" else None
+    if text is not None:
+        return text.strip()
+    text = _beside(f"{stem}.json{chain}{rest}") if ending != "json" else None
+    try:
+        plain = json.loads(text or "{}")
+    except json.JSONDecodeError:
+        return ""
+    found = (plain.get("caption") or plain.get("text") or "") if isinstance(plain, dict) else ""
+    return str(found).strip()
+
+
+def _beside(name: str) -> str | None:
+    if not is_url(name):
+        try:
+            return Path(name).read_text(errors="replace")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+    filesystem, inner = fsspec.core.url_to_fs(name)
+    try:
+        return str(retried(lambda: filesystem.cat_file(inner)).decode(errors="replace"))
+    except (FileNotFoundError, KeyError):
+        return None
 
 
 def retried(call: Callable[[], _T]) -> _T:

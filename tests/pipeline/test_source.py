@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import io
+import json
 import os
+import tarfile
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import source
@@ -122,3 +127,44 @@ def test_captions_and_columns(folder: Path) -> None:
         ("a sea, wide", {"licence": "MIT"}),
         ("", {}),
     ]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_lists_of_videos_carry_captions_and_columns(folder: Path, suffix: str) -> None:
+    rows = [
+        {"file": "b.mp4", "caption": "a bee", "licence": "CC0"},
+        {"file": "s3://bucket/x.mp4", "caption": "", "licence": "MIT"},
+    ]
+    path = folder / f"list.{suffix}"
+    if suffix == "csv":
+        path.write_text("file,caption,licence\nb.mp4,a bee,CC0\ns3://bucket/x.mp4,,MIT\n")
+    elif suffix == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    found = find(CorpusConfig(videos=(str(path),), columns=("licence",)))
+    assert [(v.source, v.caption, v.extra["licence"]) for v in found] == [
+        (str(folder / "b.mp4"), "a bee", "CC0"),
+        ("s3://bucket/x.mp4", "", "MIT"),
+    ]
+
+
+def test_webdataset_tars_of_videos(tmp_path: Path, clips: Path) -> None:
+    """As video2dataset writes them: KEY.mp4 with KEY.txt or KEY.json beside it."""
+    content = (clips / "carphone_distorted.mp4").read_bytes()
+    members = {"0001.mp4": content, "0001.json": b'{"caption": "from json"}', "0002.mp4": content, "0002.txt": b"from txt"}
+    members |= {"0002.json": b"not json", "0003.mp4": content, "0003.json": b"[1]"}
+    for name in ("00000.tar", "00001.tar"):
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for member, data in members.items():
+                header = tarfile.TarInfo(member)
+                header.size = len(data)
+                tar.addfile(header, io.BytesIO(data))
+    found = find(CorpusConfig(videos=(f"{tmp_path}/*.tar",)))
+    assert len(found) == 6 and found[0].source == f"tar://0001.mp4::{tmp_path}/00000.tar"
+    assert [source.sidecar(video.source) for video in found[:3]] == ["from json", "from txt", ""]
+    with source.local(found[4].source) as path:
+        assert path.read_bytes() == content and path.suffix == ".mp4"
+    (tmp_path / "broken.tar").write_bytes(b"no tar at all" * 100)
+    with pytest.raises(SourceError, match=r"cannot read .*broken\.tar"):
+        names(tmp_path / "broken.tar")
