@@ -87,6 +87,8 @@ class ClusterConfig(Section):
     """A training job that finishes no step for so long is killed and started again; loading must fit in. 0 = never."""
     master_port: int = Field(default=0, ge=0, le=65535)
     """Rendezvous port of the training job; 0 takes a free one."""
+    master_addr: str = ""
+    """Address of the first host as the others reach it; empty takes its name in the hostfile."""
 
 
 _S = TypeVar("_S", bound=Section)

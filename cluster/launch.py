@@ -4,7 +4,7 @@ In:  a Config, optionally a hostfile.
 Out: exit code of the job; RUN/launch.lock while it runs.
 Called by: `cluster/cli.py` (launch, tokenizer train), the demo, tests.
 
-One way for one machine (`local`) and one for several (`ssh`: DeepSpeed's own launcher over pdsh). Both run
+One way for one machine (`local`) and one for several (`ssh`: the same launcher on each host, `cluster/fanout.py`). Both run
 `deepspeed --module MODULE -c CFG [overrides]`, so that what is printed can be typed by hand.
 """
 
@@ -13,17 +13,22 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import re
+import shlex
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import psutil
 
 from cluster.config import ClusterConfig, Config, ConfigError, RunConfig
+from cluster.fanout import ssh_command
 from cluster.hosts import Host, read_hostfile
 from cluster.ports import free_port
 from cluster.procs import runs_module, words_of
@@ -34,8 +39,6 @@ Via = Literal["local", "ssh"]
 TRAIN = "pretrain.train"
 RESTARTS = "VIDEOAR_RESTARTS"
 """Environment variable that tells the job how often it was started again (metric train_restarts_total)."""
-_FORWARDED = ("DS_ACCELERATOR", RESTARTS, "GLOO_", "NCCL_", "OMP_NUM_THREADS", "VIDEOAR_")
-"""Beginnings of environment variables that ranks on other hosts get too."""
 
 
 class LaunchError(ConfigError):
@@ -62,27 +65,20 @@ class Launch:
     """The hostfile's content."""
     master_port: int = 0
     """Rendezvous port; 0 takes a free one at each start."""
+    master_addr: str = ""
+    """Address of the first host as the others reach it; empty takes its name in the hostfile."""
 
     def command(self, port: int) -> list[str]:
         """Return the launcher's command with the rendezvous at `port`."""
-        words = [deepspeed_program()]
+        # The launcher repeats its own settings a dozen times at its default level.
+        job = ["--log_level", "warning", "--no_local_rank", "--module", self.module, *self.arguments]
         if self.hostfile is None:
             # A hostfile that is no file keeps DeepSpeed from reading its default, /job/hostfile.
-            words += ["--hostfile", os.devnull, "--num_gpus", str(self.ranks)]
-        else:
-            words += ["--hostfile", str(self.hostfile), "--force_multi"]
-        # The launcher repeats its own settings a dozen times at its default level.
-        return [
-            *words,
-            "--log_level",
-            "warning",
-            "--master_port",
-            str(port),
-            "--no_local_rank",
-            "--module",
-            self.module,
-            *self.arguments,
-        ]
+            here = ["--hostfile", os.devnull, "--num_gpus", str(self.ranks), "--master_port", str(port)]
+            return [deepspeed_program(), *here, *job]
+        several = ["--hostfile", str(self.hostfile), "--master-port", str(port)]
+        address = ["--master-addr", self.master_addr] if self.master_addr else []
+        return [sys.executable, "-m", "cluster.fanout", *several, *address, "--", *job]
 
 
 def deepspeed_program() -> str:
@@ -127,12 +123,9 @@ def plan(
         raise LaunchError("--via local takes no --hostfile; leave one of the two out")
     if hostfile is not None:
         hosts = read_hostfile(hostfile)
-        for program in ("pdsh", "ssh"):
-            if shutil.which(program) is None:
-                raise LaunchError(
-                    f"--via ssh needs `{program}` on this machine; install it (Debian: apt-get install pdsh openssh-client)"
-                )
-        return Launch(module, arguments, 0, hostfile.resolve(), hosts, cluster.master_port)
+        if shutil.which("ssh") is None:
+            raise LaunchError("--via ssh needs `ssh` on this machine; install it (Debian: apt-get install openssh-client)")
+        return Launch(module, arguments, 0, hostfile.resolve(), hosts, cluster.master_port, cluster.master_addr)
     ranks = cluster.ranks_per_host or (accelerators() if devices is None else devices) or 1
     return Launch(module, arguments, ranks, master_port=cluster.master_port)
 
@@ -168,14 +161,26 @@ def run_lock(folder: Path) -> Iterator[None]:
             file.truncate(0)
 
 
+def sweep_command(job: Launch) -> str:
+    """Return the shell command that kills this job's ranks on a host: they outlive the ssh session that started them."""
+    text = " ".join(["m", job.module, *job.arguments])
+    # The brackets keep the pattern from matching the shell that runs pkill, on whose command line it stands.
+    pattern = "[-]" + re.sub(r"([][\\.^$*+?(){}|])", r"\\\1", text)
+    return f"pkill -KILL -f -- {shlex.quote(pattern)}"
+
+
 def _same(process: psutil.Process, job: Launch) -> bool:
     return ("-c", job.arguments[job.arguments.index("-c") + 1]) in itertools.pairwise(words_of(process))
 
 
-def write_env_file(path: Path, env: Mapping[str, str]) -> None:
-    """Write the file that DS_ENV_FILE names: what ranks on other hosts need of `env`. DeepSpeed exports each line."""
-    chosen = {key: value for key, value in sorted(env.items()) if key.startswith(_FORWARDED)}
-    path.write_text("".join(f"{key}={value}\n" for key, value in chosen.items()))
+def _sweep(job: Launch) -> None:
+    def one(host: Host) -> None:
+        # pkill finds nothing where the ranks have ended, and a dead host cannot be swept: neither is an error.
+        words = ssh_command(host.name, sweep_command(job))
+        subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+
+    with ThreadPoolExecutor(max_workers=32) as pool:
+        list(pool.map(one, job.hosts))
 
 
 def unfinished(config: Config) -> str:
@@ -203,17 +208,19 @@ def run(config: Config, job: Launch, *, folder: Path | None = None, finished: Ca
     policy = Policy(cluster.max_restarts, cluster.restart_wait_seconds, cluster.stop_grace_seconds, watch)
     # No signal of ours reaches ranks on other hosts; all of them look for this file in the shared run folder.
     ask = None if job.hostfile is None else (folder / "stop").touch
-    supervisor = Supervisor(policy, rank_module=job.module, ask=ask)
+    sweep = None if job.hostfile is None else lambda: _sweep(job)
+    supervisor = Supervisor(policy, rank_module=job.module, ask=ask, sweep=sweep)
 
     def attempt(restarts: int) -> Attempt:
         env = environment(restarts, cpu=cpu)
-        if job.hostfile is not None:
-            env_file = folder.resolve() / "launch.env"
-            write_env_file(env_file, {**os.environ, **env})
-            env["DS_ENV_FILE"] = str(env_file)
         return Attempt(job.command(job.master_port or free_port()), env)
 
     with run_lock(folder):
+        if job.hostfile is not None:
+            # Every host reads it, and the run folder is what they share.
+            copy = folder.resolve() / "hostfile"
+            copy.write_text("".join(f"{host.name} slots={host.slots}\n" for host in job.hosts))
+            job = replace(job, hostfile=copy)
         left = [process.pid for process in psutil.process_iter() if runs_module(process, job.module) and _same(process, job)]
         if left:
             raise RunBusyError(

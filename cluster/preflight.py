@@ -193,9 +193,8 @@ def _hosts(hostfile: Path) -> list[Row]:
         hosts = read_hostfile(hostfile)
     except ValueError as error:
         return [Row("hostfile", False, str(error))]
-    missing = [program for program in ("ssh", "pdsh") if shutil.which(program) is None]
-    if missing:
-        return [Row("hostfile", False, f"no {' and no '.join(missing)} on this machine", "apt-get install openssh-client pdsh")]
+    if shutil.which("ssh") is None:
+        return [Row("hostfile", False, "no ssh on this machine", "apt-get install openssh-client")]
     with ThreadPoolExecutor(max_workers=32) as pool:
         return list(pool.map(_host, hosts))
 

@@ -74,16 +74,18 @@ class Supervisor:
         *,
         rank_module: str = "",
         ask: Callable[[], None] | None = None,
+        sweep: Callable[[], None] | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
         """`rank_module`: processes started as `python -m rank_module` take the signals; empty = the command itself.
 
-        `ask`: asks ranks that no signal of this machine reaches to save and end.
+        `ask`: asks ranks that no signal of this machine reaches to save and end. `sweep`: ends those that are left over
+        when a start has failed.
         """
         self.policy = policy
         self.restarts = 0
         self._rank_module = rank_module
-        self._ask = ask
+        self._ask, self._sweep = ask, sweep
         self._say = say if say is not None else _say
         self._process: subprocess.Popen[bytes] | None = None
         self._overdue: threading.Timer | None = None
@@ -176,6 +178,8 @@ class Supervisor:
             if self._overdue is not None:
                 self._overdue.cancel()
             _kill_group(process.pid)
+        if self._sweep is not None and code != DONE:
+            self._sweep()
         return code if code >= 0 else 128 - code
 
     def _kill_still(self, reason: str) -> None:

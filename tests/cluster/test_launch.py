@@ -9,7 +9,7 @@ import pytest
 
 from cluster.config import Config, load
 from cluster.hosts import HostfileError
-from cluster.launch import LaunchError, RunBusyError, environment, plan, run_lock, unfinished, write_env_file
+from cluster.launch import LaunchError, RunBusyError, environment, plan, run_lock, unfinished
 
 
 @pytest.fixture
@@ -50,29 +50,38 @@ def test_a_hostfile_is_checked_before_anything_starts(config: Config, tmp_path: 
         plan(config, via="local", hostfile=bad)
 
 
-def test_missing_pdsh_is_said(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ssh_is_said(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = tmp_path / "hosts"
     hosts.write_text("a slots=1\nb slots=1\n")
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(LaunchError, match="needs `pdsh` on this machine"):
+    with pytest.raises(LaunchError, match="needs `ssh` on this machine"):
         plan(config, hostfile=hosts)
+
+
+def test_several_hosts_are_started_over_ssh(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("a slots=1\nb slots=1\n")
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    job = plan(config, hostfile=hosts)
-    assert job.command(1)[1:4] == ["--hostfile", str(hosts), "--force_multi"]
+    job = plan(load(config.source, ["cluster.master_addr=10.0.0.1"]), hostfile=hosts)
+    words = job.command(1234)
+    assert words[1:9] == [
+        "-m",
+        "cluster.fanout",
+        "--hostfile",
+        str(hosts),
+        "--master-port",
+        "1234",
+        "--master-addr",
+        "10.0.0.1",
+    ]
+    assert words[9] == "--" and words[-4:] == ["--module", "pretrain.train", "-c", str(config.source)]
     assert [host.name for host in job.hosts] == ["a", "b"]
 
 
-def test_ranks_on_other_hosts_get_what_they_need(tmp_path: Path) -> None:
+def test_a_launch_tells_the_ranks_what_they_need() -> None:
     env = environment(2, cpu=True)
     assert env["VIDEOAR_RESTARTS"] == "2" and env["DS_ACCELERATOR"] == "cpu"
     assert "DS_ACCELERATOR" not in environment(0, cpu=False)
-    write_env_file(tmp_path / "env", {**env, "GLOO_SOCKET_IFNAME": "eth0", "HOME": "/root", "NCCL_DEBUG": "WARN"})
-    assert (tmp_path / "env").read_text().splitlines() == [
-        "DS_ACCELERATOR=cpu",
-        "GLOO_SOCKET_IFNAME=eth0",
-        "NCCL_DEBUG=WARN",
-        "VIDEOAR_RESTARTS=2",
-    ]
 
 
 def test_a_run_folder_takes_one_launch_at_a_time(tmp_path: Path) -> None:

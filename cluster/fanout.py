@@ -1,0 +1,118 @@
+"""Runs DeepSpeed's launcher on every host of a hostfile over ssh, as one job that ends as one.
+
+In:  hosts, the rendezvous, the module with its arguments.
+Out: every host's output, each line led by the host's name; one exit code.
+Called by: `launch`, as `python -m cluster.fanout`, so that one process group holds all of it.
+
+Why not DeepSpeed's own pdsh start: when a rank dies, pdsh goes on waiting for the other hosts, whose ranks wait for the dead
+one. Here the first host that fails ends the start, after a moment in which the others may end by themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cluster.hosts import Host, read_hostfile
+
+FORWARDED = ("DS_ACCELERATOR", "GLOO_", "NCCL_", "OMP_NUM_THREADS", "PYTHONPATH", "PYTHONUNBUFFERED", "VIDEOAR_")
+"""Beginnings of environment variables that ranks on other hosts get too."""
+GRACE_SECONDS = 10.0
+"""Time between the first host's failure and the end of the others."""
+STOPPED = 75
+UNREACHABLE = 255
+"""Exit code of ssh itself."""
+
+
+def remote_command(
+    number: int, hostfile: Path, address: str, port: int, words: Sequence[str], *, folder: Path, env: Mapping[str, str]
+) -> str:
+    """Return what host `number` runs in a shell: go to the folder, set the variables, start DeepSpeed's launcher."""
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--hostfile", str(hostfile), "--no_ssh"]
+    launcher += ["--node_rank", str(number), "--master_addr", address, "--master_port", str(port), *words]
+    variables = [f"{key}={value}" for key, value in sorted(env.items()) if key.startswith(FORWARDED)]
+    return f"cd {shlex.quote(str(folder))} && exec {shlex.join(['env', *variables, *launcher])}"
+
+
+def ssh_command(host: str, command: str) -> list[str]:
+    """Return the ssh command; a host that no longer answers is given up after a minute."""
+    options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]
+    return ["ssh", *options, host, command]
+
+
+def verdict(codes: Sequence[int]) -> int:
+    """Return one exit code for codes in the order in which they came: the first real failure, else 75, else 0."""
+    failures = [code for code in codes if code not in (0, STOPPED)]
+    return failures[0] if failures else max(codes, default=0)
+
+
+async def run(hosts: Sequence[Host], commands: Sequence[str], grace: float = GRACE_SECONDS) -> int:
+    """Run one command a host at once and return the verdict."""
+    codes: list[int] = []
+
+    async def one(host: Host, command: str) -> None:
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            *ssh_command(host.name, command), stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=asyncio.subprocess.STDOUT
+        )
+        try:
+            assert process.stdout is not None
+            rest = b""
+            while data := await process.stdout.read(65_536):
+                *lines, rest = (rest + data).split(b"\n")
+                _show(host.name, lines)
+            _show(host.name, [rest] if rest else [])
+            code = await process.wait()
+        except asyncio.CancelledError:
+            process.kill()
+            await process.wait()
+            raise
+        code = code if code >= 0 else 128 - code
+        if code == UNREACHABLE:
+            _show(host.name, [b"ssh has failed, or lost the host"])
+        codes.append(code)
+
+    waiting = {asyncio.create_task(one(host, command)) for host, command in zip(hosts, commands, strict=True)}
+    while waiting:
+        late = any(code != 0 for code in codes)
+        done, waiting = await asyncio.wait(waiting, timeout=grace if late else None, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        if late and not done:
+            for task in waiting:
+                task.cancel()
+            await asyncio.wait(waiting)
+            break
+    return verdict(codes)
+
+
+def _show(host: str, lines: Sequence[bytes]) -> None:
+    for line in lines:
+        os.write(1, b"[" + host.encode() + b"] " + line + b"\n")
+
+
+def main() -> int:
+    """Parse the command line, run, return the exit code."""
+    parser = argparse.ArgumentParser(prog="cluster.fanout", description="Start DeepSpeed's launcher on every host.")
+    parser.add_argument("--hostfile", type=Path, required=True)
+    parser.add_argument("--master-addr", default="", help="the first host as the others reach it")
+    parser.add_argument("--master-port", type=int, required=True)
+    parser.add_argument("words", nargs=argparse.REMAINDER, help="what follows in DeepSpeed's own command")
+    given = parser.parse_args()
+    hosts = read_hostfile(given.hostfile)
+    words = given.words[1:] if given.words[:1] == ["--"] else given.words
+    address = given.master_addr or hosts[0].name
+    commands = [
+        remote_command(number, given.hostfile, address, given.master_port, words, folder=Path.cwd(), env=os.environ)
+        for number in range(len(hosts))
+    ]
+    return asyncio.run(run(hosts, commands))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
