@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 from itertools import pairwise
@@ -51,9 +52,12 @@ def run(words: list[str], *, ranks: int = 1) -> subprocess.CompletedProcess[str]
     if ranks == 1:
         command = [sys.executable, str(DRIVER), *words]
     else:
-        launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", "0"]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", port]
         command = [*launcher, str(DRIVER), *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=DRIVER.parents[2])
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=DRIVER.parents[2])
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
