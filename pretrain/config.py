@@ -138,7 +138,10 @@ class TrainConfig(Section):
     """The training job."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon` orthogonalises the updates of the blocks' matrices (DeepSpeed's Muon); all else keeps AdamW."""
+    """`muon` orthogonalises the updates of the blocks' matrices (DeepSpeed's Muon, ZeRO 1 to 3); all else keeps AdamW, and
+    train.clip does not act."""
+    muon_factor: float = Field(default=10.0, gt=0)
+    """Learning rate of Muon's matrices as a multiple of train.learning_rate (0.2 x sqrt of the longer side gives AdamW's step)."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate."""

@@ -138,7 +138,8 @@ def deepspeed_config(train: TrainConfig, section: DeepSpeedConfig, world: int, *
         "train_batch_size": world,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": 0.0 if stage == 0 else train.clip,
+        # Stage 0 clips in `step`. Muon's updates have a norm of their own making: clipping them would undo it.
+        "gradient_clipping": 0.0 if stage == 0 or train.optimizer == "muon" else train.clip,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": given.get("steps_per_print", 10**9),
@@ -228,7 +229,7 @@ class Engine:
     def step(self, learning_rate: float) -> Outcome:
         """Clip and update. Gradients that are not finite leave weights and moments untouched, on all ranks."""
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * (self.train.muon_factor if group.get("use_muon") else 1.0)
         if self.stage == 0:
             norm = float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.train.clip))
             if not math.isfinite(norm):

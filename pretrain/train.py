@@ -171,7 +171,7 @@ def run(config: Config) -> int:
                            "tokens": tokens, "past": state.past_digest(data, step), "guard": guard.plain()}
                     )  # fmt: skip
                     journal.meter.set("train_checkpoint_seconds", saver.save(engine, now, ema, config.yaml()))
-                    clock.mark("checkpoint")
+                clock.mark("checkpoint")
 
                 seconds = clock.end()
                 report = StepReport(
