@@ -88,6 +88,23 @@ def tokenizer_reconstruct(
     typer.echo(f"{output}: PSNR {psnr:.2f} dB")
 
 
+@tokenizer_app.command("eval")
+def tokenizer_eval(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    clips: Annotated[int, typer.Option(help="Clips of each training shape.", min=1)] = 64,
+    report: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file too.")] = None,
+) -> None:
+    """Score a tokenizer's reconstructions on the corpus; the last line is one JSON object.
+
+    Example: videoar tokenizer eval -c configs/demo.yaml --json scores.json
+    """
+    from cluster.config import load
+    from pipeline.tokenizer_scores import evaluate
+
+    evaluate(load(config, overrides or ()), clips=clips, report=report)
+
+
 def tokenize(config: ConfigPath, overrides: Overrides = None) -> None:
     """Turn the corpus into token shards, as a Ray job; run again, it goes on where it stopped.
 

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from cluster.config import Config, RunConfig
 from cluster.progress import ProgressBar
-from pipeline.config import PipelineConfig
 from pipeline.records import Bucket
 from pipeline.video import iter_frames, write_video
 from pretrain.config import CurriculumConfig, SampleConfig
@@ -230,7 +229,8 @@ def _bucket(config: Config, name: str | None) -> Bucket:
         return Bucket.parse(name)
     stages = config.get(CurriculumConfig).stages
     if not stages:
-        return config.get(PipelineConfig).buckets[0]
+        buckets: tuple[Bucket, ...] = config.sections["pipeline"].buckets
+        return buckets[0]
     shapes = [(Bucket.parse(mix.bucket), mix.frames) for mix in stages[-1].mix]
     found = [shape.model_copy(update={"frames": frames or shape.frames}) for shape, frames in shapes]
     return max(found, key=lambda shape: (shape.frames, shape.height * shape.width))

@@ -26,11 +26,14 @@ DOORS = {
 }
 LINES = 300
 LONGER: dict[str, int] = {
-    "cluster/demo.py": 330,
-    "pipeline/video.py": 560,
+    "cluster/demo.py": 330,  # six steps in the order in which they run
+    "pipeline/video.py": 600,  # the only door to PyAV: probing, reading and writing share its objects
 }
 """Files that may be longer, each with its own limit."""
-UNPICKLERS = {"tokenizer/weights.py"}
+UNPICKLERS = {
+    "tokenizer/weights.py",
+    "tokenizer/importer.py",  # only the name of pickle's error; it reads through torch.load(weights_only=True)
+}
 """Files that may import pickle, to read it with an unpickler that admits a closed list of types."""
 CARRIERS = {"pipeline/encode.py"}
 """Files with a thread that takes any error of its work and raises it in the thread that waits for it."""

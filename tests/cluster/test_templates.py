@@ -1,0 +1,103 @@
+"""The Slurm script, run with stand-ins for Slurm's and our own commands; the Kubernetes file, read."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from cluster import cli
+from cluster.hosts import Host, read_hostfile
+
+SCONTROL = """#!/bin/sh
+case "$1" in
+  show) echo node-1; echo node-2 ;;
+  requeue) echo "$2" > requeued ;;
+esac
+"""
+VIDEOAR = """#!/usr/bin/env python3
+import os, shutil, signal, sys
+open("arguments", "w").write("".join(f"{word}\\n" for word in sys.argv[1:]))
+shutil.copy(sys.argv[5], "seen-hosts")
+if os.environ["ACT"] != "wait":
+    sys.exit(int(os.environ["ACT"]))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+open("ready", "w").write("ready")
+while True:
+    signal.pause()
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> dict[str, Any]:
+    for name, text in (("scontrol", SCONTROL), ("videoar", VIDEOAR)):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    os.mkfifo(tmp_path / "ready")
+    env = {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "17",
+        "SLURM_JOB_NODELIST": "node-[1-2]",
+        "SLURM_GPUS_ON_NODE": "8",
+    }
+    return {"cwd": tmp_path, "env": env, "text": True}
+
+
+@pytest.mark.parametrize(("code", "queued"), [(0, False), (1, False), (2, False), (75, True)])
+def test_slurm_launches_on_the_nodes_and_requeues_what_stopped_cleanly(
+    root: Path, job: dict[str, Any], code: int, queued: bool
+) -> None:
+    job["env"]["ACT"] = str(code)
+    words = ["bash", str(root / "cluster/slurm/train.sbatch"), "my run.yaml", "train.clip=2"]
+    done = subprocess.run(words, capture_output=True, check=False, timeout=60, **job)
+    assert done.returncode == code, done.stderr
+    assert (job["cwd"] / "requeued").exists() == queued
+    assert read_hostfile(job["cwd"] / "seen-hosts") == (Host("node-1", 8, 1), Host("node-2", 8, 2))
+    assert not (job["cwd"] / "hosts-17").exists()
+    arguments = (job["cwd"] / "arguments").read_text().splitlines()
+    assert arguments == ["launch", "-c", "my run.yaml", "--hostfile", "hosts-17", "train.clip=2"]
+
+
+def test_slurms_warning_reaches_the_job_and_its_exit_code_counts(root: Path, job: dict[str, Any]) -> None:
+    job["env"]["ACT"] = "wait"
+    words = ["bash", str(root / "cluster/slurm/train.sbatch"), "run.yaml"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, **job) as script:
+        (job["cwd"] / "ready").read_text()
+        script.send_signal(signal.SIGTERM)
+        text, _ = script.communicate(timeout=60)
+    assert script.returncode == 75, text
+    assert (job["cwd"] / "requeued").read_text() == "17\n"
+
+
+def test_slurm_without_a_configuration_says_how(root: Path, job: dict[str, Any]) -> None:
+    done = subprocess.run(["bash", str(root / "cluster/slurm/train.sbatch")], capture_output=True, check=False, **job)
+    assert done.returncode == 2 and done.stderr.startswith("usage: sbatch")
+
+
+def test_rayjob_runs_a_command_that_exists_with_the_locked_ray(root: Path) -> None:
+    found = yaml.safe_load((root / "cluster/kubernetes/rayjob-tokenize.yaml").read_text())
+    assert (found["apiVersion"], found["kind"]) == ("ray.io/v1", "RayJob")
+    program, command, *options = shlex.split(found["spec"]["entrypoint"])
+    assert program == "videoar"
+    known: Any = get_command(cli.app)
+    known.commands[command].make_context(command, list(options))  # raises on an option that does not exist
+    locked = re.search(r"^ray(?:\[.*\])?==(\S+)$", (root / "requirements.lock").read_text(), re.MULTILINE)
+    cluster = found["spec"]["rayClusterSpec"]
+    assert locked is not None and cluster["rayVersion"] == locked[1]
+    templates = [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
+    for template in templates:
+        volumes = {volume["name"] for volume in template["spec"]["volumes"]}
+        for container in template["spec"]["containers"]:
+            assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+            assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/data", "/config"}
+            assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
+    assert Path(options[1]).parent == Path("/config")
+    for group in cluster["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
