@@ -117,3 +117,6 @@ class PipelineConfig(Section):
     """Seconds that an encoding worker may spend on one shard group before it counts as hung and is replaced."""
     dedup: bool = True
     """Refuse a file whose content digest was seen before."""
+    near_dedup: float = Field(default=0.0, ge=0, le=1)
+    """Refuse a span whose pictures agree with an earlier video by at least this much (0.9 finds re-encoded, rescaled and re-cut
+    copies); 0 does not look."""

@@ -1,7 +1,7 @@
 """One look at a whole video: what it holds, where its shots end, and figures of every frame.
 
 In:  a local video, decoded once by pipeline.video in small pictures.
-Out: `Scan` (true frame times, cut times, luma, motion, sharpness and a perceptual hash's input of each frame).
+Out: `Scan` (true frame times, cut times, luma, motion and sharpness of each frame, a print).
 Called by: the decoding child (pipeline.decoder); `shots` by pipeline.plan.
 
 The detector is PySceneDetect's ContentDetector; it is fed with frames from pipeline.video, so there is one decoder.
@@ -23,12 +23,11 @@ from scenedetect.detectors import ContentDetector
 
 from pipeline import video
 from pipeline.config import CutConfig
+from pipeline.near import RATE, SIDE, Print
 
 SHORT_SIDE = 72
 """Pixels of the shorter side of the pictures that are looked at; detectors and scores are defined at this size."""
 LONGEST_SIDE = 320
-HASH_SIDE = 9
-"""The perceptual hash's picture is HASH_SIDE - 1 rows of HASH_SIDE columns (differences along rows)."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class Scan:
     """Mean absolute luma difference to the frame before (0 for the first), 0 to 255."""
     sharpness: NDArray[np.float64]
     """Variance of the Laplacian of the luma."""
-    dhash: NDArray[np.uint64]
-    """64-bit difference hash of the picture."""
+    grey: Print
+    """The picture shown at k / near.RATE seconds, 8x8 greys each: the video's print for finding near copies."""
 
     ARRAYS = ("times", "cut", "luma", "motion", "sharpness")
 
@@ -62,7 +61,7 @@ def scan(
 ) -> Scan:
     """Decode a video once, to its end. Raises VideoError as pipeline.video.probe does."""
     columns: list[tuple[float, float, float, float]] = []
-    hashes: list[int] = []
+    prints: list[NDArray[np.uint8]] = []
     detector = None
     if cuts.method == "content":
         detector = ContentDetector(threshold=cuts.threshold, min_scene_len=cuts.min_frames)
@@ -71,6 +70,8 @@ def scan(
 
         def look() -> Iterator[tuple[float, Any]]:
             before: Any = None
+            tiny: Any = None
+            time = 0.0
             for index, (time, frame) in enumerate(reader.frames()):
                 small = video.thumbnail(frame, *_small(frame.height, frame.width))
                 grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
@@ -78,12 +79,16 @@ def scan(
                 comparable = before is not None and before.shape == luma.shape
                 motion = float(cv2.absdiff(luma, before).mean()) if comparable else 0.0
                 columns.append((0.0, float(luma.mean()), motion, float(cv2.Laplacian(grey, cv2.CV_32F).var())))
-                hashes.append(_dhash(grey))
+                while before is not None and len(prints) / RATE < time - video.EPSILON:
+                    prints.append(tiny)
+                tiny = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA).reshape(-1)
                 before = luma
                 if detector is not None:
                     bgr = np.ascontiguousarray(small[..., ::-1])
                     begins.update(cut.frame_num for cut in detector.process_frame(FrameTimecode(index, fps=25.0), bgr))
                 yield time, frame
+            if before is not None and len(prints) / RATE <= time + video.EPSILON:
+                prints.append(tiny)
 
         info = video.describe(reader, look(), max_frames=max_frames)
     table = np.asarray(columns[: info.frames], dtype=np.float64)
@@ -111,7 +116,7 @@ def scan(
         luma=table[:, 1].copy(),
         motion=table[:, 2].copy(),
         sharpness=table[:, 3].copy(),
-        dhash=np.asarray(hashes[: info.frames], dtype=np.uint64),
+        grey=np.asarray(prints, dtype=np.uint8).reshape(-1, SIDE * SIDE),
     )
 
 
@@ -130,9 +135,3 @@ def shots(found: Scan, cuts: CutConfig) -> list[tuple[float, float]]:
 def _small(height: int, width: int) -> tuple[int, int]:
     scale = min(SHORT_SIDE / min(height, width), LONGEST_SIDE / max(height, width), 1.0)
     return max(2, round(height * scale)), max(2, round(width * scale))
-
-
-def _dhash(grey: NDArray[Any]) -> int:
-    small = cv2.resize(grey, (HASH_SIDE, HASH_SIDE - 1), interpolation=cv2.INTER_AREA)
-    bits = small[:, 1:] > small[:, :-1]
-    return int(np.packbits(bits.reshape(-1)).view(">u8")[0])

@@ -33,6 +33,7 @@ import numpy as np
 from pipeline import video
 from pipeline.config import CutConfig, DecodeLimits
 from pipeline.cuts import Scan, scan
+from pipeline.near import SIDE
 from pipeline.video import Frames, Request, VideoError
 
 _READ = 1 << 20
@@ -72,9 +73,9 @@ class DecoderProcess:
         ((header, data),) = self._ask(request)
         count = header["frames"]
         arrays = np.frombuffer(data, dtype=np.float64, count=count * len(Scan.ARRAYS)).reshape(len(Scan.ARRAYS), count)
-        hashes = np.frombuffer(data, dtype=np.uint64, offset=arrays.nbytes)
+        grey = np.frombuffer(data, dtype=np.uint8, offset=arrays.nbytes).reshape(-1, SIDE * SIDE)
         columns: dict[str, Any] = dict(zip(Scan.ARRAYS, arrays))
-        return Scan(**header["scan"], **columns, dhash=hashes)
+        return Scan(**header["scan"], **columns, grey=grey)
 
     def read(self, path: str | Path, requests: Sequence[Request]) -> Iterator[Frames]:
         """Give the frames of each request in order (pipeline.video.read_clips). Raises VideoError, DecoderDied."""
@@ -221,7 +222,7 @@ def _serve(limits: DecodeLimits, requests: queue.Queue[bytes], out: BinaryIO) ->
                 cuts = CutConfig.model_validate(request["cuts"])
                 found = scan(request["path"], cuts, max_frames=limits.max_frames, max_pixels=limits.max_pixels, beat=beat)
                 arrays = np.stack([getattr(found, name) for name in Scan.ARRAYS])
-                data = arrays.tobytes() + found.dhash.tobytes()
+                data = arrays.tobytes() + found.grey.tobytes()
                 plain = {k: getattr(found, k) for k in ("codec", "width", "height", "seconds", "damage", "details")}
                 _answer(out, {"kind": "scan", "frames": len(found.times), "scan": plain}, data)
             else:

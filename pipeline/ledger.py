@@ -26,7 +26,7 @@ from typing import Any
 
 FORMAT = 1
 DATASET, CLIPS, REJECTS, INDEX = "dataset.json", "clips.parquet", "rejects.parquet", "index.parquet"
-PLAN, LOCK, ADDRESS = ".plan", ".lock", "metrics-address"
+PLAN, LOCK, PRINTS, ADDRESS = ".plan", ".lock", ".prints.parquet", "metrics-address"
 
 
 class LedgerError(ValueError):

@@ -8,6 +8,7 @@ Called by: pipeline.ray_job (planning tasks).
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,8 @@ def _lay(video: SourceVideo, digest: str, found: Scan, config: PipelineConfig) -
                 )
                 for bucket in span.buckets
             ]
-    return VideoPlan(video.source, digest, tuple(clips), tuple(rejects))
+    grey = zlib.compress(found.grey.tobytes()) if config.near_dedup else b""
+    return VideoPlan(video.source, digest, tuple(clips), tuple(rejects), grey)
 
 
 def _scan(path: Path, config: PipelineConfig, decoder: DecoderProcess) -> Scan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -116,6 +117,8 @@ class VideoPlan:
     clips: tuple[Clip, ...]
     """Clips without a shard yet, in order of begin, then of the configuration's buckets."""
     rejects: tuple[Reject, ...]
+    grey: bytes = b""
+    """The video's print (pipeline.near), zlib-compressed; empty where near copies are not looked for."""
 
     def plain(self) -> dict[str, Any]:
         """JSON values; `VideoPlan.parse` reads them back."""
@@ -124,13 +127,15 @@ class VideoPlan:
             "digest": self.digest,
             "clips": [clip.plain() for clip in self.clips],
             "rejects": [asdict(reject) for reject in self.rejects],
+            "grey": base64.b64encode(self.grey).decode(),
         }
 
     @classmethod
     def parse(cls, plain: Mapping[str, Any]) -> VideoPlan:
         """Read `plain()`."""
         clips = tuple(Clip.parse(clip) for clip in plain["clips"])
-        return cls(plain["source"], plain["digest"], clips, tuple(Reject(**reject) for reject in plain["rejects"]))
+        rejects = tuple(Reject(**reject) for reject in plain["rejects"])
+        return cls(plain["source"], plain["digest"], clips, rejects, base64.b64decode(plain["grey"]))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,99 @@
+"""Near copies across the corpus: re-encoded, rescaled or re-cut versions of a video met before.
+
+In:  prints of videos (8x8 grey pictures, 8 a second) in the order of the corpus.
+Out: for a span, the earlier video that shows the same, and how well the two agree.
+Called by: pipeline.manifest, while a generation is merged.
+
+A hash of each picture, cut into four bands, finds candidates and how far they are shifted in time (locality-sensitive
+hashing); what decides is the agreement of the pictures themselves. Films of one room look alike picture by picture, so it is
+their change over time that is compared: Lin's concordance of the pictures less their mean over the span.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+RATE = 8
+"""Pictures a second of a print."""
+SIDE = 8
+"""Pixels a side of a print's picture."""
+QUERY_STEP = 2
+"""Every second picture of a span is compared."""
+SHORTEST = 6
+"""Compared pictures under which a span says too little."""
+_BANDS = 4
+_BUCKET = 200
+"""Places a hash bucket holds; a picture that is everywhere (black, a title) finds nothing anyway."""
+_CANDIDATES = 16
+_FLAT = 3.0
+_STILL = 1.0
+
+Print = NDArray[np.uint8]
+"""(pictures, SIDE * SIDE) grey levels."""
+
+
+class NearIndex:
+    """Prints met so far. RATE * SIDE * SIDE = 512 bytes and about 400 bytes of index a second of video."""
+
+    def __init__(self) -> None:
+        self._sources: list[str] = []
+        self._prints: list[Print] = []
+        self._buckets: dict[tuple[int, int], list[tuple[int, int]]] = {}
+
+    def add(self, source: str, grey: Print) -> None:
+        """Note a video that later ones are compared with."""
+        number = len(self._sources)
+        self._sources.append(source)
+        self._prints.append(grey)
+        for tick in range(0, len(grey), QUERY_STEP):
+            for key in _keys(grey[tick]):
+                bucket = self._buckets.setdefault(key, [])
+                if len(bucket) < _BUCKET:
+                    bucket.append((number, tick))
+
+    def find(self, grey: Print) -> tuple[str, float]:
+        """Return the earlier source that a span agrees with best, and the concordance (-1 to 1); empty and 0 for none."""
+        query = grey[::QUERY_STEP]
+        if len(query) < SHORTEST:
+            return "", 0.0
+        votes: Counter[tuple[int, int]] = Counter()
+        for place, picture in enumerate(query):
+            for key in _keys(picture):
+                for number, tick in self._buckets.get(key, ()):
+                    votes[number, tick - QUERY_STEP * place] += 1
+        best = ("", 0.0)
+        # Ties are broken by the order of the corpus, so that the outcome does not depend on hash order.
+        for (number, shift), _ in sorted(votes.items(), key=lambda item: (-item[1], item[0]))[:_CANDIDATES]:
+            for near in range(shift - QUERY_STEP, shift + QUERY_STEP + 1):
+                score = _agreement(query, self._prints[number], near)
+                if score > best[1]:
+                    best = (self._sources[number], score)
+        return best
+
+
+def _keys(picture: NDArray[np.uint8]) -> list[tuple[int, int]]:
+    """Four bands of 16 bits: whether each pixel is darker than its right neighbour. Flat pictures have none."""
+    if picture.std() < _FLAT:
+        return []
+    square = picture.reshape(SIDE, SIDE)
+    bits = np.packbits(square < np.roll(square, -1, axis=1))
+    return [(band, int(value)) for band, value in enumerate(bits.view(np.uint16)[:_BANDS])]
+
+
+def _agreement(query: Print, other: Print, shift: int) -> float:
+    places = QUERY_STEP * np.arange(len(query)) + shift
+    inside = (places >= 0) & (places < len(other))
+    # Four fifths of the span must lie in the other video: less is another cut, not a copy.
+    if inside.sum() < max(SHORTEST, 0.8 * len(query)):
+        return 0.0
+    a, b = query[inside].astype(np.float64), other[places[inside]].astype(np.float64)
+    whole = float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) if a.std() > 0 and b.std() > 0 else 0.0
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    power = float((a * a).mean() + (b * b).mean())
+    if power < _STILL:
+        # Nothing moves in either: only two pictures that agree to the last can be called the same.
+        return whole if whole > 0.995 else 0.0
+    return min(whole, 2 * float((a * b).mean()) / power)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import video
+from pipeline.config import CutConfig, DecodeLimits, PipelineConfig
+from pipeline.cuts import scan
+from pipeline.decoder import DecoderProcess
+from pipeline.ledger import write_json
+from pipeline.manifest import Manifest
+from pipeline.near import RATE, NearIndex, Print
+from pipeline.plan import plan_video
+from pipeline.records import Bucket, SourceVideo
+
+THRESHOLD = 0.9
+
+
+def grey(path: Path) -> Print:
+    return scan(path, CutConfig(method="none"), max_frames=10**6, max_pixels=10**8).grey
+
+
+def copy(path: Path, out: Path, *, fps: float = 12, height: int = 180, skip: float = 0.8) -> Path:
+    """Cut the beginning off, halve the rate, make it smaller, encode it anew."""
+    info = video.probe(path)
+    width = round(height * info.width / info.height / 2) * 2
+    frames = [image for time, image in video.iter_frames(path, fps=fps, height=height, width=width) if time >= skip]
+    video.write_video(out, np.stack(frames), fps)
+    return out
+
+
+def test_print_is_the_picture_at_each_eighth_of_a_second(clips: Path) -> None:
+    found = grey(clips / "bikes.mp4")
+    assert found.shape == (10 * RATE, 64)
+    image = video.read_frames(clips / "bikes.mp4", [3.5], 272, 640)[0].mean(axis=2)
+    rough = image.reshape(8, 34, 8, 80).mean(axis=(1, 3)).reshape(-1)
+    assert np.corrcoef(rough, found[28])[0, 1] > 0.99
+
+
+def test_copies_of_the_bundled_clips_are_found_and_others_are_not(clips: Path, tmp_path: Path) -> None:
+    index = NearIndex()
+    names = ["bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4"]
+    for name in names:
+        own = grey(clips / name)
+        assert index.find(own[: 3 * RATE])[1] < THRESHOLD, f"{name} is like none before it"
+        index.add(name, own)
+    for name in names:
+        source, score = index.find(grey(copy(clips / name, tmp_path / name))[: 3 * RATE])
+        assert source == name and score >= THRESHOLD, (name, source, score)
+    source, score = index.find(grey(clips / "carphone_distorted.mp4"))
+    assert source == "carphone_pristine.mp4" and score >= THRESHOLD
+    assert index.find(grey(clips / "bikes.mp4")[: RATE // 2]) == ("", 0.0), "too short to say"
+
+
+def test_the_shared_clips(shared: Path, tmp_path: Path) -> None:
+    """Many show one person in one room; only four films come in several encodings."""
+    folder = shared / "data" / "videos"
+    names = sorted(p.name for p in folder.iterdir() if p.stat().st_size < 700_000 and p.suffix in (".mp4", ".mkv", ".webm"))
+    index, found = NearIndex(), {}
+    for name in names:
+        own = grey(folder / name)
+        source, score = index.find(own)
+        if score >= THRESHOLD:
+            found[name] = source
+        index.add(name, own)
+    assert set(found) <= {"mdn_rabbit320.webm", "mdn_flower.webm", "mdn_stream-of-water.webm", "skv_carphone_pristine.mp4"}, (
+        found
+    )
+    copied = [
+        n for n in ("intel_night.mkv", "intel_school.mkv", "mdn_frog.webm", "mdn_elf.webm", "intel_sister.mkv") if n in names
+    ]
+    for name in copied:
+        source, score = index.find(grey(copy(folder / name, tmp_path / f"{name}.mp4")))
+        assert source == name and score >= THRESHOLD, (name, source, score)
+
+
+def test_near_copies_are_refused_span_by_span_across_generations(clips: Path, tmp_path: Path) -> None:
+    config = PipelineConfig(buckets=(Bucket(frames=17, height=32, width=32),), near_dedup=THRESHOLD, min_free_gb=0)
+    manifest = Manifest(tmp_path / "shards")
+    again = copy(clips / "carphone_pristine.mp4", tmp_path / "again.mp4", skip=0.5)
+    with DecoderProcess(DecodeLimits()) as decoder:
+        for path in (clips / "carphone_pristine.mp4", again, clips / "bigbuckbunny.mp4"):
+            manifest.begin_generation([SourceVideo(str(path))])
+            write_json(manifest.part(0), [plan_video(SourceVideo(str(path)), config, decoder).plain()])
+            manifest.merge(config, 1)
+    near = [r for r in manifest.rejects() if r.reason == "near_copy"]
+    assert {r.source for r in near} == {str(again)} and near[0].begin == 0.0 and near[0].scores["agreement"] >= THRESHOLD
+    assert {c.source for g in range(manifest.groups()) for c in manifest.clips(g)} == {
+        str(clips / "carphone_pristine.mp4"),
+        str(clips / "bigbuckbunny.mp4"),
+    }
+
+
+@pytest.mark.parametrize("power", [0.0, 30.0])
+def test_still_and_noise(power: float) -> None:
+    """Two stills agree only when they are the same; noise agrees with nothing."""
+    rng = np.random.default_rng(0)
+    still = np.broadcast_to(rng.integers(40, 200, 64), (24, 64))
+    first = (still + rng.normal(0, power, still.shape)).clip(0, 255).astype(np.uint8)
+    second = (still + rng.normal(0, power, still.shape)).clip(0, 255).astype(np.uint8)
+    index = NearIndex()
+    index.add("first", first)
+    assert (index.find(second)[1] >= THRESHOLD) == (power == 0.0)
+    other = np.roll(first, 1, axis=1)
+    assert index.find(other)[1] < THRESHOLD
