@@ -32,7 +32,7 @@ ROWS = 64
 """Scales are joined until a group has this many queries."""
 ROW_STEP = 256
 """Most queries of one product."""
-SCORES = 512 * 1024
+SCORES = 1024 * 1024
 """About the most scores of one product, samples and heads together: they stay in a core's cache."""
 KEPT = 16 * 1024 * 1024
 """A block's weights are kept for the backward pass up to this many, all groups together; beyond, they are made again."""
@@ -190,6 +190,8 @@ def _together(plan: BlockPlan, products: int) -> list[slice]:
     """Cut the products (samples x heads) so that the scores of one piece come to about SCORES."""
     largest = max((_keys(group) * min(ROW_STEP, group.end - group.begin) for group in plan.groups), default=1)
     step = max(2, min(products, SCORES // largest))
+    # Even shares: a last piece of other shape would leave cores idle.
+    step = next((size for size in range(step, 1, -1) if products % size == 0), step)
     return [slice(first, min(first + step, products)) for first in range(0, products, step)]
 
 
