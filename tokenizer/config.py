@@ -167,7 +167,9 @@ class TokenizerConfig(Section):
                     f"training bucket {bucket.height}x{bucket.width} is no multiple of the spatial stride {stride}"
                 )
             if self.loss.gan > 0 and min(bucket.height, bucket.width) < 24:
-                raise ValueError(f"training bucket {bucket.height}x{bucket.width}: the discriminator takes at least 24x24 pixels")
+                raise ValueError(
+                    f"training bucket {bucket.height}x{bucket.width}: the discriminator takes at least 24x24 pixels"
+                )
             if (bucket.frames - 1) % self.network.temporal_stride:
                 raise ValueError(f"training bucket of {bucket.frames} frames: take 1 + {self.network.temporal_stride}n frames")
         return self

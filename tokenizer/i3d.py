@@ -149,5 +149,7 @@ def frechet(a_NF: NDArray[np.float64], b_NF: NDArray[np.float64]) -> float:
     # the trace of (S1 S2)^(1/2) is the sum of singular values of X Y^T, X and Y the centred, scaled sets: no F x F root is needed
     x, y = (m - m.mean(0) for m in (a, b))
     x, y = x / np.sqrt(len(x) - 1), y / np.sqrt(len(y) - 1)
-    cross = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+    # a set of more rows than columns is first turned to its triangular factor, which leaves that sum as it is
+    left, right = (np.linalg.qr(m, mode="r") if m.shape[0] > m.shape[1] else m for m in (x, y))
+    cross = np.linalg.svd(left @ right.T, compute_uv=False).sum()
     return float(difference @ difference + (x**2).sum() + (y**2).sum() - 2 * cross)

@@ -20,7 +20,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -30,12 +29,13 @@ from cluster.metrics import JsonLines
 from cluster.progress import ProgressBar
 from tokenizer import codec, losses
 from tokenizer.bottleneck import Bottleneck, bottleneck
-from tokenizer.config import LossConfig, TokenizerConfig, TokenizerTraining, TrainingBucket
+from tokenizer.config import LossConfig, TokenizerConfig, TrainingBucket
 from tokenizer.discriminator import PatchDiscriminator
 from tokenizer.engine import Engine, World, barrier, mean_over_ranks, start, stop
 from tokenizer.network import Network, pixels
 from tokenizer.perceptual import perceptual
 from tokenizer.scales import Scales
+from tokenizer.schedule import bucket_at, ema_at, keep_at, rate_at
 from tokenizer.spec import CodecSpec
 
 CHECKPOINTS = "tokenizer-checkpoints"
@@ -52,35 +52,6 @@ class ClipSource(Protocol):
     def batch(self, step: int, bucket: TrainingBucket, rank: int, world: int) -> Tensor:
         """This rank's uint8 (b,T,H,W,3) of the global batch of `step`."""
         ...
-
-
-def bucket_at(step: int, training: TokenizerTraining, seed: int) -> TrainingBucket:
-    """Shape of the step, drawn by weight among the buckets that are open at the step."""
-    fitting = [b for b in training.buckets if b.begin <= step and (b.end is None or step < b.end)]
-    weights = np.array([bucket.weight for bucket in fitting])
-    draw = np.random.Generator(np.random.Philox(key=seed, counter=[0, 1, 0, step]))
-    return fitting[int(draw.choice(len(fitting), p=weights / weights.sum()))]
-
-
-def rate_at(step: int, training: TokenizerTraining) -> float:
-    """Learning rate of the step (from 0): linear warm-up, then cosine to 0."""
-    if step < training.warmup:
-        return training.learning_rate * (step + 1) / training.warmup
-    progress = (step - training.warmup) / max(1, training.steps - training.warmup)
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def keep_at(step: int, count: int, training: TokenizerTraining, seed: int) -> list[bool]:
-    """Scales that the step uses: the last one always, the others by `scale_dropout`, none of them in the single-scale stage."""
-    if not training.multi_scale or step < training.single_scale_steps:
-        return [False] * (count - 1) + [True]
-    draw = np.random.Generator(np.random.Philox(key=seed, counter=[0, 2, 0, step]))
-    return [bool(value >= training.scale_dropout) for value in draw.random(count - 1)] + [True]
-
-
-def ema_at(step: int, training: TokenizerTraining) -> float:
-    """Decay of the moving average after `step` finished steps: short at first, so that early weights fade."""
-    return min(training.ema, (1 + step) / (10 + step))
 
 
 def recipe_digest(config: Config) -> str:

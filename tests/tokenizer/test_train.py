@@ -1,4 +1,4 @@
-"""Training: pure schedules; stop and resume to the last digit; two ranks under ZeRO equal one; complete means done."""
+"""Training: stop and resume to the last digit; two ranks under ZeRO equal one; complete means done."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,7 @@ import safetensors.torch
 import torch
 
 from cluster.config import load
-from tokenizer.config import TokenizerTraining, TrainingBucket
-from tokenizer.train import TrainingError, bucket_at, ema_at, finished, keep_at, rate_at, recipe_digest
+from tokenizer.train import TrainingError, finished, recipe_digest
 
 DRIVER = Path(__file__).with_name("drive_train.py")
 CONFIG = """
@@ -125,39 +123,3 @@ def test_another_recipe_is_not_overwritten(straight: Path) -> None:
     with pytest.raises(TrainingError, match="another recipe"):
         finished(straight / "tokenizer", "0" * 64)
     assert not finished(straight / "absent", "0" * 64)
-
-
-def test_learning_rate_warms_up_and_falls_to_zero() -> None:
-    training = TokenizerTraining(steps=100, warmup=10, learning_rate=1.0)
-    rates = [rate_at(step, training) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == rates[9] == rates[10] == 1.0
-    assert rates[-1] < 1e-3
-    assert all(a >= b for a, b in pairwise(rates[10:]))
-
-
-def test_scale_dropout_keeps_the_last_and_about_half_of_the_rest() -> None:
-    training = TokenizerTraining(scale_dropout=0.5, single_scale_steps=10)
-    assert keep_at(9, 6, training, 0) == [False] * 5 + [True]
-    drawn = [keep_at(step, 6, training, 0) for step in range(10, 410)]
-    assert all(keep[-1] for keep in drawn)
-    share = sum(sum(keep[:-1]) for keep in drawn) / (5 * len(drawn))
-    assert 0.45 < share < 0.55
-    assert keep_at(50, 6, training, 0) == keep_at(50, 6, training, 0)
-    assert keep_at(50, 6, TokenizerTraining(multi_scale=False), 0) == [False] * 5 + [True]
-
-
-def test_buckets_open_and_close_by_step() -> None:
-    image = TrainingBucket(frames=1, height=128, width=128, batch=8, end=100)
-    video = TrainingBucket(frames=17, height=128, width=128, batch=8, begin=50, weight=3)
-    training = TokenizerTraining(buckets=(image, video))
-    assert {bucket_at(step, training, 0) for step in range(50)} == {image}
-    assert {bucket_at(step, training, 0) for step in range(100, 150)} == {video}
-    joint = [bucket_at(step, training, 0) for step in range(50, 100)]
-    assert 25 < sum(bucket is video for bucket in joint) < 50
-
-
-def test_the_moving_average_is_short_at_first() -> None:
-    training = TokenizerTraining(ema=0.999)
-    assert ema_at(0, training) == pytest.approx(0.1)
-    assert ema_at(10**6, training) == 0.999

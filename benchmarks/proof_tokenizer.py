@@ -1,0 +1,279 @@
+"""Proof of the tokenizer on held-out people and videos, beside three baselines at the same bits a frame.
+
+    python benchmarks/proof_tokenizer.py --out runs/proof-tokenizer [--steps 6000] [--ranks 2]
+
+Needs the shared folder (VIDEOAR_SHARED, or ../shared) with data/weizmann64 and data/videos, and the scoring networks
+(`python -m tokenizer.weights fetch`). At most 40 minutes on 2 cores. Trained here, by the real training job under the
+deepspeed launcher, on the same clips, steps and losses:
+  ours  causal 3D, f8 t4, 24 bits: 9 frames = 3 latent frames x 130 positions x 24 bits = 1,040 bits a frame
+  2d    the same network with temporal kernel 1 and no temporal stride, widened to as many weights, 8 bits: 1,040 bits a frame
+Not trained: webp (Pillow, every frame by itself) and h264 (PyAV, libx264, every clip by itself, stream bytes without the
+container), both at the coarsest quality step that still uses at least as many bits a frame as ours.
+Held out: people 6, 7 and 8 of Weizmann, and every fourth video. Prints a table and one JSON line; writes pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from cluster.config import load
+from pipeline.clips import VideoClips
+from pipeline.config import CorpusConfig
+from pipeline.source import find
+from pipeline.tokenizer_scores import held_clips, quality
+from tokenizer.codec import VideoCodec
+from tokenizer.config import TrainingBucket
+
+FRAMES, SIDE, FPS = 9, 64, 8.0
+HELD_PEOPLE = (6, 7, 8)
+ROOT = Path(__file__).resolve().parents[1]
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "ours": {"bits": 24, "width": 16, "patch": 2, "multipliers": [1, 2, 2], "blocks": 1, "groups": 1},
+    "2d": {
+        **{"bits": 8, "width": 28, "patch": 2, "multipliers": [1, 2, 2], "blocks": 1, "groups": 1},
+        **{"temporal_stride": 1, "kernel_t": 1},
+    },
+}
+
+
+def shared() -> Path:
+    return Path(os.environ.get("VIDEOAR_SHARED", ROOT.parent / "shared"))
+
+
+def strips(held: bool) -> list[NDArray[np.uint8]]:
+    """Weizmann clips uint8 (T,64,64,3) of the held-out people, or of the others."""
+    found = []
+    for path in sorted((shared() / "data" / "weizmann64" / "actions").glob("*/*.jpg")):
+        if (int(path.stem) // 8 in HELD_PEOPLE) == held:
+            strip = np.array(Image.open(path).convert("RGB"))
+            count = strip.shape[1] // SIDE
+            found.append(strip[:, : count * SIDE].reshape(SIDE, count, SIDE, 3).transpose(1, 0, 2, 3))
+    return found
+
+
+def videos(held: bool) -> list[str]:
+    """Every fourth shared video, or the others."""
+    listed = [source.source for source in find(CorpusConfig(videos=(str(shared() / "data" / "videos"),)))]
+    return [name for i, name in enumerate(listed) if (i % 4 == 3) == held]
+
+
+class Mixed:
+    """Training clips: three of four from Weizmann's strips, the fourth from the real videos; a pure function of the step."""
+
+    def __init__(self, seed: int) -> None:
+        self.strips = strips(held=False)
+        self.clips = VideoClips(videos(held=False), FPS, seed)
+        self.seed = seed
+
+    def batch(self, step: int, bucket: TrainingBucket, rank: int, world: int) -> Tensor:
+        share = bucket.batch // world
+        made = []
+        for number in range(rank * share, (rank + 1) * share):
+            if (step * bucket.batch + number) % 4 == 3:
+                made.append(self.clips.clip(step, number, bucket))
+                continue
+            draw = np.random.Generator(np.random.Philox(key=self.seed, counter=[1, 0, number, step]))
+            strip = self.strips[int(draw.integers(len(self.strips)))]
+            begin = int(draw.integers(len(strip) - bucket.frames + 1))
+            clip = strip[begin : begin + bucket.frames]
+            made.append(clip[:, :, ::-1] if draw.random() < 0.5 else clip)
+        return torch.from_numpy(np.stack(made))
+
+
+def configuration(name: str, out: Path, steps: int) -> dict[str, Any]:
+    """The recipe of one trained system."""
+    return {
+        "run": {"name": name, "dir": str(out / name), "seed": 1},
+        "tokenizer": {
+            "weights": str(out / name / "tokenizer"),
+            "network": SYSTEMS[name],
+            "loss": {"l2": 5.0, "commitment": 0.1, "perceptual": 0.5, "perceptual_net": "lpips-alex", "gan": 0.0},
+            "training": {
+                "steps": steps,
+                "buckets": [{"frames": FRAMES, "height": SIDE, "width": SIDE, "batch": 4}],
+                "fps": FPS,
+                "learning_rate": 1.5e-3,
+                "warmup": 50,
+                "scale_dropout": 0.0,
+                "ema": 0.995,
+                "dtype": "bfloat16",
+                "checkpoint_every": 500,
+            },
+        },
+    }
+
+
+def train(name: str, out: Path, steps: int, ranks: int) -> float:
+    """Run the training job of one system; returns its seconds."""
+    (out / name).mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(configuration(name, out, steps)))
+    began = time.monotonic()
+    words = [
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.runner",
+        "--num_gpus",
+        str(ranks),
+        "--master_port",
+        str(29000 + os.getpid() % 999),
+    ]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([*words, __file__, "--train", str(path)], check=True, env=environment, cwd=ROOT)
+    return time.monotonic() - began
+
+
+def webp(clips: Tensor, bits: float) -> tuple[Tensor, float]:
+    """Every frame as a WebP picture, at the quality step just above `bits` a frame on the mean."""
+
+    def at(step: float) -> tuple[Tensor, float]:
+        made, size = [], 0
+        for frame in clips.flatten(0, 1).numpy():
+            data = io.BytesIO()
+            Image.fromarray(frame).save(data, "WEBP", quality=int(step), method=6)
+            size += data.tell()
+            made.append(np.array(Image.open(data).convert("RGB")))
+        return torch.from_numpy(np.stack(made)).view_as(clips), 8 * size / len(made)
+
+    return search(at, range(0, 101), bits)
+
+
+def h264(clips: Tensor, bits: float) -> tuple[Tensor, float]:
+    """Every clip as an H.264 stream (libx264, slow, yuv420p), at the CRF step just above `bits` a frame on the mean."""
+
+    def at(step: float) -> tuple[Tensor, float]:
+        made, size = [], 0
+        for clip in clips.numpy():
+            data = io.BytesIO()
+            with av.open(data, "w", format="h264") as container:
+                stream = container.add_stream(
+                    "libx264", rate=8, options={"crf": str(-step), "preset": "slow", "x264-params": "info=0"}
+                )
+                stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv420p"
+                for frame in clip:
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+                container.mux(stream.encode())
+            size += data.tell()
+            data.seek(0)
+            with av.open(data, "r", format="h264") as container:
+                made.append(np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]))
+        return torch.from_numpy(np.stack(made)), 8 * size / clips.shape[0] / clips.shape[1]
+
+    return search(at, range(-51, 0), bits)
+
+
+def search(at: Callable[[float], tuple[Tensor, float]], steps: range, bits: float) -> tuple[Tensor, float]:
+    """First quality step, by bisection, that uses at least `bits` a frame."""
+    low, high = 0, len(steps) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if at(steps[middle])[1] >= bits:
+            high = middle
+        else:
+            low = middle + 1
+    return at(steps[low])
+
+
+def coded(folder: Path, clips: Tensor) -> tuple[Tensor, float]:
+    """Clips through a trained tokenizer, and its bits a frame."""
+    codec = VideoCodec.load(folder)
+    made, size = [], 0
+    for clip in clips:
+        bits = codec.encode(clip[None]).bits
+        size += bits.shape[1]
+        made.append(codec.decode(bits, SIDE, SIDE)[0])
+    return torch.stack(made), 8 * size / clips.shape[0] / clips.shape[1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/proof-tokenizer"))
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--clips", type=int, default=48, help="held-out clips of each kind")
+    parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.train:
+        from tokenizer.train import train as run
+
+        run(load(options.train), Mixed(seed=1))
+        return 0
+    out: Path = options.out.resolve()
+    seconds = {name: train(name, out, options.steps, options.ranks) for name in SYSTEMS}
+    tables = {"weizmann": weizmann(options.clips), "videos": torch.stack(list(held(options.clips)))}
+    record: dict[str, Any] = {"name": "proof-tokenizer", "steps": options.steps, "train_seconds": seconds}
+    for name, clips in tables.items():
+        record[name] = table(name, clips, out)
+    ours, flat, still = (record["weizmann"][key] for key in ("ours", "2d", "webp"))
+    better = {
+        "2d_psnr": ours["psnr"] > flat["psnr"],
+        "2d_lpips": ours["lpips_alex"] < flat["lpips_alex"] and ours["lpips_vgg"] < flat["lpips_vgg"],
+        "2d_rfvd": ours["rfvd"] < flat["rfvd"],
+        "webp_lpips": ours["lpips_alex"] < still["lpips_alex"] and ours["lpips_vgg"] < still["lpips_vgg"],
+        "webp_rfvd": ours["rfvd"] < still["rfvd"],
+    }
+    record["better"] = better
+    (out / "proof.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record))
+    return 0 if all(better.values()) else 1
+
+
+def weizmann(most: int) -> Tensor:
+    """Held-out people's clips, one behind the other in each strip, spread over the strips."""
+    all_clips = [strip[i : i + FRAMES] for strip in strips(held=True) for i in range(0, len(strip) - FRAMES + 1, FRAMES)]
+    chosen = np.linspace(0, len(all_clips) - 1, min(most, len(all_clips))).round().astype(int)
+    return torch.from_numpy(np.stack([all_clips[i] for i in chosen]))
+
+
+def held(most: int) -> list[Tensor]:
+    """Clips of the held-out videos in turn."""
+    return list(held_clips(videos(held=True), FPS, TrainingBucket(frames=FRAMES, height=SIDE, width=SIDE, batch=1), most))
+
+
+def table(name: str, clips: Tensor, out: Path) -> dict[str, Any]:
+    """Score every system on `clips`, print the table, write the pictures: original on top, then the systems in order."""
+    made: dict[str, tuple[Tensor, float]] = {key: coded(out / key / "tokenizer", clips) for key in SYSTEMS}
+    bits = made["ours"][1]
+    made["webp"], made["h264"] = webp(clips, bits), h264(clips, bits)
+    figures: dict[str, Any] = {}
+    print(f"\n{name}: {len(clips)} held-out clips of {FRAMES}x{SIDE}x{SIDE}")
+    print(f"{'system':8} {'bits/frame':>10} {'PSNR':>7} {'SSIM':>7} {'LPIPS-a':>8} {'LPIPS-v':>8} {'rFVD':>8}")
+    for key, (again, used) in made.items():
+        figures[key] = {"bits_per_frame": used, **quality(clips, again)}
+        row = figures[key]
+        scores = f"{row['psnr']:7.2f} {row['ssim']:7.4f} {row['lpips_alex']:8.4f} {row['lpips_vgg']:8.4f} {row['rfvd']:8.1f}"
+        print(f"{key:8} {used:10.0f} {scores}", flush=True)
+    rows = [clips, *(again for again, _ in made.values())]
+    chosen = np.linspace(0, len(clips) - 1, 4).round().astype(int)
+    picture = np.concatenate(
+        [
+            np.concatenate([row[i, [0, 4, 8]].numpy().transpose(1, 0, 2, 3).reshape(SIDE, -1, 3) for i in chosen], axis=1)
+            for row in rows
+        ]
+    )
+    Image.fromarray(picture).resize((picture.shape[1] * 2, picture.shape[0] * 2), Image.Resampling.NEAREST).save(
+        out / f"{name}.png"
+    )
+    return figures
+
+
+if __name__ == "__main__":
+    sys.exit(main())

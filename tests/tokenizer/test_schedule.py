@@ -1,0 +1,46 @@
+"""Schedules of tokenizer training: pure functions of the step."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from tokenizer.config import TokenizerTraining, TrainingBucket
+from tokenizer.schedule import bucket_at, ema_at, keep_at, rate_at
+
+
+def test_learning_rate_warms_up_and_falls_to_zero() -> None:
+    training = TokenizerTraining(steps=100, warmup=10, learning_rate=1.0)
+    rates = [rate_at(step, training) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == rates[10] == 1.0
+    assert rates[-1] < 1e-3
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+
+
+def test_scale_dropout_keeps_the_last_and_about_half_of_the_rest() -> None:
+    training = TokenizerTraining(scale_dropout=0.5, single_scale_steps=10)
+    assert keep_at(9, 6, training, 0) == [False] * 5 + [True]
+    drawn = [keep_at(step, 6, training, 0) for step in range(10, 410)]
+    assert all(keep[-1] for keep in drawn)
+    share = sum(sum(keep[:-1]) for keep in drawn) / (5 * len(drawn))
+    assert 0.45 < share < 0.55
+    assert keep_at(50, 6, training, 0) == keep_at(50, 6, training, 0)
+    assert keep_at(50, 6, TokenizerTraining(multi_scale=False), 0) == [False] * 5 + [True]
+
+
+def test_buckets_open_and_close_by_step() -> None:
+    image = TrainingBucket(frames=1, height=128, width=128, batch=8, end=100)
+    video = TrainingBucket(frames=17, height=128, width=128, batch=8, begin=50, weight=3)
+    training = TokenizerTraining(buckets=(image, video))
+    assert {bucket_at(step, training, 0) for step in range(50)} == {image}
+    assert {bucket_at(step, training, 0) for step in range(100, 150)} == {video}
+    joint = [bucket_at(step, training, 0) for step in range(50, 100)]
+    assert 25 < sum(bucket is video for bucket in joint) < 50
+
+
+def test_the_moving_average_is_short_at_first() -> None:
+    training = TokenizerTraining(ema=0.999)
+    assert ema_at(0, training) == pytest.approx(0.1)
+    assert ema_at(10**6, training) == 0.999
