@@ -2,10 +2,10 @@
 
     python benchmarks/zero_memory.py [--width 384] [--layers 8] [--ranks 2]
 
-Formula in bytes a parameter (fp32, AdamW, after a step, when the gradients are gone): ZeRO-0 keeps weights and two moments, 12;
-ZeRO-2 whole weights and its share of masters and moments, 4 + 12 / ranks; ZeRO-3 its share of weights, gradients, masters and
-moments, 20 / ranks (DeepSpeed keeps masters of their own in fp32 too, and the buffer of its share of the gradients). Counted are the storages of all live tensors of a rank; beside it
-stands what the process's resident memory grew by. Prints a table and one JSON line.
+Formula in bytes a parameter (fp32, AdamW, after a step): ZeRO-0 keeps weights and two moments, 12; ZeRO-2 whole weights and
+its share of masters and moments, 4 + 12 / ranks; ZeRO-3 its share of weights, gradients, masters and moments, 20 / ranks
+(DeepSpeed keeps masters of their own in fp32 too, and the buffer of its share of the gradients). Counted are the storages of
+all live tensors of a rank; beside it stands what the process's resident memory grew by. Prints a table and one JSON line.
 
 reduce_bucket_size is set to 1e6 elements here: its default of 5e8 is reserved whole, 2 GB of fp32, whatever the model's size.
 """

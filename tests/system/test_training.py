@@ -150,6 +150,58 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(config: Path, undisturb
     training.compare(undisturbed, run, exact_to=0)
 
 
+def test_validation_samples_bf16_and_a_corrupt_sample_in_one_run(tmp_path: Path) -> None:
+    from made_shards import SPEC, make
+    from safetensors.torch import load_file
+
+    from pipeline.index import ShardDataset
+    from pipeline.records import Bucket
+
+    config = training.prepare(tmp_path)
+    make(tmp_path / "held-out", training.BUCKETS, salt="held-out")
+    row = ShardDataset.open(tmp_path / "shards").rows(Bucket.parse("f009x32x32")).slice(0, 1).to_pylist()[0]
+    with (tmp_path / "shards" / f"{row['shard']}.tar").open("r+b") as file:
+        file.seek(row["bits_offset"] + row["bits_size"] // 2)
+        file.write(b"\x00\xff\x00\xff")
+    run = tmp_path / "run"
+    job = alone(
+        config,
+        run,
+        "train.dtype=bfloat16",
+        "train.activation_checkpointing=full",
+        "train.samples=2",
+        "train.tensorboard=true",
+        "train.validate_every=6",
+        "train.validation_samples=12",
+        f"curriculum.validation=[{tmp_path / 'held-out'}]",
+        "objective.condition_drop=0.0",
+    )
+    said, _ = job.communicate(timeout=240)
+    assert job.returncode == 0, said
+    lines = training.metrics(run)
+    assert len(lines) == 20 and lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    # The corrupt sample is named, counted, and never among the samples trained on.
+    assert f"sample {row['key']} is corrupt; rank 0 read " in said
+    assert all(row["key"] not in line["sample_ids"] for line in lines)
+    held = [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
+    assert [(item["step"], item["bucket"]) for item in held] == [
+        (6, "f009x32x32"),
+        (6, "f009x32x32:1"),
+        (12, "f009x32x32"),
+        (12, "f009x32x32:1"),
+        (18, "f005x64x64"),
+        (20, "f005x64x64"),
+    ]
+    assert held[2]["loss"] < held[0]["loss"] and set(held[0]["scale_loss"]) == {"1x1", "2x2", "3x3", "4x4"}
+    assert len(held[0]["frame_loss"]) == 3
+    for step, grid in ((12, (3, 4, 4)), (20, (2, 8, 8))):
+        folder = run / "samples" / f"step-{step:08d}"
+        bits = load_file(folder / "bits.safetensors")["bits"]
+        assert tuple(bits.shape) == (2, grid[0] * SPEC.frame_bytes(*grid[1:]))
+        assert len(json.loads((folder / "captions.json").read_text())["captions"]) == 2
+    assert any((run / "tensorboard").iterdir())
+
+
 def test_ranks_that_differ_are_refused_by_name(config: Path) -> None:
     port, run = training.free_port(), config.parent / "differ"
     both = [alone(config, run, f"train.clip={1.0 + rank}", rank=rank, world=2, port=port) for rank in range(2)]
