@@ -30,6 +30,8 @@ _BUCKET = 200
 _CANDIDATES = 16
 _FLAT = 3.0
 _STILL = 1.0
+_NOISE = 1.0
+"""Squared grey levels by which encoding anew changes an 8x8 picture."""
 
 Print = NDArray[np.uint8]
 """(pictures, SIDE * SIDE) grey levels."""
@@ -96,4 +98,6 @@ def _agreement(query: Print, other: Print, shift: int) -> float:
     if power < _STILL:
         # Nothing moves in either: only two pictures that agree to the last can be called the same.
         return whole if whole > 0.995 else 0.0
-    return min(whole, 2 * float((a * b).mean()) / power)
+    # Lin's concordance is 1 - error / power; what encoding anew changes is no disagreement.
+    error = max(0.0, float(((a - b) ** 2).mean()) - _NOISE)
+    return min(whole, 1.0 - error / power)

