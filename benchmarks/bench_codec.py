@@ -72,8 +72,9 @@ def flops_of(module: torch.nn.Module, run: Callable[[], object]) -> int:
     return total
 
 
-def plain_convolution(self: CausalConv, x_BCTHW: Tensor, stream: object = None) -> Tensor:
+def plain_convolution(self: CausalConv, x_BCTHW: Tensor, stream: object = None, norm: torch.nn.Module | None = None) -> Tensor:
     """The convolution as one writes it first: contiguous memory, zero frames and borders made explicit."""
+    x_BCTHW = x_BCTHW if norm is None else norm(x_BCTHW)
     side = self.kernel // 2
     borders = (0, 1, 0, 1) if self.stride == 2 else (side, side, side, side)
     padded = F.pad(x_BCTHW.contiguous(), (*borders, self.kernel_t - 1, 0))

@@ -10,6 +10,7 @@ It lives here since tokenizer must not import pipeline, and training needs decod
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,9 @@ from tokenizer.config import TokenizerConfig
 
 CHUNK = 32
 """Pixel frames that go through the codec at once; the stream keeps memory flat whatever the length."""
+
+OVERRIDE = re.compile(r"[a-z_]+(\.\w+)+=")
+"""A word that changes the configuration; it may stand anywhere on the line."""
 
 
 def train(config: Config) -> None:
@@ -100,12 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name == "evaluate":
             command.add_argument("--clips", type=int, default=64)
             command.add_argument("--json", type=Path, default=None)
-        command.add_argument("overrides", nargs="*")
-    # the deepspeed launcher puts this in front of the sub-command; the rank is in the environment too
+    # the deepspeed launcher puts its own word in front of the sub-command; the rank is in the environment too
     words = [word for word in (sys.argv[1:] if arguments is None else arguments) if not word.startswith("--local_rank=")]
-    given = parser.parse_args(words)
+    overrides = [word for word in words if OVERRIDE.match(word)]
+    given = parser.parse_args([word for word in words if not OVERRIDE.match(word)])
     try:
-        config = load(given.config, given.overrides)
+        config = load(given.config, overrides)
         if given.command == "train":
             train(config)
         elif given.command == "reconstruct":

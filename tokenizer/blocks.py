@@ -91,30 +91,59 @@ class CausalConv(nn.Module):
         self.kernel, self.kernel_t, self.stride, self.stride_t = kernel, kernel_t, stride, stride_t
         self.slot = ""
 
-    def forward(self, x_BCTHW: Tensor, stream: Stream | None = None) -> Tensor:
-        """Return the frames that are complete; with a stream that may be none (T = 0)."""
+    def forward(self, x_BCTHW: Tensor, stream: Stream | None = None, norm: FrameNorm | None = None) -> Tensor:
+        """Return the frames that are complete; with a stream that may be none (T = 0). `norm` acts on the input first."""
         older = self.kernel_t - 1
-        weight = self.conv.weight
+        old = stream.history.get(self.slot) if stream is not None else None
         # zeros in front of a lone first frame add nothing, so only the last temporal slice acts
-        lone = older > 0 and x_BCTHW.shape[2] == 1 and (stream is None or self.slot not in stream.history)
-        if older > 0 and not (lone and stream is None):
-            old = stream.history.get(self.slot) if stream is not None else None
-            seen = F.pad(x_BCTHW, (0, 0, 0, 0, older, 0)) if old is None else torch.cat((old, x_BCTHW), dim=2)
-            made = max(0, (seen.shape[2] - self.kernel_t) // self.stride_t + 1)
-            if stream is not None:
-                stream.history[self.slot] = seen[:, :, made * self.stride_t :].clone()
-            x_BCTHW = seen[:, :, older:] if lone else seen
-            if made == 0:
-                x_BCTHW = x_BCTHW[:, :, :0]
+        lone = older > 0 and x_BCTHW.shape[2] == 1 and old is None
+        if older == 0 or (lone and stream is None):
+            return self._convolve(x_BCTHW if norm is None else norm(x_BCTHW), lone)
+        seen = _behind(x_BCTHW, old, older, norm)
+        made = max(0, (seen.shape[2] - self.kernel_t) // self.stride_t + 1)
+        if stream is not None:
+            stream.history[self.slot] = seen[:, :, made * self.stride_t :].clone()
+        return self._convolve(seen[:, :, older:] if lone else seen if made else seen[:, :, :0], lone)
+
+    def _convolve(self, x_BCTHW: Tensor, lone: bool) -> Tensor:
         if x_BCTHW.shape[2] == 0:
             rows, columns = (side // self.stride for side in x_BCTHW.shape[3:])
             return x_BCTHW.new_zeros((x_BCTHW.shape[0], self.conv.out_channels, 0, rows, columns))
-        if lone:
-            weight = weight[:, :, -1:]
+        weight, bias = self.conv.weight[:, :, -1:] if lone else self.conv.weight, self.conv.bias
         side = self.kernel // 2
         if self.stride == 2:
             x_BCTHW, side = F.pad(x_BCTHW, (0, 1, 0, 1)), 0
-        return F.conv3d(x_BCTHW, weight, self.conv.bias, (self.stride_t, self.stride, self.stride), (0, side, side))
+        stride, padding = (self.stride_t, self.stride, self.stride), (0, side, side)
+        if (
+            x_BCTHW.device.type == "cpu"
+            and x_BCTHW.shape[0] == 1
+            and not torch.is_grad_enabled()
+            and weight.dtype == x_BCTHW.dtype
+        ):
+            # for one small clip torch would choose a loop that is several times slower
+            out: Tensor = torch.ops.aten.mkldnn_convolution(x_BCTHW, weight, bias, padding, stride, (1, 1, 1), 1)
+            return out
+        return F.conv3d(x_BCTHW, weight, bias, stride, padding)
+
+
+def _behind(x_BCTHW: Tensor, old: Tensor | None, older: int, norm: FrameNorm | None) -> Tensor:
+    """History (or `older` zero frames) and behind it the input, normalised; without gradients in one write, no padding copy."""
+    if torch.is_grad_enabled() or norm is None or x_BCTHW.shape[2] == 0:
+        x_BCTHW = x_BCTHW if norm is None else norm(x_BCTHW)
+        return F.pad(x_BCTHW, (0, 0, 0, 0, older, 0)) if old is None else torch.cat((old, x_BCTHW), dim=2)
+    y_BCTHW = clips_of(norm.norm(frames_of(x_BCTHW)), x_BCTHW.shape[0])
+    held = older if old is None else old.shape[2]
+    shape = (*y_BCTHW.shape[:2], held + y_BCTHW.shape[2], *y_BCTHW.shape[3:])
+    seen = torch.empty(shape, dtype=y_BCTHW.dtype, device=y_BCTHW.device, memory_format=torch.channels_last_3d)
+    if old is None:
+        seen[:, :, :held].zero_()
+    else:
+        seen[:, :, :held] = old
+    if norm.act:
+        torch.ops.aten.silu.out(y_BCTHW, out=seen[:, :, held:])
+    else:
+        seen[:, :, held:] = y_BCTHW
+    return seen
 
 
 class FrameNorm(nn.Module):
@@ -149,8 +178,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x_BCTHW: Tensor, stream: Stream | None = None) -> Tensor:
         """Same T, H, W; `outputs` channels."""
-        h = self.conv1(self.norm1(x_BCTHW), stream)
-        h = self.conv2(self.norm2(h), stream)
+        h = self.conv1(x_BCTHW, stream, self.norm1)
+        h = self.conv2(h, stream, self.norm2)
         out: Tensor = h + (x_BCTHW if self.nin_shortcut is None else self.nin_shortcut(x_BCTHW, stream))
         return out
 

@@ -56,4 +56,4 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(f_BCTHW, stream), stream)
         for level in reversed(self.up):
             h = level(h, stream)
-        return unfold(self.conv_out(self.norm_out(h), stream), self.patch)
+        return unfold(self.conv_out(h, stream, self.norm_out), self.patch)

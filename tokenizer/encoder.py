@@ -54,5 +54,5 @@ class Encoder(nn.Module):
         h = self.conv_in(fold(x_BCTHW, self.patch), stream)
         for level in self.down:
             h = level(h, stream)
-        out: Tensor = self.conv_out(self.norm_out(self.mid(h, stream)), stream)
+        out: Tensor = self.conv_out(self.mid(h, stream), stream, self.norm_out)
         return out

@@ -150,6 +150,11 @@ def frechet(a_NF: NDArray[np.float64], b_NF: NDArray[np.float64]) -> float:
     x, y = (m - m.mean(0) for m in (a, b))
     x, y = x / np.sqrt(len(x) - 1), y / np.sqrt(len(y) - 1)
     # a set of more rows than columns is first turned to its triangular factor, which leaves that sum as it is
-    left, right = (np.linalg.qr(m, mode="r") if m.shape[0] > m.shape[1] else m for m in (x, y))
+    left, right = (_triangular(m) if m.shape[0] > m.shape[1] else m for m in (x, y))
     cross = np.linalg.svd(left @ right.T, compute_uv=False).sum()
     return float(difference @ difference + (x**2).sum() + (y**2).sum() - 2 * cross)
+
+
+def _triangular(m_NF: NDArray[np.float64]) -> NDArray[np.float64]:
+    factor: NDArray[np.float64] = np.asarray(np.linalg.qr(m_NF, mode="r"))
+    return factor
