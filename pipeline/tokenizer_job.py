@@ -43,7 +43,8 @@ def train(config: Config) -> None:
     if finished(tokenizer.weights, recipe_digest(config)):
         return
     videos = [source.source for source in find(config.get(CorpusConfig))]
-    run(config, VideoClips(videos, tokenizer.training.fps, config.get(RunConfig).seed))
+    training = tokenizer.training
+    run(config, VideoClips(videos, training.fps, config.get(RunConfig).seed, flip=training.mirror))
 
 
 def roundtrip(codec: VideoCodec, frames_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -106,6 +106,8 @@ class TokenizerTraining(Section):
     """Shapes of the training clips; each step takes one of them."""
     fps: float = Field(default=8.0, gt=0)
     """Frames a second of the training clips."""
+    mirror: bool = True
+    """Mirror half of the clips; turn it off where a few clips are to be learnt in little time."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate (cosine to 0 after the warm-up)."""
     discriminator_factor: float = Field(default=2.0, gt=0)
