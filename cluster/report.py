@@ -9,22 +9,18 @@ Called by: cluster/cli.py and the demo.
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
 import pyarrow.parquet as pq
 
+from cluster.plots import Figures, plot_loss, plot_scales, plot_throughput, plot_tokenizer
+
 MAX_VIDEO_BYTES = 4_000_000
-COLORS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626", "#0891b2", "#be185d", "#4d7c0f", "#475569", "#b45309")
 
 
 class ReportError(ValueError):
@@ -38,23 +34,6 @@ class Clip:
     title: str
     data: str
     """data: URI."""
-
-
-@dataclass
-class Figures:
-    """Curves of a run, one list entry a step."""
-
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    resumed: list[int] = field(default_factory=list)
-    """Steps after which the job was started again."""
-
-    @property
-    def stages(self) -> list[tuple[str, list[dict[str, Any]]]]:
-        """Steps by stage, in order."""
-        found: dict[str, list[dict[str, Any]]] = {}
-        for step in self.steps:
-            found.setdefault(f"{step['stage'] + 1}: {step['stage_name']}", []).append(step)
-        return list(found.items())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -155,102 +134,6 @@ def stage_row(title: str, steps: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def _mean(values: Iterable[float]) -> float:
     kept = [value for value in values if value is not None]
     return sum(kept) / len(kept) if kept else float("nan")
-
-
-def _svg(figure: Any) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight")
-    plt.close(figure)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _axes(width: float = 7.2, height: float = 2.9, columns: int = 1) -> tuple[Any, Any]:
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"})
-    figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False)
-    for axis in axes[0]:
-        axis.grid(alpha=0.25)
-    return figure, axes[0]
-
-
-def plot_loss(figures: Figures) -> str:
-    """Loss over the steps, a colour a shape, stages shaded, resumptions marked."""
-    if not figures.steps:
-        return ""
-    figure, (axis,) = _axes()
-    buckets = list(dict.fromkeys(step["bucket"] for step in figures.steps))
-    for number, bucket in enumerate(buckets):
-        chosen = [step for step in figures.steps if step["bucket"] == bucket]
-        axis.plot(
-            [s["step"] for s in chosen], [s["loss"] for s in chosen], color=COLORS[number % len(COLORS)], label=bucket, lw=1.4
-        )
-    for number, (title, steps) in enumerate(figures.stages):
-        if number % 2:
-            axis.axvspan(steps[0]["step"] - 0.5, steps[-1]["step"] + 0.5, color="#94a3b8", alpha=0.13, lw=0)
-        axis.text(steps[0]["step"], axis.get_ylim()[1], f" {title}", va="bottom", fontsize=8, color="#475569")
-    for step in figures.resumed:
-        axis.axvline(step + 0.5, color="#0f172a", ls=":", lw=1.2)
-        axis.text(step + 0.5, axis.get_ylim()[0], " resumed", rotation=90, va="bottom", fontsize=8)
-    axis.set_xlabel("step")
-    axis.set_ylabel("loss, nats a bit")
-    axis.legend(frameon=False)
-    return _svg(figure)
-
-
-def plot_scales(steps: Sequence[Mapping[str, Any]]) -> str:
-    """Loss and bit accuracy of each scale over the steps of one stage (its largest shape)."""
-    widest = max(steps, key=lambda step: len(step["scale_loss"]) * 1000 + step["tokens"])["bucket"]
-    chosen = [step for step in steps if step["bucket"] == widest]
-    figure, (left, right) = _axes(width=9.6, columns=2)
-    for number, scale in enumerate(chosen[-1]["scale_loss"]):
-        color = plt.get_cmap("viridis")(number / max(1, len(chosen[-1]["scale_loss"]) - 1) * 0.9)
-        x = [step["step"] for step in chosen]
-        left.plot(x, [step["scale_loss"].get(scale) for step in chosen], color=color, label=scale, lw=1.2)
-        accuracy = [step["bit_accuracy"].get(scale) for step in chosen]
-        right.plot(x, [None if value is None else 100 * value for value in accuracy], color=color, label=scale, lw=1.2)
-    left.set_title(f"loss at each scale, {widest}", fontsize=9)
-    right.set_title("bit accuracy at each scale, %", fontsize=9)
-    for axis in (left, right):
-        axis.set_xlabel("step")
-    right.legend(frameon=False, fontsize=8, title="scale", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return _svg(figure)
-
-
-def plot_throughput(figures: Figures) -> str:
-    """Tokens a second, and where a step's time goes."""
-    if not figures.steps:
-        return ""
-    figure, (left, right) = _axes(width=9.6, columns=2)
-    x = [step["step"] for step in figures.steps]
-    left.plot(
-        x, [step["tokens"] / max(step["seconds"].get("total", 0.0), 1e-9) for step in figures.steps], color=COLORS[0], lw=1.2
-    )
-    left.set_title("tokens a second, all ranks", fontsize=9)
-    left.set_ylim(bottom=0)
-    phases = [name for name in figures.steps[-1]["seconds"] if name != "total"]
-    right.stackplot(
-        x, [[step["seconds"].get(name, 0.0) for step in figures.steps] for name in phases], labels=phases, alpha=0.85
-    )
-    right.set_title("seconds of a step by phase", fontsize=9)
-    right.legend(frameon=False, fontsize=8, loc="upper left")
-    for axis in (left, right):
-        axis.set_xlabel("step")
-    return _svg(figure)
-
-
-def plot_tokenizer(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Curves of the tokenizer's training: every plain figure that falls or rises over its steps."""
-    steps = [line for line in lines if "step" in line]
-    names = [name for name in ("loss", "l1", "psnr") if steps and name in steps[-1]]
-    if not names:
-        return ""
-    figure, axes = _axes(width=9.6, columns=len(names))
-    for axis, name in zip(axes, names):
-        chosen = [step for step in steps if step.get(name) is not None]
-        axis.plot([s["step"] for s in chosen], [s[name] for s in chosen], color=COLORS[2], lw=1.2)
-        axis.set_title({"psnr": "PSNR, dB"}.get(name, name), fontsize=9)
-        axis.set_xlabel("step")
-    return _svg(figure)
 
 
 def videos(folder: Path) -> list[Clip]:

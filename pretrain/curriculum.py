@@ -41,7 +41,7 @@ def spread(weights: tuple[float, ...], length: int = CYCLE) -> tuple[int, ...]:
     for i in range(length - sum(quota)):
         quota[by_rest[i % len(quota)]] += 1
     while sum(quota) > length:
-        quota[max(range(len(quota)), key=lambda i: quota[i] - exact[i])] -= 1
+        quota[max((i for i in range(len(quota)) if quota[i] > 1), key=lambda i: quota[i] - exact[i])] -= 1
     credit, chosen = [0] * len(quota), []
     for _ in range(length):
         credit = [have + gain for have, gain in zip(credit, quota)]

@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pretrain.config import CurriculumConfig, Mix, Stage, TrainConfig
@@ -23,6 +23,7 @@ def curriculum(*stages: tuple[int, list[tuple[str, int, float, int]]]) -> Curric
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=8))
+@example([63.0, 0.03125, 0.03125])
 def test_spread_keeps_shares_at_every_prefix(weights: list[float]) -> None:
     pattern = spread(tuple(weights))
     assert len(pattern) == CYCLE and set(pattern) == set(range(len(weights)))
