@@ -100,6 +100,13 @@ def damage(folder: Path) -> str:
     return ""
 
 
+def remove_leftovers(run: Path) -> None:
+    """Remove what a killed job left half-written. Only while no job writes to the run: at its start, rank 0."""
+    for pattern in ("step-*.partial", "universal-step-*"):
+        for path in (run / "checkpoints").glob(pattern):
+            shutil.rmtree(path)
+
+
 def newest(run: Path, say: Callable[[str], None]) -> Path | None:
     """Return the newest whole checkpoint, saying which damaged ones were passed over, or None."""
     for folder in listed(run):

@@ -211,6 +211,15 @@ def write_status(run: Path, state: str, step: int, steps: int, line: str = "") -
     write_atomic(run / "status.json", json.dumps(plain) + "\n")
 
 
+def mark_failed(run: Path, line: str) -> None:
+    """Turn `running` in RUN/status.json into `failed`, with the error's line."""
+    path = run / "status.json"
+    if path.is_file():
+        plain = json.loads(path.read_text())
+        if plain["state"] == "running" and plain["pid"] == os.getpid():
+            write_status(run, "failed", plain["step"], plain["steps"], line)
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write a small file so that readers see the old or the new content, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -54,10 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
+    config: Config | None = None
     try:
-        return run(load(arguments.config, arguments.overrides))
+        config = load(arguments.config, arguments.overrides)
+        return run(config)
     except (ValueError, OSError, RuntimeError) as error:
         rank = int(os.environ.get("RANK", "0"))
+        if config is not None:
+            state.mark_failed(config.get(RunConfig).dir, str(error))
         print(f"error: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, ConfigError | EngineError | CurriculumError | MetricsPortError | state.ResumeError) else 1
     finally:
@@ -80,6 +84,8 @@ def run(config: Config) -> int:
         folder, ranks.rank, config.get(MetricsConfig), log_every=train.log_every, tensorboard=train.tensorboard
     ) as journal:
         # Where to go on from: rank 0 looks, all ranks do the same.
+        if ranks.rank == 0:
+            manifest.remove_leftovers(folder)
         found: Path | None = ranks.from_first(manifest.newest(folder, journal.say) if ranks.rank == 0 else None)
         saved = None if found is None else TrainState.read(found / "state.json")
         step = 0 if saved is None else saved.step

@@ -85,6 +85,8 @@ def test_a_partial_folder_is_no_checkpoint_and_a_stale_one_is_replaced(tmp_path:
     (final.parent / "step-00000020.partial").mkdir()
     (final / "DONE").unlink()
     again = whole(tmp_path, 10)
+    manifest.remove_leftovers(tmp_path)
+    assert [path.name for path in final.parent.iterdir()] == [again.name]
     assert manifest.listed(tmp_path) == [again] and manifest.damage(again) == ""
     assert sorted(json.loads((again / "manifest.json").read_text())) == ["state.json", "zero/rank0.pt", "zero/rank1.pt"]
 

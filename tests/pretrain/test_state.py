@@ -15,7 +15,16 @@ from made_state import STATE
 
 from pretrain.config import CurriculumConfig, Mix, Stage
 from pretrain.guard import Guard, TrainingHalted
-from pretrain.state import RankMismatch, ResumeError, TrainState, agree, past_digest, truncate_metrics, write_status
+from pretrain.state import (
+    RankMismatch,
+    ResumeError,
+    TrainState,
+    agree,
+    mark_failed,
+    past_digest,
+    truncate_metrics,
+    write_status,
+)
 
 
 def test_state_round_trips_and_refuses_another_format(tmp_path: Path) -> None:
@@ -88,6 +97,11 @@ def test_status_is_one_json_object(tmp_path: Path) -> None:
     write_status(tmp_path, "stopped", 2, 2, "SIGTERM")
     assert json.loads((tmp_path / "status.json").read_text())["line"] == "SIGTERM"
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+    mark_failed(tmp_path, "too late: it has stopped")
+    write_status(tmp_path, "running", 3, 4)
+    mark_failed(tmp_path, "no disk")
+    found = json.loads((tmp_path / "status.json").read_text())
+    assert (found["state"], found["step"], found["line"]) == ("failed", 3, "no disk")
 
 
 def test_guard_calls_nonfinite_losses_and_spikes() -> None:
