@@ -186,10 +186,9 @@ def _weights(q: Tensor, k: Tensor, triangle: Tensor | None, forbidden: Tensor | 
     return torch.softmax(scores, dim=-1)
 
 
-def _together(plan: BlockPlan, products: int) -> list[slice]:
+def _together(group: Group, products: int) -> list[slice]:
     """Cut the products (samples x heads) so that the scores of one piece come to about SCORES."""
-    largest = max((_keys(group) * min(ROW_STEP, group.end - group.begin) for group in plan.groups), default=1)
-    step = max(2, min(products, SCORES // largest))
+    step = max(2, min(products, SCORES // (_keys(group) * min(ROW_STEP, group.end - group.begin))))
     # Even shares: a last piece of other shape would leave cores idle.
     step = next((size for size in range(step, 1, -1) if products % size == 0), step)
     return [slice(first, min(first + step, products)) for first in range(0, products, step)]
@@ -218,13 +217,12 @@ class _Blocks(torch.autograd.Function):
         out = torch.empty_like(q)
         keeps = plan.pairs * q.shape[0] <= KEPT and any(ctx.needs_input_grad)
         kept: list[Tensor] = []
-        for chosen in _together(plan, q.shape[0]):
-            q_some, k_some, v_some, out_some = q[chosen], k[chosen], v[chosen], out[chosen]
-            for group in plan.groups:
-                k_group, v_group = _gather(k_some, group.keys), _gather(v_some, group.keys)
+        for group in plan.groups:
+            for chosen in _together(group, q.shape[0]):
+                k_group, v_group = _gather(k[chosen], group.keys), _gather(v[chosen], group.keys)
                 for rows, triangle, hidden in _pieces(group, chosen, heads):
-                    weights = _weights(q_some[:, rows], k_group, triangle, hidden)
-                    out_some[:, rows] = torch.bmm(weights, v_group)
+                    weights = _weights(q[chosen, rows], k_group, triangle, hidden)
+                    out[chosen, rows] = torch.bmm(weights, v_group)
                     if keeps:
                         kept.append(weights)
         begin, end = plan.tail
@@ -240,25 +238,22 @@ class _Blocks(torch.autograd.Function):
         plan, heads = ctx.plan, ctx.heads
         made = iter(kept)
         grad = grad_BHLD.reshape(q.shape)
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        tail = slice(*plan.tail)
-        for chosen in _together(plan, q.shape[0]):
-            q_some, k_some, v_some, grad_some, dq_some = q[chosen], k[chosen], v[chosen], grad[chosen], dq[chosen]
-            # Many groups add to one key: their sum is kept in float32.
-            dk_some = torch.zeros(k_some.shape, dtype=torch.float32, device=k.device)
-            dv_some = torch.zeros_like(dk_some)
-            for group in plan.groups:
-                k_group, v_group = _gather(k_some, group.keys), _gather(v_some, group.keys)
+        dq = torch.empty_like(q)
+        # Many groups add to one key: their sum is kept in float32.
+        dk, dv = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+        for group in plan.groups:
+            for chosen in _together(group, q.shape[0]):
+                k_group, v_group = _gather(k[chosen], group.keys), _gather(v[chosen], group.keys)
                 for rows, triangle, hidden in _pieces(group, chosen, heads):
-                    q_rows, grad_rows = q_some[:, rows], grad_some[:, rows]
+                    q_rows, grad_rows = q[chosen, rows], grad[chosen, rows]
                     weights = next(made) if kept else _weights(q_rows, k_group, triangle, hidden)
-                    _scatter(dv_some, torch.bmm(weights.transpose(1, 2), grad_rows), group.keys)
+                    _scatter(dv[chosen], torch.bmm(weights.transpose(1, 2), grad_rows), group.keys)
                     d_weights = torch.bmm(grad_rows, v_group.transpose(1, 2))
                     d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-                    dq_some[:, rows] = torch.bmm(d_scores, k_group)
-                    _scatter(dk_some, torch.bmm(d_scores.transpose(1, 2), q_rows), group.keys)
-            dv_some[:, tail] += grad_some[:, tail]
-            dk[chosen], dv[chosen] = dk_some, dv_some
-        dq[:, tail] = 0
+                    dq[chosen, rows] = torch.bmm(d_scores, k_group)
+                    _scatter(dk[chosen], torch.bmm(d_scores.transpose(1, 2), q_rows), group.keys)
+        begin, end = plan.tail
+        dq[:, begin:end] = 0
+        dv[:, begin:end] += grad[:, begin:end]
         shape = grad_BHLD.shape
-        return dq.view(shape), dk.view(shape), dv.view(shape), None
+        return dq.view(shape), dk.to(k.dtype).view(shape), dv.to(v.dtype).view(shape), None
