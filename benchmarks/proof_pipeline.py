@@ -139,7 +139,7 @@ def kill(job: subprocess.Popen[bytes], kind: str) -> bool:
         except psutil.NoSuchProcess:
             continue
     if kind == "worker":
-        chosen = [process for process, line in named if "_EncodeActor" in line or "_plan_part" in line][:1]
+        chosen = [process for process, line in named if "_EncodeActor" in line or "plan_part" in line][:1]
     elif kind == "decoder":
         chosen = [process for process, line in named if "pipeline.decoder" in line][:1]
     elif kind == "node":

@@ -30,7 +30,7 @@ from pipeline.config import PipelineConfig
 from pipeline.dedup import Seen
 from pipeline.index import META, hidden
 from pipeline.ledger import CLIPS, DATASET, INDEX, PLAN, PRINTS, REJECTS, committing, read_json, write_json
-from pipeline.near import RATE, SIDE, NearIndex, Print
+from pipeline.near import CONTEXT, RATE, SIDE, NearIndex, Print
 from pipeline.plan import clip_key
 from pipeline.records import Clip, Reject, SourceVideo, VideoPlan
 from pipeline.shards import ShardInfo, read_info
@@ -277,8 +277,11 @@ class _NearCopies:
         for begin, own in groupby(plan.clips, key=lambda clip: clip.begin):
             span = list(own)
             end = max(clip.end for clip in span)
-            first = math.ceil(begin * RATE - 1e-6)
-            source, score = self._index.find(grey[first : math.ceil(end * RATE - 1e-6)])
+            first, last = math.ceil(begin * RATE - 1e-6), math.ceil(end * RATE - 1e-6)
+            # A short span says too little; what follows it (or, at the end, what comes before) helps.
+            last = min(len(grey), max(last, first + CONTEXT))
+            first = max(0, min(first, last - CONTEXT))
+            source, score = self._index.find(grey[first:last])
             if score >= self._threshold:
                 scores = {**span[0].scores, "agreement": round(score, 4)}
                 rejects.append(Reject(plan.source, "dedup", "near_copy", f"shows what {source} shows", begin, end, scores))

@@ -24,6 +24,8 @@ QUERY_STEP = 2
 """Every second picture of a span is compared."""
 SHORTEST = 6
 """Compared pictures under which a span says too little."""
+CONTEXT = 3 * RATE
+"""Pictures around a shorter span that are compared with it."""
 _BANDS = 4
 _BUCKET = 200
 """Places a hash bucket holds; a picture that is everywhere (black, a title) finds nothing anyway."""

@@ -32,12 +32,11 @@ from cluster.metrics import Meter
 from cluster.progress import ProgressBar
 from pipeline import ledger
 from pipeline.config import CorpusConfig, PipelineConfig
-from pipeline.decoder import DecoderProcess
 from pipeline.dedup import content_digest
 from pipeline.encode import GroupEncoder, GroupReport
-from pipeline.ledger import ADDRESS, FORMAT, INDEX, Lock, write_json
+from pipeline.ledger import ADDRESS, FORMAT, INDEX, Lock
 from pipeline.manifest import Manifest, summed
-from pipeline.plan import plan_video
+from pipeline.ray_plan import plan_part, stand_in
 from pipeline.records import SourceVideo
 from pipeline.shards import ShardInfo, read_info
 from pipeline.source import find, local
@@ -259,15 +258,6 @@ def _compare(manifest: Manifest, damaged: Mapping[str, str]) -> None:
         )
 
 
-@ray.remote
-def _plan_part(videos: list[SourceVideo], config: PipelineConfig, path: Path) -> tuple[int, int, int]:
-    """Plan some videos and commit their part file. Returns videos, videos with clips, clips."""
-    with DecoderProcess(config.limits) as decoder:
-        plans = [plan_video(video, config, decoder) for video in videos]
-    write_json(path, [plan.plain() for plan in plans])
-    return len(plans), sum(bool(plan.clips) for plan in plans), sum(len(plan.clips) for plan in plans)
-
-
 def _plan(videos: Sequence[SourceVideo], config: PipelineConfig, manifest: Manifest, meter: Meter) -> None:
     size = config.videos_per_task
     parts = [videos[at : at + size] for at in range(0, len(videos), size)]
@@ -279,12 +269,12 @@ def _plan(videos: Sequence[SourceVideo], config: PipelineConfig, manifest: Manif
         while todo or running:
             while todo and len(running) < 2 * _cpus():
                 number = todo.popleft()
-                task = _plan_part.options(name=f"plan part {number}", max_retries=0)
-                running[task.remote(list(parts[number]), config, manifest.part(number))] = number
+                task = plan_part.options(name=f"plan part {number}", max_retries=0)
+                running[task.remote(list(parts[number]), config, manifest.part(number).absolute(), Path.cwd())] = number
             for ref in ray.wait(list(running))[0]:
                 number = running.pop(ref)
                 try:
-                    count, _, clips = ray.get(ref)
+                    count, clips = ray.get(ref)
                 except WorkerCrashedError as error:
                     failures[number] += 1
                     if failures[number] == _TASK_TRIES:
@@ -318,7 +308,8 @@ def _cause(error: RayTaskError) -> BaseException:
 class _EncodeActor:
     """One codec on one device; owns whole shard groups."""
 
-    def __init__(self, config: PipelineConfig, weights: Path) -> None:
+    def __init__(self, config: PipelineConfig, weights: Path, folder: Path) -> None:
+        stand_in(folder)
         self._config, self._weights = config, weights
         self._encoder: GroupEncoder | None = None
 
@@ -358,7 +349,7 @@ class _Pool:
             name=f"encode-{os.getpid()}-{slot}-{sum(self._deaths.values()) + self._early_deaths}",
             num_cpus=self._config.cpus_per_worker,
             num_gpus=self._config.gpus_per_worker,
-        ).remote(self._config.model_copy(update={"output": self._config.output.absolute()}), self._weights)
+        ).remote(self._config.model_copy(update={"output": self._config.output.absolute()}), self._weights, Path.cwd())
         self._actors[slot], self._held[slot] = actor, []
         self._running[actor.ready.options(name="load codec").remote()] = slot
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import http.client
+import importlib
+import importlib.util
 import json
 import os
 import tarfile
@@ -19,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import fsspec
+from fsspec.exceptions import FSTimeoutError
 
 from pipeline.captions import CaptionTable
 from pipeline.config import CorpusConfig
@@ -29,6 +33,23 @@ LISTS = (".csv", ".jsonl", ".parquet")
 _GLOB = frozenset("*?[")
 _TRIES = 6
 _PAUSE = 0.2
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What a failing connection raises: the libraries below fsspec have families of their own, where they are installed."""
+    found: list[type[Exception]] = [OSError, http.client.HTTPException, FSTimeoutError]
+    for module, name in (
+        ("aiohttp", "ClientError"),
+        ("botocore.exceptions", "BotoCoreError"),
+        ("botocore.exceptions", "ClientError"),
+    ):
+        if importlib.util.find_spec(module.partition(".")[0]) is not None:
+            found.append(getattr(importlib.import_module(module), name))
+    return tuple(found)
+
+
+NETWORK = _network_errors()
+UNREACHABLE: tuple[type[Exception], ...] = (*NETWORK, tarfile.TarError)
 _T = TypeVar("_T")
 
 
@@ -102,14 +123,21 @@ def local(name: str) -> Iterator[Path]:
         path = Path(folder) / f"video{PurePosixPath(name.split('::')[0]).suffix}"
         filesystem, inner = fsspec.core.url_to_fs(name)
         try:
-            retried(lambda: filesystem.get_file(inner, str(path)))
+            retried(lambda: _copy(filesystem, inner, path))
         except FileNotFoundError as error:
             raise VideoError("not_found", f"{name}: not found") from error
         except PermissionError as error:
             raise VideoError("no_permission", f"{name}: no permission") from error
-        except (OSError, tarfile.TarError) as error:
+        except UNREACHABLE as error:
             raise VideoError("unreachable", f"{name}: {error}") from error
         yield path
+
+
+def _copy(filesystem: Any, inner: str, path: Path) -> None:
+    filesystem.get_file(inner, str(path))
+    size = filesystem.size(inner)
+    if size is not None and path.stat().st_size != size:
+        raise OSError(f"the connection broke after {path.stat().st_size} of {size} bytes")
 
 
 def sidecar(name: str) -> str:
@@ -150,7 +178,7 @@ def retried(call: Callable[[], _T]) -> _T:
             return call()
         except (FileNotFoundError, PermissionError, IsADirectoryError):
             raise
-        except OSError:
+        except NETWORK:
             if attempt == _TRIES - 1:
                 raise
             time.sleep(_PAUSE * 2**attempt)
@@ -184,7 +212,7 @@ def _remote(entry: str, extensions: tuple[str, ...]) -> list[str]:
         listed: list[Any] = sorted(retried(lambda: filesystem.find(inner)))
     except (ImportError, ValueError) as error:
         raise SourceError(f"corpus.videos: {entry}: {error}") from error
-    except OSError as error:
+    except NETWORK as error:
         raise SourceError(f"corpus.videos: cannot list {entry}: {error}") from error
     if listed == [inner]:
         return [entry]

@@ -77,8 +77,9 @@ def test_the_shared_clips(shared: Path, tmp_path: Path) -> None:
         assert source == name and score >= THRESHOLD, (name, source, score)
 
 
-def test_near_copies_are_refused_span_by_span_across_generations(clips: Path, tmp_path: Path) -> None:
-    config = PipelineConfig(buckets=(Bucket(frames=17, height=32, width=32),), near_dedup=THRESHOLD, min_free_gb=0)
+@pytest.mark.parametrize("frames", [5, 17])
+def test_near_copies_are_refused_span_by_span_across_generations(clips: Path, tmp_path: Path, frames: int) -> None:
+    config = PipelineConfig(buckets=(Bucket(frames=frames, height=32, width=32),), near_dedup=THRESHOLD, min_free_gb=0)
     manifest = Manifest(tmp_path / "shards")
     again = copy(clips / "carphone_pristine.mp4", tmp_path / "again.mp4", skip=0.5)
     with DecoderProcess(DecodeLimits()) as decoder:
