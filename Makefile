@@ -5,7 +5,7 @@ BIN := .venv/bin
 # CPU builds of PyTorch spin up one thread a core in every process; tests start many processes.
 TEST_ENV := PYTHONHASHSEED=0
 
-.PHONY: help setup demo test lint unit system bench lock clean
+.PHONY: help setup demo test lint unit system bench lock clean proof-tokenizer proof-overfit proof-pipeline proof-odd proof-s3 proof-resume
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -38,8 +38,18 @@ system: .venv/.ready
 	$(TEST_ENV) $(BIN)/python -m pytest -m system
 
 ## bench            the figures of benchmarks/, each against its physical limit and the plain alternative
+BENCHMARKS := bench_codec bench_tokenize load train_model sample_model memory_model zero_memory padding
 bench: .venv/.ready
-	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+## proof-NAME       slow proofs: proof-tokenizer proof-overfit proof-pipeline proof-odd proof-s3 proof-resume
+proof-tokenizer: .venv/.ready
+	$(BIN)/python benchmarks/proof_tokenizer.py --out runs/proof-tokenizer
+proof-s3: .venv/.ready
+	$(BIN)/python -m pip install --quiet "moto[s3,server]" s3fs
+	$(BIN)/python benchmarks/proof_s3.py
+proof-overfit proof-pipeline proof-odd proof-resume: .venv/.ready
+	$(BIN)/python benchmarks/$(subst -,_,$@).py
 
 ## lock             resolve requirements.in anew into requirements.lock
 lock:
