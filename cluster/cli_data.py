@@ -105,7 +105,12 @@ def tokenizer_eval(
     evaluate(load(config, overrides or ()), clips=clips, report=report)
 
 
-def tokenize(config: ConfigPath, overrides: Overrides = None) -> None:
+def tokenize(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Try refused videos and clips again, into new shards.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Check every byte first and make damaged shards again.")] = False,
+) -> None:
     """Turn the corpus into token shards, as a Ray job; run again, it goes on where it stopped.
 
     Under `ray job submit` it joins the cluster that runs it, else it starts a Ray of its own.
@@ -115,7 +120,7 @@ def tokenize(config: ConfigPath, overrides: Overrides = None) -> None:
     from cluster.config import load
     from pipeline.ray_job import tokenize
 
-    tokenize(load(config, overrides or ()))
+    tokenize(load(config, overrides or ()), retry=retry, repair=repair)
 
 
 def submit(

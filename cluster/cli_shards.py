@@ -120,3 +120,29 @@ def exclude(
     from pipeline.verify import exclude
 
     typer.echo(f"{folder}: {exclude(folder, sources)} samples are left out now")
+
+
+@shards_app.command()
+def compact(folder: Shards) -> None:
+    """Remove the bytes of excluded videos: shards that hold them are written anew without them.
+
+    Example: videoar shards compact shards
+    """
+    from pipeline.verify import compact
+
+    typer.echo(f"{folder}: {compact(folder)} samples removed")
+
+
+@shards_app.command()
+def rejects(
+    folder: Shards,
+    output: Annotated[Path, typer.Option(help="The HTML page that is written.")] = Path("rejects.html"),
+    each: Annotated[int, typer.Option(help="Pictures a reason.", min=1)] = 12,
+) -> None:
+    """Write a contact sheet of what was refused: thumbnails by reason.
+
+    Example: videoar shards rejects shards --output rejects.html
+    """
+    from pipeline.contact import contact_sheet
+
+    typer.echo(str(contact_sheet(folder, output, each=each)))

@@ -147,7 +147,7 @@ def read_sample_at(fd: int, row: Mapping[str, Any], *, shard: str, meta: bool = 
         read = os.pread(fd, size, offset)
         if xxhash.xxh3_64_hexdigest(read) != row[f"{member}_xxh3"]:
             raise CorruptSample(
-                f"{shard}: sample {key}: {SUFFIX[member]} is damaged (checksum); rebuild the shard with --repair"
+                f"{shard}: sample {key}: {SUFFIX[member]} is damaged (checksum); make it again with `videoar tokenize --repair`"
             )
         data[member] = read
     bits = _decompress(data["bits"], row["bits_raw"], shard, key)

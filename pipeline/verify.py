@@ -140,10 +140,10 @@ def _check_shard(folder: Path, name: str, spec: CodecSpec) -> ShardInfo:
     if not rows:
         return info
     if not tar.exists():
-        raise CorruptSample(f"{name}: {tar.name} is missing; rebuild the shard with --repair")
+        raise CorruptSample(f"{name}: {tar.name} is missing; make it again with `videoar tokenize --repair`")
     if tar.stat().st_size != info.tar_bytes:
         raise CorruptSample(
-            f"{name}: {tar.name} has {tar.stat().st_size} bytes instead of {info.tar_bytes}; rebuild it with --repair"
+            f"{name}: {tar.name} has {tar.stat().st_size} bytes instead of {info.tar_bytes}; make it again with `videoar tokenize --repair`"
         )
     for row in rows:
         sample = read_sample(tar, row, shard=name)
@@ -152,7 +152,9 @@ def _check_shard(folder: Path, name: str, spec: CodecSpec) -> ShardInfo:
         if len(sample.bits) != latents * spec.frame_bytes(height, width) or sample.meta["key"] != row["key"]:
             raise CorruptSample(f"{name}: sample {row['key']}: its contents are not those of a {bucket.name} clip")
     if tar_digest(tar) != info.tar_sha256:
-        raise CorruptSample(f"{name}: {tar.name} has another sha256 than its record; rebuild it with --repair")
+        raise CorruptSample(
+            f"{name}: {tar.name} has another sha256 than its record; make it again with `videoar tokenize --repair`"
+        )
     return info
 
 
