@@ -34,3 +34,15 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no shared folder beside the repository (VIDEOAR_SHARED names another place)")
     return folder
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests marked `gpu` on a machine without one, as if they were not asked for."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    gone = [item for item in items if item.get_closest_marker("gpu")]
+    if gone:
+        config.hook.pytest_deselected(items=gone)
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]

@@ -113,7 +113,6 @@ def test_flex_agrees_with_dense_forward_on_cpu(name: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", MASKS)
 def test_flex_agrees_with_dense_on_gpu(name: str) -> None:
     mask = MASKS[name]
