@@ -85,14 +85,16 @@ def raw(folder: Path, bucket: str) -> int:
     return count
 
 
-def best(what: Callable[[], int], times: int = 3) -> tuple[float, int]:
-    """Return the shortest seconds of `times` runs, and what one returned."""
-    found = []
+def best(what: dict[str, Callable[[], int]], times: int = 5) -> dict[str, tuple[float, int]]:
+    """Return the shortest seconds of each, and what it returned. They take turns, so that a busy machine troubles all alike."""
+    found: dict[str, tuple[float, int]] = {}
     for _ in range(times):
-        began = time.perf_counter()
-        count = what()
-        found.append((time.perf_counter() - began, count))
-    return min(found)
+        for name, function in what.items():
+            began = time.perf_counter()
+            count = function()
+            seconds = time.perf_counter() - began
+            found[name] = min(found.get(name, (seconds, count)), (seconds, count))
+    return found
 
 
 def main() -> None:
@@ -114,12 +116,16 @@ def main() -> None:
         shape = Bucket.parse(given.bucket)
         grid = spec.grid(shape.frames, shape.height, shape.width)
         tokens = grid[0] * spec.positions(*grid[1:])
-        raw_seconds, size = best(lambda: raw(folder, given.bucket))
-        our_seconds, our_count = best(lambda: ours(folder, given.bucket, given.batch, given.samples))
-        rates = {}
-        for workers in (0, 2):
-            seconds, count = best(lambda: plain(folder, given.bucket, given.batch, workers))  # noqa: B023
-            rates[workers] = count * tokens / seconds
+        found = best(
+            {
+                "raw": lambda: raw(folder, given.bucket),
+                "ours": lambda: ours(folder, given.bucket, given.batch, given.samples),
+                "plain 0": lambda: plain(folder, given.bucket, given.batch, 0),
+                "plain 2": lambda: plain(folder, given.bucket, given.batch, 2),
+            }
+        )
+        (raw_seconds, size), (our_seconds, our_count) = found["raw"], found["ours"]
+        rates = {workers: found[f"plain {workers}"][1] * tokens / found[f"plain {workers}"][0] for workers in (0, 2)}
     our_rate, plain_rate = our_count * tokens / our_seconds, max(rates.values())
     limit = given.samples * tokens / raw_seconds
     print(f"{given.samples} samples of {tokens} tokens, {given.bits} bits, {size / 1e6:.1f} MB of tars, {os.cpu_count()} cores")

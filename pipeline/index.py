@@ -113,8 +113,9 @@ class ShardDataset:
             raise IndexError(f"bucket {bucket.name} has {rows.num_rows} samples; asked for number {number}")
         if bucket.name not in self._cells:
             # One contiguous array a column: a cell of it costs a third of a cell of a chunked column.
-            self._cells[bucket.name] = {name: rows.column(name).combine_chunks() for name in _READ_COLUMNS}
-        row = {name: cells[number].as_py() for name, cells in self._cells[bucket.name].items()}
+            columns = {name: rows.column(name).combine_chunks() for name in _READ_COLUMNS}
+            self._cells[bucket.name] = {name: cells for name, cells in columns.items() if cells.null_count < len(cells)}
+        row = {**_NO_CELLS, **{name: cells[number].as_py() for name, cells in self._cells[bucket.name].items()}}
         tar = self._tar(row["shard"])
         return read_sample_at(tar.fd, row, shard=row["shard"], meta=meta)
 
@@ -140,6 +141,7 @@ _READ_COLUMNS = (
     "bits_raw",
     *(f"{member}_{what}" for member in ("bits", "feat", "json", "txt") for what in ("offset", "size", "xxh3")),
 )
+_NO_CELLS = dict.fromkeys(_READ_COLUMNS)
 
 
 def excluded(folder: Path) -> list[str]:

@@ -146,7 +146,7 @@ class Loader:
         first: CorruptSample | None = None
         for distance in range(min(MAX_REPLACEMENTS, rows)):
             try:
-                return self.corpus.read(stream, replace(slot, row=(slot.row + distance) % rows))
+                return self.corpus.read(stream, replace(slot, row=(slot.row + distance) % rows) if distance else slot)
             except CorruptSample as error:
                 first = first or error
         raise DataError(f"{first}; {min(MAX_REPLACEMENTS, rows)} rows in a row are corrupt: run `videoar shards verify`")
