@@ -138,6 +138,8 @@ class TokenizerTraining(Section):
     """Steps between log lines."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Autocast type of the network; losses and quantizer stay in float32."""
+    micro_batch: int = Field(default=0, ge=0)
+    """Clips of a rank that go through the network at once, gradients adding up; 0 = the rank's whole share."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """ZeRO stage of both engines."""
     workers: int = Field(default=1, ge=1)

@@ -116,11 +116,18 @@ class Engine:
         module: nn.Module = self._engine.module
         return module
 
-    def step(self, loss: Tensor, learning_rate: float) -> float:
-        """Backward and one optimizer step; returns the gradient norm before clipping (all ranks)."""
+    def step(self, loss: Tensor, learning_rate: float, *, last: bool = True) -> float:
+        """Backward, and with `last` one optimizer step over what has gathered; returns the gradient norm before clipping.
+
+        The norm is that over all ranks, NaN while more micro-batches follow.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.backward(loss)
+        if not last:
+            self._engine.step()
+            return float("nan")
         norm: Tensor | None = None
         if self.stage == 0:
             # without ZeRO every rank holds the whole averaged gradient, and deepspeed reports no norm

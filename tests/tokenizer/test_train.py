@@ -15,7 +15,8 @@ import safetensors.torch
 import torch
 
 from cluster.config import load
-from tokenizer.train import TrainingError, finished, recipe_digest
+from tokenizer.train import finished, recipe_digest
+from tokenizer.trainer import TrainingError
 
 DRIVER = Path(__file__).with_name("drive_train.py")
 CONFIG = """
@@ -93,6 +94,17 @@ def test_a_run_that_died_goes_on_to_the_last_digit(straight: Path, tmp_path: Pat
     third = run([str(config), "0"])
     assert third.returncode == 0, third.stderr
     assert "nothing to do" in third.stdout
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("stage", [0, 2])
+def test_micro_batches_add_up_to_the_whole(straight: Path, tmp_path: Path, stage: int) -> None:
+    words = [f"tokenizer.training.zero_stage={stage}", "tokenizer.training.micro_batch=1"]
+    done = run([str(configure(tmp_path)), "-1", *words])
+    assert done.returncode == 0, done.stderr + done.stdout
+    for a, b in zip(figures(straight), figures(tmp_path), strict=True):
+        assert math.isclose(a["loss"], b["loss"], rel_tol=2e-3), (a, b)
+        assert math.isclose(a["grad_norm"], b["grad_norm"], rel_tol=2e-2)
 
 
 @pytest.mark.system
