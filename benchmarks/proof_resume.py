@@ -46,11 +46,12 @@ def disturb(config: Path, run: Path, dice: random.Random, steps: int) -> str:
     # The moment inside a step is part of the experiment, not a way to wait for something.
     threading.Event().wait(dice.random() * 0.4)
     ranks = (0, 1) if kind == "kill all" else (dice.randint(0, 1),)
-    for rank in ranks:
-        try:
-            training.rank_process(process, rank).send_signal(signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
-        except (AssertionError, psutil.NoSuchProcess):
-            kind += " (a rank had ended)"
+    try:
+        targets = [training.rank_process(process, rank) for rank in ranks]
+        for target in targets:
+            target.send_signal(signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
+    except (AssertionError, psutil.NoSuchProcess):
+        kind += " (a rank had ended)"
     process.communicate(timeout=300)
     passed = sum("is passed over" in line for line in said.splitlines())
     return f"{kind} of rank {', '.join(map(str, ranks))} after step {at}: exit code {process.returncode}, {passed} passed over"
