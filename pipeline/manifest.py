@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import shutil
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -47,6 +48,8 @@ class Manifest:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._plan = folder / PLAN
+        self._lock = threading.Lock()
+        self._open: tuple[tuple[int, int, int], pq.ParquetFile] | None = None
 
     # ---- the plan -------------------------------------------------------------------------------------------------
 
@@ -126,7 +129,7 @@ class Manifest:
     def _copy_groups(self, writer: pq.ParquetWriter, count: int) -> Seen:
         seen = Seen()
         for group in range(count):
-            table = self._clip_file().read_row_group(group)
+            table = self._clip_table(group)
             for source, digest in sorted({(row["source"], row["source_digest"]) for row in table.to_pylist()}):
                 seen.meet(digest, source)
             writer.write_table(table, row_group_size=max(1, table.num_rows))
@@ -141,16 +144,26 @@ class Manifest:
         with committing(self.folder / REJECTS) as temporary:
             pq.write_table(reject_rows(rejects), temporary, compression="zstd")
 
+    def _clip_table(self, group: int, columns: list[str] | None = None) -> pa.Table:
+        """Row group of clips.parquet. The footer is parsed once: with many groups it is long."""
+        with self._lock:
+            return self._clip_file().read_row_group(group, columns=columns)
+
     def _clip_file(self) -> pq.ParquetFile:
-        return pq.ParquetFile(self.folder / CLIPS)
+        stat = (self.folder / CLIPS).stat()
+        stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if self._open is None or self._open[0] != stamp:
+            self._open = (stamp, pq.ParquetFile(self.folder / CLIPS))
+        return self._open[1]
 
     def groups(self) -> int:
         """Number of planned shard groups."""
-        return int(self._clip_file().num_row_groups) if (self.folder / CLIPS).exists() else 0
+        with self._lock:
+            return int(self._clip_file().num_row_groups) if (self.folder / CLIPS).exists() else 0
 
     def clips(self, group: int) -> list[Clip]:
         """Clips of a group, in the order of the plan."""
-        return clips_of(self._clip_file().read_row_group(group))
+        return clips_of(self._clip_table(group))
 
     def uncommitted(self, group: int) -> list[Clip]:
         """Clips of a group whose shard has no commit record."""
@@ -160,9 +173,8 @@ class Manifest:
 
     def shards(self) -> Iterator[tuple[int, tuple[str, ...], int]]:
         """Give (group, names of its shards, number of its clips) in order."""
-        file = self._clip_file()
-        for group in range(file.num_row_groups):
-            names = file.read_row_group(group, columns=["shard"])["shard"]
+        for group in range(self.groups()):
+            names = self._clip_table(group, ["shard"])["shard"]
             yield group, tuple(sorted(names.unique().to_pylist())), len(names)
 
     # ---- what is committed ----------------------------------------------------------------------------------------

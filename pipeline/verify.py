@@ -67,8 +67,9 @@ def verify(folder: str | Path) -> Report:
     clips = 0
     for group, names, count in manifest.shards():
         clips += count
-        planned = Counter(clip.shard for clip in manifest.clips(group))
-        keys_of = {name: {clip.key for clip in manifest.clips(group) if clip.shard == name} for name in names}
+        wanted = manifest.clips(group)
+        planned = Counter(clip.shard for clip in wanted)
+        keys_of = {name: {clip.key for clip in wanted if clip.shard == name} for name in names}
         for name in names:
             try:
                 shard = _check_shard(folder, name, spec)
