@@ -25,7 +25,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from cluster.config import Config, MetricsConfig
 from cluster.metrics import Meter
@@ -59,6 +67,8 @@ _NOT_CONTENT = {
     "stall_seconds",
 }
 _TASK_TRIES = 3
+_LOST = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError, LocalRayletDiedError, RayActorError)
+"""What Ray raises when the process or host that had the work is gone."""
 _LOOK = 5.0
 """Seconds between looks at workers that may hang."""
 
@@ -275,7 +285,7 @@ def _plan(videos: Sequence[SourceVideo], config: PipelineConfig, manifest: Manif
                 number = running.pop(ref)
                 try:
                     count, clips = ray.get(ref)
-                except WorkerCrashedError as error:
+                except _LOST as error:
                     failures[number] += 1
                     if failures[number] == _TASK_TRIES:
                         raise JobError(
@@ -387,7 +397,7 @@ class _Pool:
             self._since.pop(slot, None)
             try:
                 result = ray.get(ref)
-            except RayActorError as error:
+            except _LOST as error:
                 self._bury(slot, error)
                 continue
             except RayTaskError as error:
@@ -397,7 +407,9 @@ class _Pool:
                 yield result
             self._next(slot)
 
-    def _bury(self, slot: int, error: RayActorError) -> None:
+    def _bury(self, slot: int, error: BaseException) -> None:
+        # A hung or half-dead worker must be gone before another one takes over its shards.
+        ray.kill(self._actors[slot])
         held = self._held[slot]
         if held:
             self._deaths[held[0]] += 1
