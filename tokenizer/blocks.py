@@ -114,12 +114,8 @@ class CausalConv(nn.Module):
         if self.stride == 2:
             x_BCTHW, side = F.pad(x_BCTHW, (0, 1, 0, 1)), 0
         stride, padding = (self.stride_t, self.stride, self.stride), (0, side, side)
-        if (
-            x_BCTHW.device.type == "cpu"
-            and x_BCTHW.shape[0] == 1
-            and not torch.is_grad_enabled()
-            and weight.dtype == x_BCTHW.dtype
-        ):
+        alone = x_BCTHW.device.type == "cpu" and x_BCTHW.shape[0] == 1 and weight.dtype == x_BCTHW.dtype
+        if alone and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # for one small clip torch would choose a loop that is several times slower
             out: Tensor = torch.ops.aten.mkldnn_convolution(x_BCTHW, weight, bias, padding, stride, (1, 1, 1), 1)
             return out

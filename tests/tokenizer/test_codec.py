@@ -227,3 +227,18 @@ def test_save_refuses_foreign_and_broken_weights(small_f8: Network, tmp_path: Pa
     with pytest.raises(CodecError, match="not finite"):
         save(tmp_path / "t", small_f8.config, state, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_compilation_on_cpu_is_refused_with_the_mend(small_f8: Network, tmp_path: Path) -> None:
+    save(tmp_path / "t", small_f8.config, small_f8.state_dict(), {})
+    with pytest.raises(CodecError, match="compile=False"):
+        VideoCodec.load(tmp_path / "t", compile=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_compiled_codec_computes_the_same_on_a_gpu(small_f8: Network, tmp_path: Path) -> None:
+    save(tmp_path / "t", small_f8.config, small_f8.state_dict(), {})
+    plain, compiled = VideoCodec.load(tmp_path / "t", "cuda"), VideoCodec.load(tmp_path / "t", "cuda", compile=True)
+    frames = clip(plain, 5)
+    assert (plain.encode(frames).features - compiled.encode(frames).features).abs().max() < 1e-3

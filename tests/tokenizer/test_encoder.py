@@ -105,3 +105,15 @@ def test_pixels_and_back() -> None:
 def test_too_few_levels_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 3 levels"):
         NetworkConfig(multipliers=(1, 2))
+
+
+@pytest.mark.parametrize("name", ["small_f8", "small_f16"])
+def test_the_path_without_gradients_computes_the_same(name: str, request: pytest.FixtureRequest) -> None:
+    network: Network = request.getfixturevalue(name)
+    stride = network.config.spatial_stride
+    video = torch.rand(1, 3, 9, 2 * stride, 3 * stride) * 2 - 1
+    with torch.no_grad():
+        features = network.encoder(video)
+        frames = network.decoder(features)
+    assert (network.encoder(video) - features).abs().max() < 1e-5
+    assert (network.decoder(features) - frames).abs().max() < 1e-5
