@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster import cli_data, cli_plan, cli_shards, cli_train
+from cluster import cli_data, cli_plan, cli_shards, cli_tools, cli_train
 from cluster.cli_options import ConfigPath, Overrides
 
 PACKAGES = ("cluster", "tokenizer", "pipeline", "pretrain")
@@ -67,6 +67,7 @@ def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
 
 cli_data.add_to(app)
 app.add_typer(cli_shards.shards_app, name="shards")
+cli_tools.add_to(app)
 cli_train.add_to(app)
 app.command()(cli_plan.plan)
 

@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,19 +30,13 @@ def commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 ALL = dict(commands(get_command(cli.app)))
 
 
-def test_help_is_quick_and_loads_nothing_heavy() -> None:
+def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys; from cluster import cli; code = cli.run(['--help']); "
         "heavy = {'torch', 'ray', 'deepspeed', 'numpy', 'pydantic', 'av', 'pyarrow', 'yaml'} & set(sys.modules); "
         "sys.exit(f'loaded {heavy}' if heavy else code)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    best = float("inf")
-    for _ in range(3):  # the best of three: the machine may be busy
-        began = time.perf_counter()
-        assert videoar("--help").returncode == 0
-        best = min(best, time.perf_counter() - began)
-    assert best < 1.0
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
