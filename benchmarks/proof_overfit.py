@@ -79,7 +79,7 @@ def main() -> int:
     text = TextTokenizer.make(config)
     model = VideoAR(config, codec.spec.bits, text.vocabulary)
     objective = Objective(
-        model, ObjectiveConfig(flip_max=0, flip_delta=0, condition_drop=0, scale_weights="uniform"), codec.spec
+        model, ObjectiveConfig(flip_max=0, flip_delta=0, condition_drop=0, scale_weights="sqrt-area"), codec.spec
     )
     ids, length = text.batch(captions)
     count = len(captions)

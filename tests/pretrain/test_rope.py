@@ -15,10 +15,9 @@ CONFIG = ModelConfig(layers=1, width=64, heads=2)
 LAYOUT = Layout(text=4, frames=2, scales=((1, 1), (2, 2), (3, 4)))
 
 
-def _slow(x: list[float], position: tuple[float, float, float], base: float, shares: tuple[int, int, int]) -> list[float]:
+def _slow(x: list[float], position: tuple[float, float, float], base: float, axes: list[int]) -> list[float]:
     """Turn pair j by position[axis of j] * base^(-j / P), in plain Python."""
     pairs = len(x) // 2
-    axes = [0] * shares[0] + [1] * shares[1] + [2] * shares[2]
     out = list(x)
     for j in range(pairs):
         angle = position[axes[j]] * base ** (-j / pairs)
@@ -33,8 +32,8 @@ def test_rotation_equals_the_slow_formula() -> None:
     cos, sin = rope.tables(positions, CONFIG)
     x = torch.randn(2, 2, LAYOUT.length, 32, generator=torch.Generator().manual_seed(0))
     turned = rope.rotate(x, cos, sin)
-    shares = (4, 6, 6)
-    assert rope.split(16, CONFIG.rope_split) == shares
+    axes = [1, 2, 0, 1, 2, 0, 1, 2] * 2
+    assert rope.axes(16, CONFIG.rope_split) == axes
     for b, psi in enumerate(lengths.tolist()):
         at = LAYOUT.text
         for frame in range(LAYOUT.frames):
@@ -42,7 +41,7 @@ def test_rotation_equals_the_slow_formula() -> None:
                 for h in range(height):
                     for w in range(width):
                         place = (frame + psi, h + psi, w + psi)
-                        expected = _slow(x[b, 1, at].tolist(), place, 10_000.0, shares)
+                        expected = _slow(x[b, 1, at].tolist(), place, 10_000.0, axes)
                         assert turned[b, 1, at].tolist() == pytest.approx(expected, abs=2e-5)
                         at += 1
 
@@ -83,3 +82,13 @@ def test_options() -> None:
     # 2x2 on a 3x4 grid: rows step by 1.5, columns by 2.
     assert aligned[at : at + 4, 1:].tolist() == [[0, 0], [0, 2], [1.5, 0], [1.5, 2]]
     assert aligned[LAYOUT.span(1, 2)[1] - 1].tolist() == [1, 2, 3]
+
+
+def test_every_axis_has_fast_and_slow_pairs() -> None:
+    """Neighbouring rows, columns and frames are all told apart: a quarter of a turn is not left to one axis."""
+    for pairs in (16, 32, 40, 64):
+        dealt = rope.axes(pairs, CONFIG.rope_split)
+        assert [dealt.count(a) for a in range(3)] == [pairs // 4, pairs * 3 // 8, pairs * 3 // 8]
+        for axis in range(3):
+            places = [j for j, a in enumerate(dealt) if a == axis]
+            assert places[0] < 4 and places[-1] >= pairs - 4
