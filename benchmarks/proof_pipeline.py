@@ -57,12 +57,13 @@ def main() -> int:
             runs += 1
             job = start(rough)
             while job.poll() is None and killed.total() < options.kills:
-                try:
-                    job.wait(timeout=rng.uniform(0.5, 12))
-                except subprocess.TimeoutExpired:
-                    kind = rng.choice(KINDS)
-                    if kill(job, kind):
-                        killed[kind] += 1
+                # A kind is chosen first and waited for: workers live only for a part of a run, the driver for all of it.
+                kind = rng.choice(KINDS)
+                while job.poll() is None and not targets(job, kind):
+                    pause(job, 0.2)
+                pause(job, rng.uniform(0, 15 if kind in ("driver", "node") else 2))
+                if job.poll() is None and kill(job, kind):
+                    killed[kind] += 1
             code = job.wait()
             if killed.total() >= options.kills and code == 0:
                 break
@@ -126,26 +127,43 @@ def start(config: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", JOB, str(config)], env=environment, stdout=subprocess.DEVNULL)
 
 
+def pause(job: subprocess.Popen[bytes], seconds: float) -> None:
+    """Let the job run for so long, or to its end."""
+    try:
+        job.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return
+
+
+def family_of(job: subprocess.Popen[bytes]) -> list[tuple[psutil.Process, str]]:
+    """Processes below the job with their command lines."""
+    found = []
+    try:
+        for process in psutil.Process(job.pid).children(recursive=True):
+            try:
+                found.append((process, " ".join(process.cmdline())))
+            except psutil.NoSuchProcess:
+                continue
+    except psutil.NoSuchProcess:
+        return []
+    return found
+
+
+def targets(job: subprocess.Popen[bytes], kind: str) -> list[psutil.Process]:
+    """Processes of one kind: one worker, one decoder, the driver, or all of the node."""
+    named = family_of(job)
+    if kind == "worker":
+        return [process for process, line in named if "_EncodeActor" in line or "plan_part" in line][:1]
+    if kind == "decoder":
+        return [process for process, line in named if "pipeline.decoder" in line][:1]
+    if kind == "node":
+        return [process for process, _ in named]
+    return [psutil.Process(job.pid)]
+
+
 def kill(job: subprocess.Popen[bytes], kind: str) -> bool:
     """Kill one kind of process of this job. Returns whether there was one."""
-    try:
-        family = psutil.Process(job.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return False
-    named = []
-    for process in family:
-        try:
-            named.append((process, " ".join(process.cmdline())))
-        except psutil.NoSuchProcess:
-            continue
-    if kind == "worker":
-        chosen = [process for process, line in named if "_EncodeActor" in line or "plan_part" in line][:1]
-    elif kind == "decoder":
-        chosen = [process for process, line in named if "pipeline.decoder" in line][:1]
-    elif kind == "node":
-        chosen = [process for process, _ in named]
-    else:
-        chosen = [psutil.Process(job.pid)]
+    named, chosen = family_of(job), targets(job, kind)
     for process in chosen:
         try:
             process.send_signal(signal.SIGKILL)
