@@ -117,7 +117,7 @@ def exclude(
 
     Example: videoar shards exclude shards videos/private/
     """
-    from pipeline.verify import exclude
+    from pipeline.takedown import exclude
 
     typer.echo(f"{folder}: {exclude(folder, sources)} samples are left out now")
 
@@ -128,7 +128,7 @@ def compact(folder: Shards) -> None:
 
     Example: videoar shards compact shards
     """
-    from pipeline.verify import compact
+    from pipeline.takedown import compact
 
     typer.echo(f"{folder}: {compact(folder)} samples removed")
 

@@ -13,26 +13,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 import threading
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import PipelineConfig
+from pipeline.copies import NearCopies, without_copies
 from pipeline.dedup import Seen
 from pipeline.index import META, hidden
 from pipeline.ledger import CLIPS, DATASET, INDEX, PLAN, PRINTS, REJECTS, committing, read_json, write_json
-from pipeline.near import CONTEXT, RATE, SIDE, NearIndex, Print
-from pipeline.plan import clip_key
 from pipeline.records import Clip, Reject, SourceVideo, VideoPlan
 from pipeline.shards import ShardInfo, read_info
 from pipeline.tables import CLIPS as CLIP_SCHEMA
@@ -109,11 +104,11 @@ class Manifest:
             pq.ParquetWriter(temporary, CLIP_SCHEMA, compression="zstd") as writer,
         ):
             seen = self._copy_groups(writer, first_group)
-            near = _NearCopies(self.folder / PRINTS, names, config.near_dedup)
+            near = NearCopies(self.folder / PRINTS, names, config.near_dedup)
             grouper = _Grouper(writer, first_group, config.clips_per_shard)
             for number in range(parts):
                 for plain in read_json(self.part(number)):
-                    plan = near.without(_without_copies(VideoPlan.parse(plain), seen, config.dedup))
+                    plan = near.without(without_copies(VideoPlan.parse(plain), seen, config.dedup))
                     grouper.add(plan.clips)
                     rejects += plan.rejects
                     used += bool(plan.clips)
@@ -250,68 +245,6 @@ def dataset_digest(dataset: dict[str, Any], infos: Any, rejects: Sequence[Reject
 
 def _canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
-
-
-def _without_copies(plan: VideoPlan, seen: Seen, refuse: bool) -> VideoPlan:
-    if not plan.digest:
-        return plan
-    first, copies = seen.meet(plan.digest, plan.source)
-    if not first:
-        return plan
-    if refuse:
-        return VideoPlan(plan.source, plan.digest, (), (Reject(plan.source, "dedup", "exact_copy", f"same bytes as {first}"),))
-    clips = tuple(replace(c, key=clip_key(c.source_digest, c.begin, c.fps, c.bucket, copies)) for c in plan.clips)
-    return replace(plan, clips=clips)
-
-
-class _NearCopies:
-    """Refuses spans that show what an earlier video shows. Prints are kept in the folder for later generations."""
-
-    def __init__(self, path: Path, names: set[str], threshold: float) -> None:
-        self._path, self._threshold = path, threshold
-        self._index = NearIndex()
-        self._kept: list[dict[str, Any]] = []
-        if threshold and path.exists():
-            for row in pq.read_table(path).to_pylist():
-                if row["source"] not in names:
-                    self._keep(row["source"], row["grey"])
-
-    def _keep(self, source: str, grey: bytes) -> None:
-        self._kept.append({"source": source, "grey": grey})
-        self._index.add(source, _unpacked(grey))
-
-    def without(self, plan: VideoPlan) -> VideoPlan:
-        if not self._threshold or not plan.clips:
-            return plan
-        grey = _unpacked(plan.grey)
-        clips: list[Clip] = []
-        rejects = list(plan.rejects)
-        for begin, own in groupby(plan.clips, key=lambda clip: clip.begin):
-            span = list(own)
-            end = max(clip.end for clip in span)
-            first, last = math.ceil(begin * RATE - 1e-6), math.ceil(end * RATE - 1e-6)
-            # A short span says too little; what follows it (or, at the end, what comes before) helps.
-            last = min(len(grey), max(last, first + CONTEXT))
-            first = max(0, min(first, last - CONTEXT))
-            source, score = self._index.find(grey[first:last])
-            if score >= self._threshold:
-                scores = {**span[0].scores, "agreement": round(score, 4)}
-                rejects.append(Reject(plan.source, "dedup", "near_copy", f"shows what {source} shows", begin, end, scores))
-            else:
-                clips += span
-        if clips:
-            self._keep(plan.source, plan.grey)
-        return replace(plan, clips=tuple(clips), rejects=tuple(rejects))
-
-    def save(self) -> None:
-        if self._threshold:
-            schema = pa.schema([("source", pa.string()), ("grey", pa.binary())])
-            with committing(self._path) as temporary:
-                pq.write_table(pa.Table.from_pylist(self._kept, schema=schema), temporary)
-
-
-def _unpacked(grey: bytes) -> Print:
-    return np.frombuffer(zlib.decompress(grey), np.uint8).reshape(-1, SIDE * SIDE)
 
 
 class _Grouper:

@@ -14,25 +14,16 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import ray
-import torch
 from ray.exceptions import (
-    LocalRayletDiedError,
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
     RayTaskError,
-    WorkerCrashedError,
 )
 
 from cluster.config import Config, MetricsConfig
@@ -40,68 +31,24 @@ from cluster.metrics import Meter
 from cluster.progress import ProgressBar
 from pipeline import ledger
 from pipeline.config import CorpusConfig, PipelineConfig
+from pipeline.dataset import dataset
 from pipeline.dedup import content_digest
-from pipeline.encode import GroupEncoder, GroupReport
-from pipeline.ledger import ADDRESS, FORMAT, INDEX, Lock
+from pipeline.encode import GroupReport
+from pipeline.ledger import ADDRESS, INDEX, Lock
 from pipeline.manifest import Manifest, summed
-from pipeline.ray_plan import plan_part, stand_in
+from pipeline.ray_plan import plan_part
+from pipeline.ray_pool import LOST, JobError, Pool, cause
 from pipeline.records import SourceVideo
-from pipeline.shards import ShardInfo, read_info
+from pipeline.shards import read_info
 from pipeline.source import find, local
+from pipeline.summary import Summary, describe, summarize
 from pipeline.verify import verify
 from pipeline.video import VideoError
-from tokenizer.codec import VideoCodec, read_json
+from tokenizer.codec import read_json
 from tokenizer.config import TokenizerConfig
 from tokenizer.spec import CodecSpec
 
-FPS_RULE = "frame k of a clip is the frame that the video shows at begin + k / fps seconds from its first frame"
-_NOT_CONTENT = {
-    "output",
-    "workers",
-    "cpus_per_worker",
-    "gpus_per_worker",
-    "min_free_gb",
-    "limits",
-    "videos_per_task",
-    "worker_deaths",
-    "stall_seconds",
-}
 _TASK_TRIES = 3
-_LOST = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError, LocalRayletDiedError, RayActorError)
-"""What Ray raises when the process or host that had the work is gone."""
-_LOOK = 5.0
-"""Seconds between looks at workers that may hang."""
-
-
-class JobError(RuntimeError):
-    """The job cannot go on; the message says why and what to do. Running again continues."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Counts over the whole folder after the job."""
-
-    videos: int
-    """Videos with an outcome."""
-    videos_used: int
-    """Videos with at least one encoded clip."""
-    clips: int
-    """Clips planned."""
-    encoded: int
-    """Samples in the shards."""
-    shards: int
-    tokens: int
-    frames: int
-    bytes: int
-    """Of the tars."""
-    rejects: dict[str, int]
-    """Refused videos and stretches by reason."""
-    digest: str
-    """One sha256 over all committed content."""
-    new_shards: int
-    """Committed by this run."""
-    seconds: dict[str, float]
-    """Wall-clock seconds of this run's actors: decode_wait, encode, write."""
 
 
 def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Summary:
@@ -124,33 +71,10 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Su
             if (videos := manifest.generation()) is not None:
                 _plan(videos, pipeline, manifest, meter)
             reports = _encode(config, manifest, meter)
-        summary = _finish(pipeline, manifest, reports)
+        summary = summarize(pipeline.output, manifest, reports)
+        print(describe(summary), flush=True)
         _compare(manifest, damaged)
         return summary
-
-
-def dataset(config: Config, spec: CodecSpec) -> dict[str, Any]:
-    """Return dataset.json: what every shard of the folder has in common, and the settings that shape their content."""
-    pipeline, corpus = config.get(PipelineConfig), config.get(CorpusConfig)
-    plain = pipeline.model_dump(mode="json")
-    settings = {key: value for key, value in plain.items() if key not in _NOT_CONTENT}
-    listing = {key: value for key, value in corpus.model_dump(mode="json").items() if key in ("captions", "columns")}
-    return {
-        "format": FORMAT,
-        "spec": spec.plain(),
-        "fps": pipeline.fps,
-        "fps_rule": FPS_RULE,
-        "buckets": [bucket.name for bucket in pipeline.buckets],
-        "features": pipeline.features,
-        "scales": {b.name: _scales(spec, b.frames, b.height, b.width) for b in pipeline.buckets},
-        "pipeline": settings,
-        "corpus": listing,
-    }
-
-
-def _scales(spec: CodecSpec, frames: int, height: int, width: int) -> list[list[int]]:
-    _, rows, columns = spec.grid(frames, height, width)
-    return [list(scale) for scale in spec.scales(rows, columns)]
 
 
 def _spec(config: Config) -> CodecSpec:
@@ -285,7 +209,7 @@ def _plan(videos: Sequence[SourceVideo], config: PipelineConfig, manifest: Manif
                 number = running.pop(ref)
                 try:
                     count, clips = ray.get(ref)
-                except _LOST as error:
+                except LOST as error:
                     failures[number] += 1
                     if failures[number] == _TASK_TRIES:
                         raise JobError(
@@ -293,7 +217,7 @@ def _plan(videos: Sequence[SourceVideo], config: PipelineConfig, manifest: Manif
                         ) from error
                     todo.append(number)
                 except RayTaskError as error:
-                    raise _cause(error) from error
+                    raise cause(error) from error
                 else:
                     progress.update(count, note=f"{clips} clips in the last part")
     used, refused = manifest.merge(config, len(parts))
@@ -303,137 +227,6 @@ def _plan(videos: Sequence[SourceVideo], config: PipelineConfig, manifest: Manif
 
 def _cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-
-def _cause(error: RayTaskError) -> BaseException:
-    """The error as the task raised it: the driver's caller shows it as one line."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, ValueError | OSError | RuntimeError) else error
-
-
-# ---- encoding -----------------------------------------------------------------------------------------------------
-
-
-@ray.remote(max_restarts=0)
-class _EncodeActor:
-    """One codec on one device; owns whole shard groups."""
-
-    def __init__(self, config: PipelineConfig, weights: Path, folder: Path) -> None:
-        stand_in(folder)
-        self._config, self._weights = config, weights
-        self._encoder: GroupEncoder | None = None
-
-    def ready(self) -> int:
-        """Load the codec; errors reach the driver as they are."""
-        device = "cuda" if self._config.gpus_per_worker > 0 else "cpu"
-        torch.set_num_threads(self._config.threads)
-        codec = VideoCodec.load(self._weights, device=device, dtype=getattr(torch, self._config.dtype))
-        self._encoder = GroupEncoder(self._config.output, self._config, codec)
-        return os.getpid()
-
-    def encode(self, group: int, ahead: int | None) -> GroupReport:
-        """Encode and commit one group."""
-        assert self._encoder is not None
-        return self._encoder.encode(group, ahead)
-
-
-class _Pool:
-    """Actors, the groups each of them holds (at work on the first, decoding ahead for the second), and their deaths."""
-
-    def __init__(self, config: Config, todo: Sequence[int], limit: int) -> None:
-        self._config = config.get(PipelineConfig)
-        self._weights = config.get(TokenizerConfig).weights.absolute()
-        self.todo = deque(todo)
-        self._actors: dict[int, Any] = {}
-        self._held: dict[int, list[int]] = {}
-        self._running: dict[Any, int] = {}
-        self._since: dict[int, float] = {}
-        self._deaths: Counter[int] = Counter()
-        self._early_deaths = 0
-        for slot in range(min(limit, len(self.todo))):
-            self._start(slot)
-
-    def _start(self, slot: int) -> None:
-        maker: Any = _EncodeActor
-        actor = maker.options(
-            name=f"encode-{os.getpid()}-{slot}-{sum(self._deaths.values()) + self._early_deaths}",
-            num_cpus=self._config.cpus_per_worker,
-            num_gpus=self._config.gpus_per_worker,
-        ).remote(self._config.model_copy(update={"output": self._config.output.absolute()}), self._weights, Path.cwd())
-        self._actors[slot], self._held[slot] = actor, []
-        self._running[actor.ready.options(name="load codec").remote()] = slot
-
-    def _next(self, slot: int) -> None:
-        held = self._held[slot]
-        while self.todo and len(held) < 2:
-            held.append(self.todo.popleft())
-        if held:
-            name = f"encode group {held[0]}"
-            ahead = held[1] if len(held) > 1 else None
-            self._running[self._actors[slot].encode.options(name=name).remote(held[0], ahead)] = slot
-            self._since[slot] = time.monotonic()
-
-    def _end_hung(self) -> None:
-        """End workers that have been at one group for too long; their death is then seen like any other."""
-        for slot, since in self._since.items():
-            if time.monotonic() - since > self._config.stall_seconds:
-                print(
-                    f"worker {slot}: over pipeline.stall_seconds = {self._config.stall_seconds:g} s in one group; ending it",
-                    flush=True,
-                )
-                ray.kill(self._actors[slot])
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.todo or any(self._held.values()))
-
-    def wait(self) -> Iterator[GroupReport]:
-        """Wait for news; give the reports of finished groups."""
-        ready, _ = ray.wait(list(self._running), timeout=_LOOK)
-        if not ready:
-            self._end_hung()
-        for ref in ready:
-            slot = self._running.pop(ref)
-            self._since.pop(slot, None)
-            try:
-                result = ray.get(ref)
-            except _LOST as error:
-                self._bury(slot, error)
-                continue
-            except RayTaskError as error:
-                raise _cause(error) from error
-            if isinstance(result, GroupReport):
-                self._held[slot].remove(result.group)
-                yield result
-            self._next(slot)
-
-    def _bury(self, slot: int, error: BaseException) -> None:
-        # A hung or half-dead worker must be gone before another one takes over its shards.
-        ray.kill(self._actors[slot])
-        held = self._held[slot]
-        if held:
-            self._deaths[held[0]] += 1
-            if self._deaths[held[0]] >= self._config.worker_deaths:
-                raise JobError(
-                    f"shard group {held[0]}: {self._deaths[held[0]]} workers died over it ({_one_line(error)}); "
-                    "all other shards are kept; look at memory limits, then run again"
-                ) from error
-        else:
-            self._early_deaths += 1
-            if self._early_deaths >= self._config.worker_deaths:
-                raise JobError(f"workers die before they begin: {_one_line(error)}") from error
-        print(f"worker {slot} died ({_one_line(error)}); a new one takes over", flush=True)
-        self.todo.extendleft(reversed(held))
-        self._start(slot)
-
-    def close(self) -> None:
-        for actor in self._actors.values():
-            ray.kill(actor)
-
-
-def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _encode(config: Config, manifest: Manifest, meter: Meter) -> list[GroupReport]:
@@ -455,7 +248,7 @@ def _encode(config: Config, manifest: Manifest, meter: Meter) -> list[GroupRepor
     if not todo:
         return reports
     (pipeline.output / INDEX).unlink(missing_ok=True)
-    pool = _Pool(config, todo, pipeline.workers)
+    pool = Pool(config, todo, pipeline.workers)
     refused = 0
     try:
         with ProgressBar("encode", total, done=done) as progress:
@@ -483,45 +276,3 @@ def _publish(report: GroupReport, meter: Meter) -> None:
     meter.inc("pipeline_shards_committed_total", len(report.infos))
     for stage, seconds in report.seconds.items():
         meter.observe("pipeline_stage_seconds", seconds, stage=stage)
-
-
-def _finish(config: PipelineConfig, manifest: Manifest, reports: Sequence[GroupReport]) -> Summary:
-    digest = manifest.finish()
-    infos: list[ShardInfo] = []
-    clips = 0
-    for _, names, count in manifest.shards():
-        clips += count
-        infos += [read_info(config.output / f"{name}.parquet") for name in names]
-    sums = summed(infos)
-    rejects = manifest.rejects()
-    seconds: Counter[str] = Counter()
-    for report in reports:
-        seconds.update(report.seconds)
-    summary = Summary(
-        videos=len(manifest.known()),
-        videos_used=len(manifest.used()),
-        clips=clips,
-        encoded=sums["samples"],
-        shards=len(infos),
-        tokens=sums["tokens"],
-        frames=sums["frames"],
-        bytes=sums["bytes"],
-        rejects=dict(sorted(Counter(reject.reason for reject in rejects).items())),
-        digest=digest,
-        new_shards=sum(len(report.infos) for report in reports),
-        seconds={name: round(value, 3) for name, value in sorted(seconds.items())},
-    )
-    print(describe(summary), flush=True)
-    return summary
-
-
-def describe(summary: Summary) -> str:
-    """Return the summary as a few lines of text."""
-    plain = asdict(summary)
-    refused = ", ".join(f"{count} {reason}" for reason, count in plain["rejects"].items()) or "none"
-    return (
-        f"videos: {summary.videos}, {summary.videos_used} of them used\n"
-        f"clips: {summary.encoded} of {summary.clips} encoded; refused videos and stretches: {refused}\n"
-        f"shards: {summary.shards} ({summary.new_shards} new), {summary.tokens} tokens, {summary.bytes / 1e6:.1f} MB\n"
-        f"digest: {summary.digest}"
-    )

@@ -1,4 +1,4 @@
-"""Checks and views of a SHARDS folder: verify, stat, digest, show, exclude.
+"""Checks and views of a SHARDS folder: verify, stat, digest, show.
 
 In:  a SHARDS folder.
 Out: damaged shards by name, counts that add up, one digest, a grid of decoded samples.
@@ -8,7 +8,7 @@ Called by: `videoar shards ...`, tests, pretrain's preflight.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.index import EXCLUDED, DatasetError, ShardDataset, excluded, hidden
-from pipeline.ledger import DATASET, INDEX, Lock, read_json, write_json
-from pipeline.manifest import FROM_SHARDS, Manifest, dataset_digest, taken_down
-from pipeline.records import Bucket, Reject
-from pipeline.shards import CorruptSample, Encoded, ShardInfo, read_info, read_sample, tar_digest, write_shard
+from pipeline.index import DatasetError, ShardDataset, excluded
+from pipeline.ledger import DATASET, INDEX, read_json
+from pipeline.manifest import FROM_SHARDS, Manifest, dataset_digest
+from pipeline.records import Bucket
+from pipeline.shards import CorruptSample, ShardInfo, read_info, read_sample, tar_digest
 from pipeline.video import write_video
 from tokenizer.spec import CodecSpec
 
@@ -56,7 +56,7 @@ def verify(folder: str | Path) -> Report:
     rows; the digest. Raises DatasetError for a folder that is no dataset at all.
     """
     folder = Path(folder)
-    info, spec = _open(folder)
+    info, spec = open_folder(folder)
     manifest = Manifest(folder)
     problems: list[str] = []
     damaged: list[str] = []
@@ -116,7 +116,8 @@ def _planned_sources(folder: Path) -> set[str]:
     return set(pq.read_table(folder / "clips.parquet", columns=["source"])["source"].unique().to_pylist())
 
 
-def _open(folder: Path) -> tuple[dict[str, Any], CodecSpec]:
+def open_folder(folder: Path) -> tuple[dict[str, Any], CodecSpec]:
+    """Return dataset.json and the codec's spec. Raises DatasetError for a folder without one."""
     try:
         info = read_json(folder / DATASET)
     except FileNotFoundError as error:
@@ -183,7 +184,7 @@ def digest(folder: str | Path) -> str:
     Raises DatasetError for an unfinished folder, CorruptSample for an unreadable commit record.
     """
     folder = Path(folder)
-    info, _ = _open(folder)
+    info, _ = open_folder(folder)
     manifest = Manifest(folder)
     infos = []
     for _, names, _ in manifest.shards():
@@ -262,60 +263,3 @@ def show(folder: str | Path, weights: str | Path, out: str | Path, count: int = 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_video(path, grid, dataset.fps)
     return path
-
-
-def exclude(folder: str | Path, sources: Iterable[str]) -> int:
-    """Take sources down: every reader leaves their samples out from its next opening on; no shard is rewritten.
-
-    A name that ends in / takes all sources below it. Returns the number of samples that are hidden now.
-    Raises DatasetError for a source that the folder does not hold.
-    """
-    folder = Path(folder)
-    with Lock(folder):
-        known = Manifest(folder).known()
-        wanted = list(sources)
-        for name in wanted:
-            if not (any(source.startswith(name) for source in known) if name.endswith("/") else name in known):
-                raise DatasetError(f"{folder}: holds nothing of `{name}`; sources are named as in clips.parquet")
-        write_json(folder / EXCLUDED, sorted({*excluded(folder), *wanted}))
-    total = pq.read_metadata(folder / INDEX).num_rows
-    return int(total - len(ShardDataset.open(folder)))
-
-
-def compact(folder: str | Path) -> int:
-    """Remove the bytes of excluded sources: the shards that hold them are written anew without them.
-
-    Their clips stay in clips.parquet as planned and are recorded as refused (exclude/taken_down), so that counts add up;
-    their captions are blanked. Returns the number of samples removed. Killed midway, run it again, or `videoar tokenize`.
-    """
-    folder = Path(folder)
-    info, spec = _open(folder)
-    manifest = Manifest(folder)
-    removed = 0
-    with Lock(folder):
-        gone = excluded(folder)
-        if not gone:
-            return 0
-        (folder / INDEX).unlink(missing_ok=True)
-        level = int(info.get("pipeline", {}).get("zstd_level", 3))
-        for group, names, _ in manifest.shards():
-            clips = {clip.key: clip for clip in manifest.clips(group)}
-            for name in names:
-                rows = pq.read_table(folder / f"{name}.parquet").to_pylist()
-                dropped = [clips[row["key"]] for row in rows if hidden(row["source"], gone)]
-                if not dropped:
-                    continue
-                kept = []
-                for row in rows:
-                    if not hidden(row["source"], gone):
-                        sample = read_sample(folder / f"{name}.tar", row, shard=name)
-                        kept.append(Encoded(clips[row["key"]], sample.bits, sample.features))
-                rejects = [Reject(**plain) for plain in read_info(folder / f"{name}.parquet").rejects]
-                # The record goes first: a tar without one is made again, a record never speaks of another tar.
-                (folder / f"{name}.parquet").unlink()
-                (folder / f"{name}.tar").unlink()
-                write_shard(folder, name, kept, [*rejects, *map(taken_down, dropped)], spec, zstd_level=level)
-                removed += len(dropped)
-        manifest.blank_captions(gone)
-        manifest.finish()
-    return removed

@@ -1,0 +1,174 @@
+"""The encoding workers of a job: Ray actors that own whole shard groups, and what happens when one dies or hangs.
+
+In:  the configuration and the groups that are still to be encoded.
+Out: `GroupReport`s as groups are committed.
+Called by: pipeline.ray_job. Only group numbers and reports pass through Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from cluster.config import Config
+from pipeline.config import PipelineConfig
+from pipeline.encode import GroupEncoder, GroupReport
+from pipeline.ray_plan import stand_in
+from tokenizer.codec import VideoCodec
+from tokenizer.config import TokenizerConfig
+
+LOST = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError, LocalRayletDiedError, RayActorError)
+"""What Ray raises when the process or host that had the work is gone."""
+_LOOK = 5.0
+"""Seconds between looks at workers that may hang."""
+
+
+class JobError(RuntimeError):
+    """The job cannot go on; the message says why and what to do. Running again continues."""
+
+
+def cause(error: RayTaskError) -> BaseException:
+    """The error as the task raised it: the driver's caller shows it as one line."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, ValueError | OSError | RuntimeError) else error
+
+
+@ray.remote(max_restarts=0)
+class _EncodeActor:
+    """One codec on one device; owns whole shard groups."""
+
+    def __init__(self, config: PipelineConfig, weights: Path, folder: Path) -> None:
+        stand_in(folder)
+        self._config, self._weights = config, weights
+        self._encoder: GroupEncoder | None = None
+
+    def ready(self) -> int:
+        """Load the codec; errors reach the driver as they are."""
+        device = "cuda" if self._config.gpus_per_worker > 0 else "cpu"
+        torch.set_num_threads(self._config.threads)
+        codec = VideoCodec.load(self._weights, device=device, dtype=getattr(torch, self._config.dtype))
+        self._encoder = GroupEncoder(self._config.output, self._config, codec)
+        return os.getpid()
+
+    def encode(self, group: int, ahead: int | None) -> GroupReport:
+        """Encode and commit one group."""
+        assert self._encoder is not None
+        return self._encoder.encode(group, ahead)
+
+
+class Pool:
+    """Actors, the groups each of them holds (at work on the first, decoding ahead for the second), and their deaths."""
+
+    def __init__(self, config: Config, todo: Sequence[int], limit: int) -> None:
+        self._config = config.get(PipelineConfig)
+        self._weights = config.get(TokenizerConfig).weights.absolute()
+        self.todo = deque(todo)
+        self._actors: dict[int, Any] = {}
+        self._held: dict[int, list[int]] = {}
+        self._running: dict[Any, int] = {}
+        self._since: dict[int, float] = {}
+        self._deaths: Counter[int] = Counter()
+        self._early_deaths = 0
+        for slot in range(min(limit, len(self.todo))):
+            self._start(slot)
+
+    def _start(self, slot: int) -> None:
+        maker: Any = _EncodeActor
+        actor = maker.options(
+            name=f"encode-{os.getpid()}-{slot}-{sum(self._deaths.values()) + self._early_deaths}",
+            num_cpus=self._config.cpus_per_worker,
+            num_gpus=self._config.gpus_per_worker,
+        ).remote(self._config.model_copy(update={"output": self._config.output.absolute()}), self._weights, Path.cwd())
+        self._actors[slot], self._held[slot] = actor, []
+        self._running[actor.ready.options(name="load codec").remote()] = slot
+
+    def _next(self, slot: int) -> None:
+        held = self._held[slot]
+        while self.todo and len(held) < 2:
+            held.append(self.todo.popleft())
+        if held:
+            name = f"encode group {held[0]}"
+            ahead = held[1] if len(held) > 1 else None
+            self._running[self._actors[slot].encode.options(name=name).remote(held[0], ahead)] = slot
+            self._since[slot] = time.monotonic()
+
+    def _end_hung(self) -> None:
+        """End workers that have been at one group for too long; their death is then seen like any other."""
+        for slot, since in self._since.items():
+            if time.monotonic() - since > self._config.stall_seconds:
+                print(
+                    f"worker {slot}: over pipeline.stall_seconds = {self._config.stall_seconds:g} s in one group; ending it",
+                    flush=True,
+                )
+                ray.kill(self._actors[slot])
+
+    @property
+    def busy(self) -> bool:
+        """Whether a group is still to be encoded."""
+        return bool(self.todo or any(self._held.values()))
+
+    def wait(self) -> Iterator[GroupReport]:
+        """Wait for news; give the reports of finished groups."""
+        ready, _ = ray.wait(list(self._running), timeout=_LOOK)
+        if not ready:
+            self._end_hung()
+        for ref in ready:
+            slot = self._running.pop(ref)
+            self._since.pop(slot, None)
+            try:
+                result = ray.get(ref)
+            except LOST as error:
+                self._bury(slot, error)
+                continue
+            except RayTaskError as error:
+                raise cause(error) from error
+            if isinstance(result, GroupReport):
+                self._held[slot].remove(result.group)
+                yield result
+            self._next(slot)
+
+    def _bury(self, slot: int, error: BaseException) -> None:
+        # A hung or half-dead worker must be gone before another one takes over its shards.
+        ray.kill(self._actors[slot])
+        held = self._held[slot]
+        if held:
+            self._deaths[held[0]] += 1
+            if self._deaths[held[0]] >= self._config.worker_deaths:
+                raise JobError(
+                    f"shard group {held[0]}: {self._deaths[held[0]]} workers died over it ({one_line(error)}); "
+                    "all other shards are kept; look at memory limits, then run again"
+                ) from error
+        else:
+            self._early_deaths += 1
+            if self._early_deaths >= self._config.worker_deaths:
+                raise JobError(f"workers die before they begin: {one_line(error)}") from error
+        print(f"worker {slot} died ({one_line(error)}); a new one takes over", flush=True)
+        self.todo.extendleft(reversed(held))
+        self._start(slot)
+
+    def close(self) -> None:
+        """End every actor."""
+        for actor in self._actors.values():
+            ray.kill(actor)
+
+
+def one_line(error: BaseException) -> str:
+    """First line of an error's text, or its kind."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

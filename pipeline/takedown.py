@@ -1,0 +1,77 @@
+"""Taking sources down: hidden from every reader at once, and later removed from the shards.
+
+In:  a SHARDS folder and names of sources.
+Out: excluded.json; shards without the excluded samples.
+Called by: `videoar shards exclude` and `compact`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from pipeline.index import EXCLUDED, DatasetError, ShardDataset, excluded, hidden
+from pipeline.ledger import INDEX, Lock, write_json
+from pipeline.manifest import Manifest, taken_down
+from pipeline.records import Reject
+from pipeline.shards import Encoded, read_info, read_sample, write_shard
+from pipeline.verify import open_folder
+
+
+def exclude(folder: str | Path, sources: Iterable[str]) -> int:
+    """Take sources down: every reader leaves their samples out from its next opening on; no shard is rewritten.
+
+    A name that ends in / takes all sources below it. Returns the number of samples that are hidden now.
+    Raises DatasetError for a source that the folder does not hold.
+    """
+    folder = Path(folder)
+    with Lock(folder):
+        known = Manifest(folder).known()
+        wanted = list(sources)
+        for name in wanted:
+            if not (any(source.startswith(name) for source in known) if name.endswith("/") else name in known):
+                raise DatasetError(f"{folder}: holds nothing of `{name}`; sources are named as in clips.parquet")
+        write_json(folder / EXCLUDED, sorted({*excluded(folder), *wanted}))
+    total = pq.read_metadata(folder / INDEX).num_rows
+    return int(total - len(ShardDataset.open(folder)))
+
+
+def compact(folder: str | Path) -> int:
+    """Remove the bytes of excluded sources: the shards that hold them are written anew without them.
+
+    Their clips stay in clips.parquet as planned and are recorded as refused (exclude/taken_down), so that counts add up;
+    their captions are blanked. Returns the number of samples removed. Killed midway, run it again, or `videoar tokenize`.
+    """
+    folder = Path(folder)
+    info, spec = open_folder(folder)
+    manifest = Manifest(folder)
+    removed = 0
+    with Lock(folder):
+        gone = excluded(folder)
+        if not gone:
+            return 0
+        (folder / INDEX).unlink(missing_ok=True)
+        level = int(info.get("pipeline", {}).get("zstd_level", 3))
+        for group, names, _ in manifest.shards():
+            clips = {clip.key: clip for clip in manifest.clips(group)}
+            for name in names:
+                rows = pq.read_table(folder / f"{name}.parquet").to_pylist()
+                dropped = [clips[row["key"]] for row in rows if hidden(row["source"], gone)]
+                if not dropped:
+                    continue
+                kept = []
+                for row in rows:
+                    if not hidden(row["source"], gone):
+                        sample = read_sample(folder / f"{name}.tar", row, shard=name)
+                        kept.append(Encoded(clips[row["key"]], sample.bits, sample.features))
+                rejects = [Reject(**plain) for plain in read_info(folder / f"{name}.parquet").rejects]
+                # The record goes first: a tar without one is made again, a record never speaks of another tar.
+                (folder / f"{name}.parquet").unlink()
+                (folder / f"{name}.tar").unlink()
+                write_shard(folder, name, kept, [*rejects, *map(taken_down, dropped)], spec, zstd_level=level)
+                removed += len(dropped)
+        manifest.blank_captions(gone)
+        manifest.finish()
+    return removed
