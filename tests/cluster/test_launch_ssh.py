@@ -16,12 +16,7 @@ from cluster.config import load
 from cluster.launch import Launch, plan, sweep_command
 from cluster.preflight import Lookers, ShardFacts, check
 
-NEEDS = ("ip", "sshd", "ssh", "ssh-keygen")
-absent = [name for name in NEEDS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.skipif(bool(absent) or os.geteuid() != 0, reason=f"needs root and {', '.join(absent or NEEDS)}"),
-]
+pytestmark = [pytest.mark.system, pytest.mark.hosts]
 SUBNET = f"10.{200 + os.getpid() % 50}.{os.getpid() % 200}"
 RANK = """
 import os, signal, sys, time
