@@ -137,13 +137,15 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def videos(folder: Path) -> list[Clip]:
-    """Return the mp4 files of `folder` as data, with the text of NAME.txt (or the file name) as title."""
+    """Return the mp4 files of `folder` as data, titled by the prompts of samples.json or by file name."""
     found = []
-    for path in sorted(folder.glob("*.mp4")) if folder.is_dir() else []:
+    notes = json.loads((folder / "samples.json").read_text()) if (folder / "samples.json").is_file() else {}
+    titles = dict(enumerate(notes.get("prompts", [])))
+    given = f" (first {notes['prefix_frames']} frames of {notes['prefix']} are given)" if notes.get("prefix") else ""
+    for number, path in enumerate(sorted(folder.glob("*.mp4")) if folder.is_dir() else []):
         if path.stat().st_size > MAX_VIDEO_BYTES:
             continue
-        note = path.with_suffix(".txt")
-        title = note.read_text().strip() if note.is_file() else path.stem
+        title = (titles.get(number) or path.stem) + given
         found.append(Clip(title, "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()))
     return found
 

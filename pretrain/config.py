@@ -103,6 +103,12 @@ class Mix(Section):
             raise ValueError(f"frames {self.frames} is more than bucket {self.bucket} holds")
         return self
 
+    @property
+    def shape(self) -> str:
+        """Name of the shape that is trained: the bucket's, or the prefix of it that is used, such as f001x128x128."""
+        bucket = Bucket.parse(self.bucket)
+        return bucket.model_copy(update={"frames": self.frames or bucket.frames}).name
+
 
 class Stage(Section):
     """One stage of the curriculum."""

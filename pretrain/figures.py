@@ -112,7 +112,7 @@ def banner(config: Config, curriculum: Curriculum, corpus: Corpus, engine: Engin
             grid = "x".join(map(str, corpus.grid(stream)))
             rows = sum(source.rows for source in corpus.sources(stream))
             words.append(
-                f"stage {stage.name}: {stage.steps} steps, {mix.bucket} (latents {grid}), {rows} samples, "
+                f"stage {stage.name}: {stage.steps} steps, {mix.shape} (latents {grid}), {rows} samples, "
                 f"global batch {mix.batch} = {ranks.world} x {parts.micro_batch} x {parts.accumulation}"
             )
     if step:

@@ -181,7 +181,7 @@ def run(config: Config) -> int:
 
                 seconds = clock.end()
                 report = StepReport(
-                    step=step, stage=place.stage_number, stage_name=place.stage.name, bucket=place.mix.bucket,
+                    step=step, stage=place.stage_number, stage_name=place.stage.name, bucket=place.mix.shape,
                     loss=figures.loss, scale_loss=figures.by_scale("scale_loss", corpus, place.stream),
                     bit_accuracy=figures.by_scale("scale_accuracy", corpus, place.stream), grad_norm=outcome.grad_norm,
                     learning_rate=rate, tokens=round(figures.flags[0]), seconds=seconds, memory=engine.memory(),

@@ -40,7 +40,7 @@ def run(tmp_path: Path) -> Path:
     pq.write_table(pa.table(rejects), tmp_path / "shards" / "rejects.parquet")
     (tmp_path / "samples" / "text").mkdir(parents=True)
     (tmp_path / "samples" / "text" / "one.mp4").write_bytes(b"\0" * 100)
-    (tmp_path / "samples" / "text" / "one.txt").write_text("a <rabbit>")
+    (tmp_path / "samples" / "text" / "samples.json").write_text(json.dumps({"prompts": ["a <rabbit>"], "prefix": None}))
     (tmp_path / "run.json").write_text(json.dumps({"starts": [{"resumed_from": 0}, {"resumed_from": 5}]}))
     return tmp_path
 
