@@ -291,7 +291,7 @@ def captions_of(table: str | None, clips: Sequence[Path]) -> dict[str, str]:
 class Scraper:
     """Scrapes the job's Prometheus endpoint while it runs and keeps the last answer, as a Prometheus server would."""
 
-    def __init__(self, address_file: Path, output: Path, every: float = 1.0) -> None:
+    def __init__(self, address_file: Path, output: Path, every: float = 0.2) -> None:
         self.address_file, self.output, self.every = address_file, output, every
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)

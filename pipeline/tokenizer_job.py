@@ -10,6 +10,7 @@ It lives here since tokenizer must not import pipeline, and training needs decod
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -127,4 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads of torch may be inside C++ while the interpreter takes itself down, which aborts a rank whose work is done.
+    os._exit(code)

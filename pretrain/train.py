@@ -40,7 +40,7 @@ from pretrain.order import Order
 from pretrain.schedule import learning_rate
 from pretrain.showcase import Showcase
 from pretrain.state import TrainState
-from pretrain.stopping import EXIT_STOPPED, StopRequest
+from pretrain.stopping import EXIT_STOPPED, StopRequest, leave
 from pretrain.text import TextTokenizer
 from tokenizer.spec import CodecSpec
 
@@ -227,4 +227,4 @@ def views(place: Place, objective: ObjectiveConfig) -> tuple[int, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

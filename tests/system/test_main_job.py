@@ -38,6 +38,7 @@ SMALL = (
     "{name: short, steps: 4, mix: [{bucket: f005x32x32, frames: 1, batch: 3}, {bucket: f005x32x32, batch: 3}]},"
     "{name: long, steps: 3, mix: [{bucket: f009x48x48, batch: 3}]}]",
     "train.checkpoint_every=100",
+    "train.samples=2",
 )
 
 
@@ -133,6 +134,8 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_last_digit(demo: Demo) -
 def test_samples_and_continuation_are_playable_videos(demo: Demo) -> None:
     from pipeline.video import probe
 
+    in_loop = sorted(path.parent.name for path in (demo.out / "samples").glob("step-*/*.mp4"))
+    assert in_loop == ["step-00000004"] * 2 + ["step-00000007"] * 2, "made by all ranks under ZeRO-3, at each stage's end"
     texts = sorted((demo.out / "samples" / "text").glob("*.mp4"))
     continued = sorted((demo.out / "samples" / "continuation").glob("*.mp4"))
     assert texts and continued
