@@ -192,6 +192,10 @@ class Steps:
         with self.log.open("a") as file:
             record = {"title": title, "command": line, "seconds": round(time.monotonic() - began, 1), "exit": code}
             file.write(json.dumps(record) + "\n")
+        if code == STOPPED and STOPPED in accept:
+            console.print(
+                f"exit code {STOPPED}: stopped as asked, with a checkpoint; the launcher calls any code but 0 an error"
+            )
         if code not in accept:
             raise DemoError(
                 f"the step `{title}` failed with exit code {code}; mend what it says above and run the same command again"
