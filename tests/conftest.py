@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -38,15 +37,13 @@ def shared() -> Path:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what this machine cannot run, as if it were not asked for: `gpu` without one, `hosts` without its programs."""
+    """Leave out what this machine cannot run, as if it were not asked for: `gpu` without one, `hosts` unless asked for."""
     import torch
 
-    programs = ("ip", "sshd", "ssh", "ssh-keygen")
-    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     lacking = set()
     if not torch.cuda.is_available():
         lacking.add("gpu")
-    if os.geteuid() != 0 or any(shutil.which(name, path=path) is None for name in programs):
+    if os.environ.get("VIDEOAR_HOSTS") != "1":  # `make proof-hosts`
         lacking.add("hosts")
     gone = [item for item in items if any(item.get_closest_marker(name) for name in lacking)]
     if gone:
