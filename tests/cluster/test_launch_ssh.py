@@ -93,6 +93,8 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
             call("ip", "netns", "add", name)
             undo.callback(call, "ip", "netns", "del", name)
             call("ip", "link", "add", f"{bridge}p{number}", "type", "veth", "peer", "name", "eth0", "netns", name)
+            # The kernel takes a namespace down later than `netns del` returns: its cable must not outlive this fixture.
+            undo.callback(call, "ip", "link", "del", f"{bridge}p{number}")
             call("ip", "link", "set", f"{bridge}p{number}", "master", bridge, "up")
             for words in (
                 ("addr", "add", f"{addresses[-1]}/24", "dev", "eth0"),
