@@ -64,10 +64,15 @@ def test_text_to_video(config: Config, tmp_path: Path) -> None:
     assert said["prompts"] == ["a cat", "a dog", ""] and said["bucket"] == "f009x32x40"
     with Image.open(tmp_path / "out" / "sheet.png") as sheet:
         assert sheet.size == (9 * 44, 3 * 36)
-    # What else is in the batch has no part in a sample (one of another size may round otherwise).
-    again = run(config, ["a cat", "a cow"], tmp_path / "again", batch=2)
-    assert np.array_equal(_frames(again[0]), _frames(files[0]))
-    assert not np.array_equal(_frames(again[1]), _frames(files[1]))
+
+
+def test_what_else_is_in_the_batch_has_no_part_in_a_sample(config: Config) -> None:
+    setting = load_setting(config)
+    cat, dog = clip(setting, ["a cat", "a dog"], None, seed=3).float()
+    again, cow = clip(setting, ["a cat", "a cow"], None, seed=3).float()
+    # The sums of float32 may be taken in another order (threads of a busy machine): a level or two, never another picture.
+    assert float((again - cat).abs().mean()) < 0.5
+    assert float((cow - dog).abs().mean()) > 4
 
 
 def test_streamed_frames_equal_decoding_the_whole(config: Config) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pretrain.config import DeepSpeedConfig, TrainConfig
 from pretrain.engine import Engine, connect
+from pretrain.stopping import leave
 
 
 class Twice(nn.Module):
@@ -100,3 +101,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave(0)  # as training does: a thread of gloo may abort a rank that takes its interpreter down

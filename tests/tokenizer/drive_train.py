@@ -5,6 +5,7 @@ STOP_AT >= 0 makes the clip source fail at that step, as a job that dies does.
 
 from __future__ import annotations
 
+import os
 import sys
 
 import torch
@@ -44,3 +45,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # as tokenizer_job does: a thread of gloo may abort a rank that takes its interpreter down
