@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
+from cluster.alerts import ALERTS
 from cluster.metrics import METRICS
-from cluster.panels import ALERTS, DASHBOARDS, Dashboard, Panel
+from cluster.panels import DASHBOARDS, Dashboard, Panel
 
 _WORDS = frozenset(
     ["and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right", "bool", "offset", "inf", "nan"]

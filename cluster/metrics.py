@@ -71,6 +71,22 @@ METRICS: Mapping[str, Metric] = {
         Metric("train_checkpoint_last_success_timestamp_seconds", "gauge", "Unix time of the newest whole checkpoint."),
         Metric("train_memory_bytes", "gauge", "Memory by kind: resident, peak, device.", ("kind",)),
         Metric("train_restarts_total", "counter", "Times the job was started again from a checkpoint."),
+        Metric("tokenizer_step", "gauge", "Last finished step of tokenizer training."),
+        Metric("tokenizer_loss", "gauge", "Weighted sum of the generator's terms, last step."),
+        Metric("tokenizer_term", "gauge", "One unweighted term of the losses, last step.", ("term",)),
+        Metric("tokenizer_psnr_db", "gauge", "PSNR of the last step's reconstructions."),
+        Metric(
+            "tokenizer_bit_entropy_bits",
+            "gauge",
+            "Entropy of the mean bit of a scale: 1 both values alike, 0 dead.",
+            ("scale",),
+        ),
+        Metric("tokenizer_grad_norm", "gauge", "Gradient norm of the generator before clipping."),
+        Metric("tokenizer_learning_rate", "gauge", "Learning rate of the generator."),
+        Metric("tokenizer_clips_total", "counter", "Clips trained on since this start, all ranks."),
+        Metric("tokenizer_phase_seconds", "gauge", "Seconds of a phase of the last step.", ("phase",)),
+        Metric("tokenizer_data_wait_seconds_total", "counter", "Seconds the step waited for decoded clips."),
+        Metric("tokenizer_heartbeat_timestamp_seconds", "gauge", "Unix time of the last step."),
     )
 }
 

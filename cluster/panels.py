@@ -1,6 +1,6 @@
-"""What the dashboards show and when the alerts ring: queries over the declared metrics, and nothing else.
+"""What the dashboards show: queries over the declared metrics, and nothing else. When alerts ring stands in `alerts.py`.
 
-Out: `DASHBOARDS` and `ALERTS`, plain declarations.
+Out: `DASHBOARDS`, plain declarations.
 Called by: `cluster/dashboards.py`, which checks that every query names declared metrics only.
 
 `$run` is the chosen run; queries are over raw metrics, so no recording rules have to run first.
@@ -40,20 +40,6 @@ class Dashboard:
     name: str
     title: str
     panels: tuple[Panel, ...]
-
-
-@dataclass(frozen=True)
-class Alert:
-    """One alert: it rings when `query` has had a result for `lasting`."""
-
-    name: str
-    query: str
-    lasting: str
-    severity: str
-    """page (someone gets up) or ticket (next working day)."""
-    summary: str
-    mend: str
-    """What to do first."""
 
 
 def _stat(title: str, query: str, tells: str, unit: str = "short") -> Panel:
@@ -200,97 +186,51 @@ TOKENIZATION = Dashboard(
     ),
 )
 
-DASHBOARDS = (TRAINING, TOKENIZATION)
-
-ALERTS = (
-    Alert(
-        "VideoarTrainingStalled",
-        "time() - max by (run) (videoar_train_heartbeat_timestamp_seconds) > 600",
-        "2m",
-        "page",
-        "No rank of {{ $labels.run }} has finished a step for 10 minutes.",
-        "Look at RUN/log/rank-*.log; `videoar launch` starts the job again from its newest checkpoint.",
-    ),
-    Alert(
-        "VideoarRankBehind",
-        "max by (run) (videoar_train_heartbeat_timestamp_seconds) - on (run) group_right ()"
-        " videoar_train_heartbeat_timestamp_seconds > 120",
-        "5m",
-        "page",
-        "Rank {{ $labels.rank }} of {{ $labels.run }} is 2 minutes behind the others.",
-        "Look at the host of that rank: throttled device, full disk, broken link.",
-    ),
-    Alert(
-        "VideoarLossNotANumber",
-        "videoar_train_loss != videoar_train_loss",
-        "1m",
-        "page",
-        "The loss of {{ $labels.run }} is not a number.",
-        "The job skips such steps and stops after train.max_skips of them; find the first one in metrics.jsonl.",
-    ),
-    Alert(
-        "VideoarStepsSkipped",
-        "sum by (run) (increase(videoar_train_skipped_steps_total[30m])) > 3",
-        "1m",
-        "ticket",
-        "{{ $labels.run }} skipped more than 3 steps in half an hour.",
-        "metrics.jsonl names the reason and the sample ids of each skipped step.",
-    ),
-    Alert(
-        "VideoarSamplesCorrupt",
-        "sum by (run) (increase(videoar_train_corrupt_samples_total[1h])) > 0",
-        "1m",
-        "ticket",
-        "{{ $labels.run }} read samples that do not match their checksum.",
-        "Run `videoar shards verify` on the shards; a disk may be failing.",
-    ),
-    Alert(
-        "VideoarRestarts",
-        "increase(videoar_train_restarts_total[6h]) > 2 or videoar_train_restarts_total > 5",
-        "1m",
-        "ticket",
-        "{{ $labels.run }} keeps failing and starting again.",
-        "The end of each failed start stands in the log before the line `[launch] exit code`.",
-    ),
-    Alert(
-        "VideoarCheckpointOld",
-        "time() - videoar_train_checkpoint_last_success_timestamp_seconds > 4 * 3600",
-        "5m",
-        "ticket",
-        "The newest whole checkpoint of {{ $labels.run }} is 4 hours old.",
-        "Look for a full disk under RUN/checkpoints; set train.checkpoint_every lower.",
-    ),
-    Alert(
-        "VideoarWaitsForData",
-        "rate(videoar_train_data_wait_seconds_total[15m]) > 0.2",
-        "15m",
-        "ticket",
-        "{{ $labels.run }} spends more than a fifth of its time waiting for data.",
-        "Raise train.prefetch, or move the shards to a faster disk.",
-    ),
-    Alert(
-        "VideoarTokenizationStalled",
-        "videoar_pipeline_progress_ratio < 1 and on (run) sum by (run) (increase(videoar_pipeline_frames_total[30m])) == 0",
-        "10m",
-        "page",
-        "{{ $labels.run }} has encoded nothing for half an hour.",
-        "`ray job logs` of the job; run the same command again, finished shards are kept.",
-    ),
-    Alert(
-        "VideoarClipsRefused",
-        'sum by (run) (increase(videoar_pipeline_clips_total{outcome="refused"}[1h]))'
-        " > 0.5 * sum by (run) (increase(videoar_pipeline_clips_total[1h]))",
-        "15m",
-        "ticket",
-        "More than half of the clips of {{ $labels.run }} were refused in the last hour.",
-        "`videoar shards stat` counts them by reason; a filter may be too strict for this source.",
-    ),
-    Alert(
-        "VideoarNotScraped",
-        'up{job="videoar"} == 0',
-        "5m",
-        "ticket",
-        "{{ $labels.run }} does not answer at {{ $labels.instance }}.",
-        "The job has ended, or its address has changed: run `videoar dashboards` again with the run folder.",
+TOKENIZER = Dashboard(
+    "videoar-tokenizer",
+    "VideoAR tokenizer training",
+    (
+        _stat("step", f"videoar_tokenizer_step{{{RUN}}}", "Last finished step."),
+        _stat("PSNR", f"videoar_tokenizer_psnr_db{{{RUN}}}", "Of the last step's reconstructions, dB.", "dB"),
+        _stat("clips", f"videoar_tokenizer_clips_total{{{RUN}}}", "Trained on since the last start."),
+        _stat(
+            "since the last step",
+            f"time() - max(videoar_tokenizer_heartbeat_timestamp_seconds{{{RUN}}})",
+            "Far more than a step takes: the job hangs.",
+            "s",
+        ),
+        Panel("loss", "Falls; jumps when the adversary starts.", ((f"videoar_tokenizer_loss{{{RUN}}}", "{{run}}"),)),
+        Panel(
+            "terms",
+            "Before their weights. A discriminator near 0 has won: the reconstructions stop to follow it.",
+            ((f"videoar_tokenizer_term{{{RUN}}}", "{{term}}"),),
+        ),
+        Panel("PSNR", "Of the training clips, dB.", ((f"videoar_tokenizer_psnr_db{{{RUN}}}", "{{run}}"),), "dB"),
+        Panel(
+            "entropy of the bits by scale",
+            "Near 1 is healthy; a scale that sinks towards 0 carries nothing.",
+            ((f"videoar_tokenizer_bit_entropy_bits{{{RUN}}}", "{{scale}}"),),
+        ),
+        Panel(
+            "gradient norm",
+            "Before clipping; a climb over many steps precedes a spike.",
+            ((f"videoar_tokenizer_grad_norm{{{RUN}}}", "{{run}}"),),
+            log=True,
+        ),
+        Panel("learning rate", "As the schedule says.", ((f"videoar_tokenizer_learning_rate{{{RUN}}}", "{{run}}"),), "sci"),
+        Panel(
+            "seconds of a step by phase",
+            "Which part of a step grew.",
+            ((f"videoar_tokenizer_phase_seconds{{{RUN}}}", "{{phase}}"),),
+            "s",
+        ),
+        Panel(
+            "share of time waiting for clips",
+            "Above a few percent decoding is the limit: more tokenizer.training.workers.",
+            ((f"rate(videoar_tokenizer_data_wait_seconds_total{{{RUN}}}{RATE})", "{{run}}"),),
+            "percentunit",
+        ),
     ),
 )
+
+DASHBOARDS = (TRAINING, TOKENIZATION, TOKENIZER)

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.config import Config, ConfigError, RunConfig, load
+from cluster.metrics import MetricsPortError
 from pipeline.clips import VideoClips
 from pipeline.config import CorpusConfig
 from pipeline.source import find, local
@@ -123,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             evaluate(config, clips=given.clips, report=given.json)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, ConfigError) else 1
+        return 2 if isinstance(error, ConfigError | MetricsPortError) else 1
     return 0
 
 

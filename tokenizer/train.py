@@ -1,7 +1,7 @@
 """Training of the tokenizer: the loop, readable from top to bottom.
 
 In:  the configuration, and a `ClipSource` that gives the batch of a step.
-Out: RUN/tokenizer-metrics.jsonl, RUN/tokenizer-checkpoints/step-*/, and at the end the tokenizer folder `tokenizer.weights`.
+Out: figures (journal.py), RUN/tokenizer-checkpoints/step-*/, and at the end the tokenizer folder `tokenizer.weights`.
 Called by: pipeline/tokenizer_job.py, which runs under the deepspeed launcher (or as one process).
 
 All draws are functions of (seed, step): the bucket, the scales left out, the clips. So a run that stops anywhere and is
@@ -15,25 +15,26 @@ import json
 import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from cluster.config import Config, RunConfig
-from cluster.metrics import JsonLines
+from cluster.config import Config, MetricsConfig, RunConfig
 from cluster.progress import ProgressBar
 from tokenizer import codec
-from tokenizer.config import TokenizerConfig, TrainingBucket
-from tokenizer.engine import start, stop
+from tokenizer.config import TokenizerConfig, TokenizerTraining, TrainingBucket
+from tokenizer.engine import World, start, stop
+from tokenizer.journal import Journal
 from tokenizer.network import Network, pixels
 from tokenizer.schedule import bucket_at, keep_at
 from tokenizer.spec import CodecSpec
 from tokenizer.trainer import Autoencoder, Trainer, TrainingError
 
 CHECKPOINTS = "tokenizer-checkpoints"
-METRICS = "tokenizer-metrics.jsonl"
 
 
 class ClipSource(Protocol):
@@ -56,14 +57,20 @@ def train(config: Config, clips: ClipSource) -> None:
 
     Returns at once when `tokenizer.weights` is complete for this recipe. Raises TrainingError, ValueError or OSError.
     """
-    tokenizer, run = config.get(TokenizerConfig), config.get(RunConfig)
-    training = tokenizer.training
     digest = recipe_digest(config)
-    if finished(tokenizer.weights, digest):
+    if finished(config.get(TokenizerConfig).weights, digest):
         return
     world = start()
-    if world.first:
-        run.dir.mkdir(parents=True, exist_ok=True)
+    try:
+        _run(config, clips, world, digest)
+    finally:
+        stop()
+
+
+def _run(config: Config, clips: ClipSource, world: World, digest: str) -> None:
+    """The loop."""
+    tokenizer, run = config.get(TokenizerConfig), config.get(RunConfig)
+    training = tokenizer.training
     torch.manual_seed(run.seed)
     model = Autoencoder(tokenizer)
     if training.init is not None:
@@ -73,44 +80,59 @@ def train(config: Config, clips: ClipSource) -> None:
     )
     trainer = Trainer(model, tokenizer, world)
     begin = trainer.resume(run.dir / CHECKPOINTS, digest)
-    lines = JsonLines(_cut(run.dir / METRICS, begin)) if world.first else None
-    threads = ThreadPoolExecutor(max_workers=max(1, training.workers), thread_name_prefix="clips")
-    ahead: dict[int, Future[Tensor]] = {}
-    try:
-        with ProgressBar("tokenizer", training.steps, done=begin, enabled=world.first) as bar:
-            for step in range(begin, training.steps):
-                began = time.perf_counter()
-                for soon in range(step, min(training.steps, step + max(1, training.workers) + 1)):
-                    if soon not in ahead:
-                        shape = bucket_at(soon, training, run.seed)
-                        ahead[soon] = threads.submit(clips.batch, soon, shape, world.rank, world.size)
-                frames = ahead.pop(step).result()
-                waited = time.perf_counter() - began
-                bucket = bucket_at(step, training, run.seed)
-                _, rows, columns = spec.grid(bucket.frames, bucket.height, bucket.width)
-                scales = spec.scales(rows, columns)
-                keep = keep_at(step, len(scales), training, run.seed)
-                figures = trainer.step(pixels(frames.to(world.device)), scales, keep, step)
-                if not math.isfinite(figures["loss"]):
-                    raise TrainingError(
-                        f"step {step + 1}: the loss is not finite; start again with a lower tokenizer.training.learning_rate "
-                        f"(checkpoints are kept under {run.dir / CHECKPOINTS})"
-                    )
-                done = step + 1
-                if lines is not None and (done % training.log_every == 0 or done == training.steps):
-                    seconds = {"total": time.perf_counter() - began, "data": waited}
-                    name = f"f{bucket.frames:03d}x{bucket.height}x{bucket.width}"
-                    lines.write({"step": done, "bucket": name, "clips": bucket.batch, **figures, "seconds": seconds})
-                if done % training.checkpoint_every == 0 and done < training.steps:
-                    trainer.checkpoint(run.dir / CHECKPOINTS, done, digest)
-                bar.update(1, note=f"PSNR {figures['psnr']:.1f} dB")
-        provenance = {"recipe": digest, "steps": training.steps, "corpus": list(config.plain()["corpus"]["videos"])}
-        trainer.finish(tokenizer, provenance)
-    finally:
-        threads.shutdown(wait=True, cancel_futures=True)
-        if lines is not None:
-            lines.close()
-        stop()
+    with ExitStack() as stack:
+        journal = stack.enter_context(Journal(run.dir, world.first, config.get(MetricsConfig), begin))
+        batches = stack.enter_context(Ahead(clips, training, run.seed, world))
+        bar = stack.enter_context(ProgressBar("tokenizer", training.steps, done=begin, enabled=world.first))
+        for step in range(begin, training.steps):
+            began = time.perf_counter()
+            frames = batches.take(step)
+            waited = time.perf_counter() - began
+            bucket = bucket_at(step, training, run.seed)
+            _, rows, columns = spec.grid(bucket.frames, bucket.height, bucket.width)
+            scales = spec.scales(rows, columns)
+            keep = keep_at(step, len(scales), training, run.seed)
+            figures = trainer.step(pixels(frames.to(world.device)), scales, keep, step)
+            if not math.isfinite(figures["loss"]):
+                raise TrainingError(
+                    f"step {step + 1}: the loss is not finite; start again with a lower tokenizer.training.learning_rate "
+                    f"(checkpoints are kept under {run.dir / CHECKPOINTS})"
+                )
+            done = step + 1
+            seconds = {"total": time.perf_counter() - began, "data": waited}
+            name = f"f{bucket.frames:03d}x{bucket.height}x{bucket.width}"
+            journal.step(
+                {"step": done, "bucket": name, "clips": bucket.batch, **figures, "seconds": seconds},
+                write=done % training.log_every == 0 or done == training.steps,
+            )
+            if done % training.checkpoint_every == 0 and done < training.steps:
+                trainer.checkpoint(run.dir / CHECKPOINTS, done, digest)
+            bar.update(1, note=f"PSNR {figures['psnr']:.1f} dB")
+    provenance = {"recipe": digest, "steps": training.steps, "corpus": list(config.plain()["corpus"]["videos"])}
+    trainer.finish(tokenizer, provenance)
+
+
+class Ahead:
+    """Batches that are decoded in threads while earlier steps train; context manager."""
+
+    def __init__(self, clips: ClipSource, training: TokenizerTraining, seed: int, world: World) -> None:
+        self._clips, self._training, self._seed, self._world = clips, training, seed, world
+        self._threads = ThreadPoolExecutor(max_workers=training.workers, thread_name_prefix="clips")
+        self._ahead: dict[int, Future[Tensor]] = {}
+
+    def take(self, step: int) -> Tensor:
+        """This rank's batch of `step`, uint8 (b,T,H,W,3); asks for the next ones. Raises what the source raised."""
+        for soon in range(step, min(self._training.steps, step + self._training.workers + 1)):
+            if soon not in self._ahead:
+                shape = bucket_at(soon, self._training, self._seed)
+                self._ahead[soon] = self._threads.submit(self._clips.batch, soon, shape, self._world.rank, self._world.size)
+        return self._ahead.pop(step).result()
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
 
 def finished(folder: Path, digest: str) -> bool:
@@ -131,11 +153,3 @@ def load_init(network: Network, folder: Path) -> None:
     state = codec.read_weights(folder)
     codec.check_keys(folder, network.shapes(), {name: tuple(weight.shape) for name, weight in state.items()})
     network.load_state_dict(state)
-
-
-def _cut(path: Path, step: int) -> Path:
-    """Drop the lines of steps after `step` from an earlier run's figures."""
-    if path.exists():
-        kept = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in kept))
-    return path

@@ -14,9 +14,10 @@ import pytest
 import yaml
 
 from cluster import cli
+from cluster.alerts import ALERTS
 from cluster.dashboards import DashboardError, known_series, names_in, queries, write
 from cluster.metrics import METRICS, Meter
-from cluster.panels import ALERTS, DASHBOARDS
+from cluster.panels import DASHBOARDS
 from cluster.ports import free_port
 
 

@@ -21,6 +21,7 @@ from tokenizer.trainer import TrainingError
 DRIVER = Path(__file__).with_name("drive_train.py")
 CONFIG = """
 run: {{dir: {folder}/run, seed: 5}}
+metrics: {{port: 0}}
 tokenizer:
   weights: {folder}/tokenizer
   network: {{bits: 8, width: 8, multipliers: [1, 1, 2], blocks: 1, groups: 4, temporal_stride: 2}}
