@@ -35,6 +35,10 @@ class Batch:
     """Latent frames, rows, columns."""
     ids: tuple[str, ...]
     """Sample keys, one a sample."""
+    row: int = 0
+    """Tokens of the one row that all samples share (packing.py); 0 = each sample is a row."""
+    spans: tuple[int, ...] = ()
+    """Text tokens that each sample has in the shared row: its own, and at least one for the null token."""
     features: Tensor | None = None
     """Optional bfloat16 (B, latent frames, d, h, w): continuous features, for re-quantisation from the true residual."""
 

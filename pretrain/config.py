@@ -169,6 +169,10 @@ class TrainConfig(Section):
     """Type of weights and activations in the step; masters stay in float32."""
     micro_batch: int = Field(default=1, ge=1)
     """Samples a rank runs at once; gradient accumulation makes up the global batch."""
+    pack_tokens: int = Field(default=0, ge=0)
+    """Token budget of a packed row, which short samples share without seeing each other; 0 = every sample is a row of its own."""
+    pack_above: float = Field(default=0.03, ge=0, lt=1)
+    """Pack a step when text padding and fill samples would otherwise be more than this share of its positions."""
     activation_checkpointing: Literal["none", "full"] = "none"
     """Recompute each block in the backward pass."""
     checkpoint_every: int = Field(default=500, ge=1)

@@ -90,6 +90,8 @@ class Validation:
             first_step=1,
             last_step=steps,
             prefetch=0,
+            pack_tokens=train.pack_tokens,
+            pack_above=train.pack_above,
         )
         for item in loader:
             for part in item.batches:

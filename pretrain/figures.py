@@ -91,7 +91,7 @@ def step_flops(config: Config, engine: Engine, corpus: Corpus, item: StepData, w
     """Return the model FLOPs of one global batch."""
     model, (frames, rows, columns) = config.get(ModelConfig), corpus.grid(item.place.stream)
     scales = [r * c for r, c in corpus.spec.scales(rows, columns)]
-    text, count = item.batches[0].text.shape[1], item.place.mix.batch
+    text, count = round(item.text), item.place.mix.batch
     tokens = count * (text + frames * sum(scales))
     pairs = count * flops.causal_pairs(text, frames, scales, window)
     return flops.training_flops(engine.parameters, tokens, model.layers, model.width, pairs)

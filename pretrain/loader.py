@@ -4,7 +4,7 @@ In:  Corpus (data.py), Order (order.py), the rank's place among the ranks.
 Out: one `StepData` a step: equal-shape `Batch`es, all ranks the same number of them.
 Called by: train.py, evaluate.py, `videoar bench load`.
 
-    Order.slots(step) ─▶ slots r, r+W, r+2W.. ─▶ Corpus.read ─▶ prefix of frames ─▶ Batch (packed bits, as bytes)
+    Order.slots(step) ─▶ arrange: slots r, r+W.. ─▶ Corpus.read ─▶ prefix of frames ─▶ Batch (packed bits, as bytes)
                              └ past the batch: fill, weight 0    └ corrupt: next readable row, counted
 
 State: none but the step. Sample keys of the whole global batch come from the index, so no rank asks another.
@@ -27,12 +27,11 @@ from pipeline.records import TokenSample
 from pretrain.batch import Batch
 from pretrain.curriculum import Place
 from pretrain.data import Corpus, DataError
-from pretrain.order import Order, Slot, split
+from pretrain.order import Order, Slot
+from pretrain.packing import Arrangement, arrange
 
 MAX_REPLACEMENTS = 64
 """Corrupt rows in a row after which the data set is given up."""
-TEXT_MULTIPLE = 8
-"""Text is padded to a multiple of this, so that shapes are few."""
 
 
 class TextEncoder(Protocol):
@@ -55,6 +54,10 @@ class StepData:
     """(slot, key read in its place) of this rank's corrupt samples."""
     tokens: int
     """Positions of this rank that count, text and video."""
+    text: float
+    """Mean text tokens of a sample of the global batch."""
+    positions: int
+    """Positions that all ranks compute for this step, padding included."""
 
 
 class Loader:
@@ -74,10 +77,13 @@ class Loader:
         last_step: int,
         prefetch: int,
         pin: bool = False,
+        pack_tokens: int = 0,
+        pack_above: float = 0.0,
     ) -> None:
         self.corpus, self.order, self.text = corpus, order, text
         self.rank, self.world, self.micro_batch, self.text_length = rank, world, micro_batch, text_length
         self.first_step, self.last_step, self.prefetch, self.pin = first_step, last_step, prefetch, pin
+        self.pack_tokens, self.pack_above = pack_tokens, pack_above
         self._stop = threading.Event()
         self._queue: queue.Queue[StepData | BaseException] = queue.Queue(maxsize=max(1, prefetch))
         self._thread: threading.Thread | None = None
@@ -119,24 +125,30 @@ class Loader:
         slots, seeds = self.order.slots(step), self.order.seeds(step)
         ids = tuple(self.corpus.key(stream, slot) for slot in slots)
         lengths = [min(len(self.text.encode(self.corpus.caption(stream, slot))), self.text_length) for slot in slots]
-        padded = min(self.text_length, -(-max(1, *lengths) // TEXT_MULTIPLE) * TEXT_MULTIPLE)
         grid = self.corpus.grid(stream)
-        parts = split(count, self.micro_batch, self.world)
+        video = grid[0] * self.corpus.spec.positions(*grid[1:])
+        plan = arrange(
+            lengths, video, self.text_length,
+            micro_batch=self.micro_batch, world=self.world, budget=self.pack_tokens, above=self.pack_above,
+        )  # fmt: skip
         replaced: list[tuple[int, str]] = []
         batches, tokens = [], 0
-        for numbers in parts.slots(count, self.rank, self.world):
-            samples = []
+        for numbers in plan.micro_batches[self.rank]:
+            samples, counts = [], [number < count for number in numbers]
             for number in numbers:
                 sample = self._read(stream, slots[number % count])
                 if number < count and sample.key != ids[number]:
                     replaced.append((number, sample.key))
                 samples.append(sample)
-            counts = [number < count for number in numbers]
-            batch = self._batch(samples, [seeds[number % count] for number in numbers], counts, 1 / count, grid, padded)
-            positions = grid[0] * self.corpus.spec.positions(*grid[1:])
-            tokens += sum(positions + int(length) for length, real in zip(batch.text_length.tolist(), counts) if real)
+            # A text that stands in for a corrupt sample's is cut to that one's length: the shapes are planned.
+            limits = [lengths[number % count] for number in numbers]
+            batch = self._batch(samples, limits, [seeds[n % count] for n in numbers], counts, 1 / count, grid, plan)
+            tokens += sum(video + int(length) for length, real in zip(batch.text_length.tolist(), counts) if real)
             batches.append(batch)
-        return StepData(place=place, batches=tuple(batches), ids=ids, replaced=tuple(replaced), tokens=tokens)
+        return StepData(
+            place=place, batches=tuple(batches), ids=ids, replaced=tuple(replaced), tokens=tokens,
+            text=sum(lengths) / count, positions=plan.positions,
+        )  # fmt: skip
 
     def _read(self, stream: tuple[str, int], slot: Slot) -> TokenSample:
         """Read a slot; a corrupt row gives way to the next readable row of its source: a rule of the row alone."""
@@ -154,23 +166,24 @@ class Loader:
     def _batch(
         self,
         samples: list[TokenSample],
+        limits: list[int],
         seeds: list[int],
         counts: list[bool],
         weight: float,
         grid: tuple[int, int, int],
-        padded: int,
+        plan: Arrangement,
     ) -> Batch:
         frame_bytes = self.corpus.spec.frame_bytes(*grid[1:])
         size = grid[0] * frame_bytes
         # Rows are filled as numpy arrays: a torch operation a row would cost more than reading the sample.
         bits = np.empty((len(samples), size), dtype=np.uint8)
-        text = np.zeros((len(samples), padded), dtype=np.int64)
+        text = np.zeros((len(samples), plan.text), dtype=np.int64)
         lengths = np.zeros(len(samples), dtype=np.int64)
         for i, sample in enumerate(samples):
             if len(sample.bits) < size:
                 raise DataError(f"sample {sample.key}: {len(sample.bits)} bytes of bits, {size} expected for grid {grid}")
             bits[i] = np.frombuffer(sample.bits, dtype=np.uint8, count=size)
-            tokens = self.text.encode(sample.caption)[:padded]
+            tokens = self.text.encode(sample.caption)[: limits[i]]
             text[i, : len(tokens)] = tokens
             lengths[i] = len(tokens)
         batch = Batch(
@@ -181,6 +194,8 @@ class Loader:
             seeds=torch.tensor(seeds, dtype=torch.int64),
             grid=grid,
             ids=tuple(sample.key for sample in samples),
+            row=plan.row,
+            spans=tuple(max(1, limit) for limit in limits) if plan.row else (),
             features=self._features(samples, grid),
         )
         return _pinned(batch) if self.pin else batch

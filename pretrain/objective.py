@@ -23,6 +23,7 @@ from pretrain.batch import Batch
 from pretrain.config import ObjectiveConfig
 from pretrain.loss import token_weights
 from pretrain.model import VideoAR
+from pretrain.packing import Pack
 from pretrain.sequence import Layout
 from tokenizer.quantizer import unpack
 from tokenizer.spec import CodecSpec
@@ -70,12 +71,16 @@ class Objective(nn.Module):
         """
         model, config = self.model, self.config
         ready = self.prepare(batch, window, frame_mask)
-        attend = plan(model.config.attention, ready.mask)
         positions = model.positions(ready.layout, ready.text_length)
         x_BLC = model.embed(ready.text, ready.features, ready.scale, starts=True)
-        hidden_BLC = model(x_BLC, positions, attend)
+        if batch.row:
+            pack = Pack.make(ready.layout, batch.spans, batch.row, x_BLC.device)
+            row = model(pack.join(x_BLC), pack.join(positions), pack.attend(model.config.attention, ready.mask))
+            hidden_BNC = pack.video(row)
+        else:
+            hidden_BNC = model(x_BLC, positions, plan(model.config.attention, ready.mask))[:, ready.layout.text :]
         weight_BN = batch.weight.unsqueeze(1) * token_weights(ready.layout, config.scale_weights).to(x_BLC.device)
-        loss, token_loss_BN, token_accuracy_BN = model.head(hidden_BLC[:, ready.layout.text :], ready.labels, weight_BN)
+        loss, token_loss_BN, token_accuracy_BN = model.head(hidden_BNC, ready.labels, weight_BN)
         return {"loss": loss, **_parts(token_loss_BN, token_accuracy_BN, weight_BN, batch.weight, ready.layout)}
 
     @torch.no_grad()

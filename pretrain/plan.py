@@ -208,7 +208,8 @@ def make(config: Config, machine: Machine, *, spec: CodecSpec | None = None, tex
     parameters = parameters_of(model, spec.bits)
     shapes = [shape_of(mix, spec) for stage in stages for mix in stage.mix]
     longest = max(words + latents * sum(scales) for latents, scales in shapes)
-    need = memory(config, parameters, train.micro_batch * longest, spec.bits, machine.gpus)
+    held = max(train.micro_batch * longest, train.pack_tokens)
+    need = memory(config, parameters, held, spec.bits, machine.gpus)
     return Plan(
         parameters=parameters,
         memory=need,

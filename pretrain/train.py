@@ -138,6 +138,7 @@ def run(config: Config) -> int:
             corpus, order, text, rank=ranks.rank, world=ranks.world, micro_batch=train.micro_batch,
             text_length=config.get(ModelConfig).text_length, first_step=step + 1, last_step=curriculum.steps,
             prefetch=train.prefetch, pin=ranks.device.type == "cuda",
+            pack_tokens=train.pack_tokens, pack_above=train.pack_above,
         ) as loader:  # fmt: skip
             clock = Clock()
             for item in loader:

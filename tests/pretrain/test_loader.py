@@ -39,7 +39,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_shards.make(tmp_path_factory.mktemp("data") / "shards", {BUCKET: 20, LARGE: 9})
 
 
-def loader(corpus: Corpus, *, rank: int = 0, world: int = 1, micro: int = 2, prefetch: int = 0, first: int = 1) -> Loader:
+def loader(
+    corpus: Corpus, *, rank: int = 0, world: int = 1, micro: int = 2, prefetch: int = 0, first: int = 1, pack: int = 0
+) -> Loader:
     order = Order(3, PLAN, {name: corpus.sources(name) for name in PLAN.streams()}, 2)
     return Loader(
         corpus,
@@ -52,6 +54,7 @@ def loader(corpus: Corpus, *, rank: int = 0, world: int = 1, micro: int = 2, pre
         first_step=first,
         last_step=PLAN.steps,
         prefetch=prefetch,
+        pack_tokens=pack,
     )
 
 
@@ -80,6 +83,23 @@ def test_any_number_of_ranks_reads_the_same_global_batch(shards: Path) -> None:
             assert all(shape == shapes[0] for shape in shapes)
             weights = sum(float(batch.weight.sum()) for part in parts for batch in part.batches)
             assert weights == pytest.approx(1.0, abs=1e-6)
+
+
+def test_packed_steps_hold_the_same_global_batch_in_equal_rows(shards: Path) -> None:
+    corpus = Corpus.open([shards], PLAN)
+    for step in range(1, PLAN.steps + 1):
+        alone = loader(corpus).load(step)
+        for world in (1, 2, 3):
+            parts = [loader(corpus, rank=rank, world=world, pack=400).load(step) for rank in range(world)]
+            assert real(parts) == real([alone]) and {part.ids for part in parts} == {alone.ids}
+            rows = [[batch.row for batch in part.batches] for part in parts]
+            assert all(row == rows[0] for row in rows) and max(max(row) for row in rows) <= 400
+            assert sum(part.tokens for part in parts) == alone.tokens
+            for batch in (batch for part in parts for batch in part.batches if batch.row):
+                video = batch.grid[0] * corpus.spec.positions(*batch.grid[1:])
+                assert sum(span + video for span in batch.spans) <= batch.row
+                assert all(int(length) <= span for length, span in zip(batch.text_length, batch.spans, strict=True))
+    assert any(batch.row for step in range(1, 7) for batch in loader(corpus, pack=400).load(step).batches)
 
 
 def test_frames_takes_the_causal_prefix(shards: Path) -> None:

@@ -1,0 +1,165 @@
+"""Packing: short samples share one row of tokens, under a token budget, without seeing each other.
+
+In:  text lengths of a whole global batch (from the index, so every rank knows them), the video tokens of one sample.
+Out: `arrange` says which slots make each micro-batch of each rank; `Pack` moves tokens between samples and the shared row.
+Called by: loader.py (arrange), objective.py (Pack).
+
+Legend: G samples in the row, P padded text tokens, N video tokens, L = P + N, R tokens of the row, H heads, D head dimension.
+
+A step takes samples of one bucket, so their video tokens are equally many and what can be wasted is text (padded to the
+longest caption of the global batch) and fill samples (where ranks and micro-batches do not divide it). Unpacked, both are
+worked out from the index; above the stated share the step is packed:
+
+    sample 0: t t t . . v v v v      row: t t t v v v v | t v v v v | t t v v v v | . .
+    sample 1: t . . . . v v v v           no padding but the row's end, which evens the ranks out
+    sample 2: t t . . . v v v v
+
+Everything of a block but attention runs on the row. `blocks` attention lays queries, keys and values out by sample again,
+where equal shapes make large products (what it pads costs attention only); `flex` and `dense` get a mask with documents.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pretrain.attention import Attend, Backend, Mask, plan
+from pretrain.order import split
+from pretrain.sequence import Layout
+
+TEXT_MULTIPLE = 8
+"""Text is padded to a multiple of this where nothing is packed, so that shapes are few."""
+STEPS = 128
+"""A row's length is a multiple of budget / STEPS, so that shapes are few and rounding costs under 1 / STEPS."""
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How one global batch falls to ranks and micro-batches."""
+
+    micro_batches: tuple[tuple[tuple[int, ...], ...], ...]
+    """By rank, by micro-batch: slots; a number of the batch's size or more is a fill sample of weight 0."""
+    text: int
+    """Text tokens a sample is padded to outside a packed row."""
+    row: int
+    """Tokens of the row that a micro-batch's samples share; 0 = not packed."""
+    positions: int
+    """Positions that all ranks compute together, padding included."""
+
+
+def arrange(
+    lengths: Sequence[int], video: int, longest: int, *, micro_batch: int, world: int, budget: int, above: float
+) -> Arrangement:
+    """Arrange a global batch: packed when that is allowed and the plain way would waste more than `above` of its positions.
+
+    lengths: text tokens by slot. video: video tokens of a sample. longest: most text tokens a sample may have.
+    budget: most tokens of a packed row; 0 = never pack.
+    """
+    batch = len(lengths)
+    parts = split(batch, micro_batch, world)
+    text = min(longest, -(-max(1, *lengths) // TEXT_MULTIPLE) * TEXT_MULTIPLE)
+    positions = world * parts.micro_batch * parts.accumulation * (text + video)
+    taken = [video + max(1, length) for length in lengths]
+    if budget and max(taken) <= budget and sum(taken) < (1 - above) * positions:
+        step = max(1, budget // STEPS)
+        found: list[tuple[int, int, list[tuple[int, ...]]]] = []
+        for count in _counts(taken, world, budget):
+            rows, fullest = _deal(taken, count)
+            row = -(-fullest // step) * step if fullest <= budget else positions
+            found.append((count * row, row, rows))
+        best = min(found, default=(positions, 0, []))[0]
+        # The fewest rows among those that waste about as little: long rows make large products.
+        total, row, rows = next((item for item in found if item[0] <= 1.01 * best), (positions, 0, []))
+        if total < positions:
+            ranks = tuple(tuple(rows[rank::world]) for rank in range(world))
+            return Arrangement(ranks, text, min(row, budget), len(rows) * min(row, budget))
+    plain = tuple(tuple(tuple(slots) for slots in parts.slots(batch, rank, world)) for rank in range(world))
+    return Arrangement(plain, text, 0, positions)
+
+
+def _counts(taken: list[int], world: int, budget: int) -> list[int]:
+    """Return numbers of rows worth a try, fewest first: the first three that can hold the samples, and the three that
+    part them most evenly (7 samples on 2 ranks leave a place empty in 2, 4 or 8 rows alike, 14 samples only in 4 or 8)."""
+    fewest = -(-sum(taken) // (budget * world))
+    counts = [world * each for each in range(fewest, -(-len(taken) // world) + 1)]
+    even = sorted(counts, key=lambda count: (count * -(-len(taken) // count), count))
+    return sorted({*counts[:3], *even[:3]})
+
+
+def _deal(taken: list[int], count: int) -> tuple[list[tuple[int, ...]], int]:
+    """Deal samples to `count` rows, longest first, each to the emptiest row. Returns their slots, and the fullest row's tokens.
+
+    With more rows than samples, samples come again as fill.
+    """
+    taken = [taken[slot % len(taken)] for slot in range(max(count, len(taken)))]
+    heap = [(0, number) for number in range(count)]
+    rows: list[list[int]] = [[] for _ in range(count)]
+    for slot in sorted(range(len(taken)), key=lambda slot: (-taken[slot], slot)):
+        size, number = heapq.heappop(heap)
+        rows[number].append(slot)
+        heapq.heappush(heap, (size + taken[slot], number))
+    return [tuple(sorted(slots)) for slots in rows], max(size for size, _ in heap)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Where the tokens of G samples lie in the row that they share."""
+
+    layout: Layout
+    """Of one sample, its text padded."""
+    spans: tuple[int, ...]
+    """Text tokens that each sample keeps in the row."""
+    to_row: Tensor
+    """int64 (R): token of the samples, numbered through G x L, at each place of the row; 0 where it is padding."""
+    to_samples: Tensor
+    """int64 (G, L): place in the row of each token; 0 for text that was left out."""
+    padding: int
+
+    @classmethod
+    def make(cls, layout: Layout, spans: tuple[int, ...], row: int, device: torch.device) -> Pack:
+        """Lay the samples one after the other. Their lengths must add up to `row` at most."""
+        to_row = torch.zeros(row, dtype=torch.int64)
+        to_samples = torch.zeros(len(spans), layout.length, dtype=torch.int64)
+        at = 0
+        for number, span in enumerate(spans):
+            kept = torch.cat((torch.arange(span), torch.arange(layout.text, layout.length)))
+            assert span <= layout.text and at + len(kept) <= row
+            to_row[at : at + len(kept)] = number * layout.length + kept
+            to_samples[number, kept] = torch.arange(at, at + len(kept))
+            at += len(kept)
+        return cls(layout, spans, to_row.to(device), to_samples.to(device), row - at)
+
+    def join(self, x_GLx: Tensor) -> Tensor:
+        """Return the row (1, R, ...) of samples (G, L, ...)."""
+        return x_GLx.flatten(0, 1).index_select(0, self.to_row).unsqueeze(0)
+
+    def video(self, x_1Rx: Tensor) -> Tensor:
+        """Return the samples' video tokens (G, N, ...) of a row."""
+        places = self.to_samples[:, self.layout.text :]
+        video: Tensor = x_1Rx[0].index_select(0, places.flatten()).unflatten(0, places.shape)
+        return video
+
+    def attend(self, backend: Backend, mask: Mask) -> Attend:
+        """Return attention over the row. mask: of the samples unpacked, one document a row."""
+        if backend == "auto":
+            backend = "flex" if mask.text_length.device.type == "cuda" else "blocks"
+        if backend != "blocks":
+            documents = tuple(Layout(span, self.layout.frames, self.layout.scales) for span in self.spans)
+            hidden = None if mask.hidden is None else mask.hidden.transpose(0, 1)
+            return plan(backend, Mask(documents, mask.text_length.transpose(0, 1), mask.window, hidden, self.padding))
+        inner = plan(backend, mask)
+
+        def apart(x_1HRD: Tensor) -> Tensor:
+            tokens_GLHD = x_1HRD[0].transpose(0, 1).index_select(0, self.to_samples.flatten())
+            samples: Tensor = tokens_GLHD.unflatten(0, self.to_samples.shape).transpose(1, 2)
+            return samples
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            out_GHLD = inner(layer, apart(q), apart(k), apart(v))
+            return self.join(out_GHLD.transpose(1, 2)).transpose(1, 2)
+
+        return attend
