@@ -4,15 +4,16 @@ In:  a configuration, prompts, and for continuation an image or a video.
 Out: OUTPUT/000.mp4, ..., OUTPUT/sheet.png (one row a prompt) and OUTPUT/samples.json (what was asked, of which weights).
 Called by: cluster.cli_train (`videoar sample`).
 
-Frames are decoded chunk by chunk in a thread of their own while the transformer makes the next ones. Longer videos than
-the model's clip are made by frame re-encoding (paper A3): the last frames are encoded anew as the prefix of the next clip.
+Frames are decoded and written chunk by chunk in a thread of their own while the transformer makes the next ones. Longer
+videos than the model's clip are made by frame re-encoding (paper A3): the last frames are encoded anew as the prefix of the
+next clip. Only these frames and those of the sheet are kept, so a video may be of any length.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -20,24 +21,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from cluster.config import Config, RunConfig
 from cluster.progress import ProgressBar
 from pipeline.records import Bucket
-from pipeline.video import iter_frames, write_video
+from pipeline.video import iter_frames
 from pretrain.config import CurriculumConfig, SampleConfig
 from pretrain.export import describe, export, load_model
 from pretrain.model import VideoAR
+from pretrain.reel import Reel, columns, sheet
 from pretrain.sample import SampleError, forwards, steps
 from pretrain.text import TextTokenizer
 from tokenizer.codec import DecodeState, VideoCodec
 from tokenizer.config import TokenizerConfig
 from tokenizer.quantizer import pack
-
-COLUMNS = 9
-"""Frames of a prompt on the contact sheet."""
 
 
 @dataclass(frozen=True)
@@ -82,25 +80,23 @@ def run(
     start = None if prefix is None else read_prefix(prefix, setting, prefix_frames)
     known = 0 if start is None else len(start)
     output.mkdir(parents=True, exist_ok=True)
-    videos: list[np.ndarray] = []
     latents, scales = setting.grid[0], len(setting.codec.spec.scales(*setting.grid[1:]))
     overlap = _overlap(setting, known) if extend else 0
     each = forwards(latents, scales, _latents(setting, known)) + extend * forwards(latents, scales, _latents(setting, overlap))
+    length = setting.bucket.frames + extend * (setting.bucket.frames - overlap)
+    files = [output / f"{number:03d}.mp4" for number in range(len(prompts))]
+    rows: list[list[np.ndarray]] = []
     with ProgressBar("sampling", each * len(range(0, len(prompts), batch))) as progress:
         for first in range(0, len(prompts), batch):
             chosen = prompts[first : first + batch]
             begin = None if start is None else torch.from_numpy(np.stack([start] * len(chosen)))
-            frames = clip(setting, chosen, begin, seed=setting.config.seed, first=first, progress=progress)
-            for number in range(extend):
-                seed = setting.config.seed + 1 + number
-                more = clip(setting, chosen, frames[:, -overlap:], seed=seed, first=first, progress=progress)
-                frames = torch.cat((frames, more[:, overlap:]), dim=1)
-            videos += [video.cpu().numpy() for video in frames]
-    files: list[Path] = []
-    for number, video in enumerate(videos):
-        files.append(output / f"{number:03d}.mp4")
-        write_video(files[-1], video, setting.config.fps)
-    contact_sheet(videos, known).save(output / "sheet.png")
+            with Reel(files[first : first + batch], setting.config.fps, length, overlap) as reel:
+                clip(setting, chosen, begin, reel.append, seed=setting.config.seed, first=first, progress=progress)
+                for number in range(1, extend + 1):
+                    seed = setting.config.seed + number
+                    clip(setting, chosen, reel.last, reel.append, seed=seed, first=first, skip=overlap, progress=progress)
+            rows += reel.pictures
+    sheet(rows, [at < known for at in columns(length)]).save(output / "sheet.png")
     plain = {
         "prompts": list(prompts),
         "bucket": setting.bucket.name,
@@ -167,26 +163,39 @@ def clip(
     setting: Setting,
     prompts: Sequence[str],
     prefix_BTHWC: Tensor | None,
+    take: Callable[[Tensor], None],
     *,
     seed: int,
     first: int = 0,
+    skip: int = 0,
     progress: ProgressBar | None = None,
-) -> Tensor:
-    """Return one clip a prompt, uint8 (B, T, H, W, 3), beginning with the decoded prefix."""
+) -> None:
+    """Make one clip a prompt, beginning with the decoded prefix, and hand its frames on as they come.
+
+    take: called from the decoding thread with uint8 (B, T, H, W, 3), a few frames at a time and in order, while the
+    transformer makes the next ones. skip: first frames that are not handed on.
+    """
     bits = None if prefix_BTHWC is None else setting.codec.encode(prefix_BTHWC).bits
-    parts: list[Future[Tensor]] = []
     state: DecodeState | None = None
 
-    def decode(chunk: Tensor) -> Tensor:
-        nonlocal state
+    def decode(chunk: Tensor) -> None:
+        nonlocal state, skip
         frames, state = setting.codec.decode_chunk(chunk, setting.bucket.height, setting.bucket.width, state)
-        return frames
+        rest = frames[:, skip:]
+        skip -= frames.shape[1] - rest.shape[1]
+        if rest.shape[1]:
+            take(rest)
 
-    # One worker: chunks are decoded in order, each from the state that the one before left.
+    # One worker: chunks are decoded in order, each from the state that the one before left. A chunk waits for the one before
+    # the last, so neither of the two sides runs far ahead, and a full disk ends the sampling.
     with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting: list[Future[None]] = []
         for chunk in _frames(setting, prompts, bits, seed, first, progress):
-            parts.append(pool.submit(decode, chunk))
-        return torch.cat([part.result() for part in parts], dim=1)
+            waiting.append(pool.submit(decode, chunk))
+            if len(waiting) > 2:
+                waiting.pop(0).result()
+        for part in waiting:
+            part.result()
 
 
 def _frames(
@@ -207,20 +216,6 @@ def _frames(
         if step.scale + 1 == len(spec.scales(*grid[1:])):
             yield pack(maps)
             maps = []
-
-
-def contact_sheet(videos: Sequence[np.ndarray], known: int = 0) -> Image.Image:
-    """Return one row a video, evenly spaced frames; given frames carry a green bar on top."""
-    height, width = videos[0].shape[1:3]
-    count = min(COLUMNS, len(videos[0]))
-    sheet = np.full((len(videos) * (height + 4), count * (width + 4), 3), 255, dtype=np.uint8)
-    for row, video in enumerate(videos):
-        for column, at in enumerate(np.linspace(0, len(video) - 1, count).round().astype(int)):
-            y, x = row * (height + 4) + 4, column * (width + 4)
-            sheet[y : y + height, x : x + width] = video[at]
-            if at < known:
-                sheet[y - 3 : y - 1, x : x + width] = (0, 160, 0)
-    return Image.fromarray(sheet)
 
 
 def _bucket(config: Config, name: str | None) -> Bucket:

@@ -114,6 +114,38 @@ def test_write_video_refuses_other_shapes(tmp_path: Path) -> None:
         video.write_video(tmp_path / "x.mp4", np.zeros((2, 3, 8, 8), np.float32), 8)  # type: ignore[arg-type]
 
 
+def test_a_video_written_in_pieces_is_the_one_written_whole(tmp_path: Path) -> None:
+    frames = numbered(90, 64, 48)
+    video.write_video(tmp_path / "whole.mp4", frames, 8)
+    part = tmp_path / ".pieces.mp4.part"
+    with video.VideoWriter(tmp_path / "pieces.mp4", 8) as writer:
+        sizes = []
+        for begin, end in ((0, 1), (1, 5), (5, 70), (70, 90)):
+            writer.append(frames[begin:end])
+            sizes.append(part.stat().st_size)
+        assert not (tmp_path / "pieces.mp4").exists() and sizes[2] > sizes[0], (
+            "frames reach the disk before the last one is known"
+        )
+    assert (tmp_path / "pieces.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pieces.mp4", "whole.mp4"]
+
+
+def test_a_video_broken_off_leaves_what_was_there(tmp_path: Path) -> None:
+    frames = numbered(3, 32, 32)
+    (tmp_path / "a.mp4").write_bytes(b"older")
+    with pytest.raises(ZeroDivisionError), video.VideoWriter(tmp_path / "a.mp4", 8) as writer:
+        writer.append(frames)
+        raise ZeroDivisionError
+    with pytest.raises(ValueError, match="at least one frame"), video.VideoWriter(tmp_path / "a.mp4", 8):
+        pass
+    with pytest.raises(ValueError, match="do not fit"), video.VideoWriter(tmp_path / "a.mp4", 8) as writer:
+        writer.append(frames)
+        writer.append(frames[:, :16])
+    assert (tmp_path / "a.mp4").read_bytes() == b"older" and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(OSError, match="nowhere"):
+        video.write_video(tmp_path / "nowhere" / "a.mp4", frames, 8)
+
+
 def test_iter_frames_at_a_rate(tmp_path: Path) -> None:
     path = timed(tmp_path / "a.mkv", [i / 30 for i in range(31)])
     found = list(video.iter_frames(path, fps=10, height=16, width=16))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +15,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from cluster.config import Config, load
-from pipeline.video import iter_frames, probe, write_video
+from pipeline.video import VideoWriter, iter_frames, probe, write_video
+from pretrain import generate
 from pretrain.config import ModelConfig, ObjectiveConfig
-from pretrain.generate import clip, contact_sheet, read_prefix, run
+from pretrain.generate import Setting, clip, read_prefix, run
 from pretrain.generate import load as load_setting
 from pretrain.model import VideoAR
-from pretrain.sample import SampleError, sample
+from pretrain.sample import SampleError, Step, sample
 from tokenizer.codec import save
 from tokenizer.config import NetworkConfig
 from tokenizer.network import Network
@@ -54,6 +58,13 @@ def _frames(path: Path) -> np.ndarray:
     return np.stack([frame for _, frame in iter_frames(path)])
 
 
+def made(setting: Setting, prompts: list[str], seed: int) -> torch.Tensor:
+    """A whole clip a prompt, uint8 (B, T, H, W, 3)."""
+    parts: list[torch.Tensor] = []
+    clip(setting, prompts, None, parts.append, seed=seed)
+    return torch.cat(parts, dim=1)
+
+
 def test_text_to_video(config: Config, tmp_path: Path) -> None:
     files = run(config, ["a cat", "a dog", ""], tmp_path / "out", batch=2)
     assert [file.name for file in files] == ["000.mp4", "001.mp4", "002.mp4"]
@@ -68,8 +79,8 @@ def test_text_to_video(config: Config, tmp_path: Path) -> None:
 
 def test_what_else_is_in_the_batch_has_no_part_in_a_sample(config: Config) -> None:
     setting = load_setting(config)
-    cat, dog = clip(setting, ["a cat", "a dog"], None, seed=3).float()
-    again, cow = clip(setting, ["a cat", "a cow"], None, seed=3).float()
+    cat, dog = made(setting, ["a cat", "a dog"], seed=3).float()
+    again, cow = made(setting, ["a cat", "a cow"], seed=3).float()
     # The sums of float32 may be taken in another order (threads of a busy machine): a level or two, never another picture.
     assert float((again - cat).abs().mean()) < 0.5
     assert float((cow - dog).abs().mean()) > 4
@@ -77,10 +88,10 @@ def test_what_else_is_in_the_batch_has_no_part_in_a_sample(config: Config) -> No
 
 def test_streamed_frames_equal_decoding_the_whole(config: Config) -> None:
     setting = load_setting(config)
-    made = clip(setting, ["x"], None, seed=3)
+    streamed = made(setting, ["x"], seed=3)
     bits = sample(setting.model, setting.codec.spec, setting.text, ["x"], setting.grid, setting.config, seed=3)
     whole = setting.codec.decode(bits, 32, 40)
-    assert int((made.int() - whole.int()).abs().max()) <= 1  # float32 sums in another order may round one level apart
+    assert int((streamed.int() - whole.int()).abs().max()) <= 1  # float32 sums in another order may round one level apart
 
 
 def test_continuation_and_extension(config: Config, tmp_path: Path) -> None:
@@ -129,9 +140,38 @@ def test_guidance_needs_a_trained_null_token(config: Config, tmp_path: Path) -> 
     assert load_setting(load(tmp_path / "c.yaml", ["sample.guidance=[1,1]", "sample.guidance_end=1"])).window == 0
 
 
-def test_contact_sheet_marks_the_given_frames() -> None:
-    video = np.zeros((17, 8, 8, 3), dtype=np.uint8)
-    sheet = np.asarray(contact_sheet([video, video], known=5))
-    assert sheet.shape == (24, 9 * 12, 3)
-    green = (sheet == (0, 160, 0)).all(2)
-    assert green[1].any() and green[1, :36].sum() == 24 and not green[1, 36:].any()
+def test_frames_are_with_the_encoder_before_the_last_latent_is_begun(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """9 frames are 3 latents: the first frame's picture must be written while the third latent is still to be made."""
+    written = threading.Event()
+    seen: list[bool] = []
+    append, steps = VideoWriter.append, generate.steps
+
+    def appended(writer: VideoWriter, frames: np.ndarray) -> None:
+        append(writer, frames)
+        written.set()
+
+    def watched(*given: Any, **named: Any) -> Iterator[Step]:
+        for step in steps(*given, **named):
+            if step.frame == 2 and step.scale == 0:
+                seen.append(written.wait(60))
+            yield step
+
+    monkeypatch.setattr(VideoWriter, "append", appended)
+    monkeypatch.setattr(generate, "steps", watched)
+    files = run(config, ["x"], tmp_path / "out")
+    assert seen == [True] and _frames(files[0]).shape[0] == 9
+
+
+def test_a_full_disk_ends_the_sampling(config: Config) -> None:
+    setting = load_setting(config)
+    taken: list[int] = []
+
+    def take(frames: torch.Tensor) -> None:
+        taken.append(frames.shape[1])
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        clip(setting, ["x"], None, take, seed=1)
+    assert taken[0] == 1

@@ -1,0 +1,58 @@
+"""Frames go to disk as they come; what stays in memory does not grow with the video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.video import iter_frames, write_video
+from pretrain.reel import COLUMNS, Reel, columns, contact_sheet
+
+
+def test_pieces_make_the_files_of_the_whole(tmp_path: Path) -> None:
+    frames = torch.randint(0, 256, (2, 40, 16, 24, 3), dtype=torch.uint8)
+    files = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
+    with Reel(files, 8, 40, tail=5) as reel:
+        for begin, end in ((0, 1), (1, 5), (5, 9), (9, 40)):
+            reel.append(frames[:, begin:end])
+            if end >= 5:
+                assert torch.equal(reel.last, frames[:, end - 5 : end])
+        assert not files[0].exists()
+    for file, video, pictures in zip(files, frames.numpy(), reel.pictures, strict=True):
+        write_video(tmp_path / "whole.mp4", video, 8)
+        assert file.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+        assert np.array_equal(np.stack(pictures), video[columns(40)])
+
+
+def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
+    clip = torch.zeros(1, 32, 16, 16, 3, dtype=torch.uint8)
+    picture = 16 * 16 * 3
+    with Reel([tmp_path / "a.mp4"], 8, 20 * 32, tail=4) as reel:
+        for _ in range(20):
+            reel.append(clip)
+            assert reel.last.untyped_storage().nbytes() == 4 * picture, "a view would keep the whole clip"
+    assert all(image.base is None and image.nbytes == picture for image in reel.pictures[0])
+    assert len(reel.pictures[0]) == COLUMNS
+    assert sum(1 for _ in iter_frames(tmp_path / "a.mp4")) == 640
+
+
+def test_an_error_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), Reel([tmp_path / "a.mp4", tmp_path / "b.mp4"], 8, 9) as reel:
+        reel.append(torch.zeros(2, 4, 16, 16, 3, dtype=torch.uint8))
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "b.mp4").mkdir()
+    with pytest.raises(OSError, match="No such file"), Reel([tmp_path / "a.mp4", tmp_path / "b.mp4" / "no" / "c.mp4"], 8, 9):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["b.mp4"]
+
+
+def test_contact_sheet_marks_the_given_frames() -> None:
+    video = np.zeros((17, 8, 8, 3), dtype=np.uint8)
+    sheet = np.asarray(contact_sheet([video, video], known=5))
+    assert sheet.shape == (24, 9 * 12, 3)
+    green = (sheet == (0, 160, 0)).all(2)
+    assert green[1].any() and green[1, :36].sum() == 24 and not green[1, 36:].any()
