@@ -126,7 +126,11 @@ def test_a_video_written_in_pieces_is_the_one_written_whole(tmp_path: Path) -> N
         assert not (tmp_path / "pieces.mp4").exists() and sizes[2] > sizes[0], (
             "frames reach the disk before the last one is known"
         )
-    assert (tmp_path / "pieces.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    # Not byte by byte: x264 itself gave another file once or twice in 250 times for the same frames.
+    whole, pieces = (
+        np.stack([image for _, image in video.iter_frames(tmp_path / name)]) for name in ("whole.mp4", "pieces.mp4")
+    )
+    assert np.abs(whole.astype(int) - pieces.astype(int)).max() <= 4 and np.abs(pieces.astype(int) - frames).max() <= 6
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pieces.mp4", "whole.mp4"]
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.video import iter_frames, write_video
+from pipeline.video import iter_frames
 from pretrain.reel import COLUMNS, Reel, columns, contact_sheet
 
 
 def test_pieces_make_the_files_of_the_whole(tmp_path: Path) -> None:
-    frames = torch.randint(0, 256, (2, 40, 16, 24, 3), dtype=torch.uint8)
+    grey = torch.arange(40, dtype=torch.uint8) * 6
+    frames = torch.stack((grey, 255 - grey)).view(2, 40, 1, 1, 1).expand(2, 40, 16, 24, 3).contiguous()
     files = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
     with Reel(files, 8, 40, tail=5) as reel:
         for begin, end in ((0, 1), (1, 5), (5, 9), (9, 40)):
@@ -22,8 +23,8 @@ def test_pieces_make_the_files_of_the_whole(tmp_path: Path) -> None:
                 assert torch.equal(reel.last, frames[:, end - 5 : end])
         assert not files[0].exists()
     for file, video, pictures in zip(files, frames.numpy(), reel.pictures, strict=True):
-        write_video(tmp_path / "whole.mp4", video, 8)
-        assert file.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+        back = np.stack([image for _, image in iter_frames(file)])
+        assert back.shape == video.shape and np.abs(back.astype(int) - video).max() <= 2
         assert np.array_equal(np.stack(pictures), video[columns(40)])
 
 
