@@ -125,6 +125,9 @@ class Stage(Section):
     """Attention window in latent frames; empty keeps objective.window."""
     frame_mask: float | None = Field(default=None, ge=0, lt=1)
     """Random frame mask; empty keeps objective.frame_mask."""
+    sequence_parallel: int = Field(default=1, ge=1)
+    """Consecutive ranks that share each sequence (Ulysses), for sequences too long for one; it must divide model.heads. At a
+    number of ranks that it does not divide, their greatest common divisor is taken."""
 
 
 class CurriculumConfig(Section):

@@ -34,6 +34,7 @@ from pretrain.batch import Batch
 from pretrain.config import DeepSpeedConfig, TrainConfig
 from pretrain.ema import slice_of
 from pretrain.ranks import Ranks
+from pretrain.ulysses import SequenceGroup
 
 OURS = {
     "train_batch_size": "curriculum.stages[].mix[].batch",
@@ -207,17 +208,19 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(model=module, config=config, **arguments)
         self.module: nn.Module = self.deepspeed.module
 
-    def forward(self, batch: Batch, window: int, frame_mask: float, *, last: bool) -> dict[str, Tensor]:
+    def forward(
+        self, batch: Batch, window: int, frame_mask: float, group: SequenceGroup | None = None, *, last: bool
+    ) -> dict[str, Tensor]:
         """Run the Objective on one micro-batch; `last` ends the accumulation of this step."""
         self.deepspeed.set_gradient_accumulation_boundary(last)
-        found: dict[str, Tensor] = self.deepspeed(batch, window, frame_mask)
+        found: dict[str, Tensor] = self.deepspeed(batch, window, frame_mask, group)
         return found
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch, window: int) -> dict[str, Tensor]:
+    def evaluate(self, batch: Batch, window: int, group: SequenceGroup | None = None) -> dict[str, Tensor]:
         """Run the Objective without gradients and without a frame mask."""
         self.deepspeed.eval()
-        found: dict[str, Tensor] = self.deepspeed(batch, window, 0.0)
+        found: dict[str, Tensor] = self.deepspeed(batch, window, 0.0, group)
         self.deepspeed.train()
         return found
 

@@ -24,19 +24,22 @@ from pretrain.figures import Figures
 from pretrain.loader import Loader, TextEncoder
 from pretrain.order import Order
 from pretrain.ranks import Ranks
+from pretrain.ulysses import SequenceGroups
 
 
 class Validation:
     """Held-out shards, opened once."""
 
-    def __init__(self, config: Config, corpus: Corpus, text: TextEncoder, ranks: Ranks) -> None:
-        self.config, self.corpus, self.text, self.ranks = config, corpus, text, ranks
+    def __init__(self, config: Config, corpus: Corpus, text: TextEncoder, ranks: Ranks, groups: SequenceGroups) -> None:
+        self.config, self.corpus, self.text, self.ranks, self.groups = config, corpus, text, ranks, groups
 
     @classmethod
-    def make(cls, config: Config, curriculum: Curriculum, text: TextEncoder, ranks: Ranks) -> Validation | None:
+    def make(
+        cls, config: Config, curriculum: Curriculum, text: TextEncoder, ranks: Ranks, groups: SequenceGroups
+    ) -> Validation | None:
         """Open curriculum.validation; None when it is empty. Raises DataError or DatasetError."""
         folders = config.get(CurriculumConfig).validation
-        return cls(config, Corpus.open(folders, curriculum), text, ranks) if folders else None
+        return cls(config, Corpus.open(folders, curriculum), text, ranks, groups) if folders else None
 
     def due(self, place: Place) -> bool:
         """Whether to validate after this step."""
@@ -74,7 +77,8 @@ class Validation:
         batch = min(mix.batch, held)
         steps = max(1, min(train.validation_samples, held) // batch)
         only = Mix(bucket=mix.bucket, frames=mix.frames, batch=batch)
-        curriculum = Curriculum(CurriculumConfig(stages=(Stage(name="validation", steps=steps, mix=(only,)),)))
+        asked = Stage(name="validation", steps=steps, mix=(only,), sequence_parallel=stage.sequence_parallel)
+        curriculum = Curriculum(CurriculumConfig(stages=(asked,)))
         streams = {name: self.corpus.sources(name) for name in curriculum.streams()}
         order = Order(self.config.get(RunConfig).seed, curriculum, streams, train.shuffle_window)
         window = objective.window if stage.window is None else stage.window
@@ -95,6 +99,6 @@ class Validation:
         )
         for item in loader:
             for part in item.batches:
-                out = engine.evaluate(part.to(self.ranks.device), window)
+                out = engine.evaluate(part.to(self.ranks.device), window, self.groups.of(stage))
                 totals = {k: v.detach().double() / steps + totals.get(k, 0.0) for k, v in out.items()}
         return Figures.summed(totals, (), self.ranks), steps * batch

@@ -21,6 +21,7 @@ from pretrain.journal import Journal
 from pretrain.loader import StepData
 from pretrain.order import split
 from pretrain.ranks import Ranks, pack
+from pretrain.ulysses import size_of
 
 
 class Clock:
@@ -107,14 +108,20 @@ def banner(config: Config, curriculum: Curriculum, corpus: Corpus, engine: Engin
     ]
     for stage in curriculum.stages:
         for mix in stage.mix:
-            parts = split(mix.batch, train.micro_batch, ranks.world)
+            together = size_of(stage, ranks.world)
+            parts = split(mix.batch, train.micro_batch, ranks.world // together)
             stream = (mix.bucket, mix.frames)
             grid = "x".join(map(str, corpus.grid(stream)))
             rows = sum(source.rows for source in corpus.sources(stream))
             words.append(
                 f"stage {stage.name}: {stage.steps} steps, {mix.shape} (latents {grid}), {rows} samples, "
-                f"global batch {mix.batch} = {ranks.world} x {parts.micro_batch} x {parts.accumulation}"
+                f"global batch {mix.batch} = {ranks.world // together} x {parts.micro_batch} x {parts.accumulation}"
+                + (f", {together} ranks share each sequence" if together > 1 else "")
             )
+            if together != stage.sequence_parallel:
+                words.append(
+                    f"  sequence_parallel {stage.sequence_parallel} does not divide {ranks.world} ranks: {together} taken"
+                )
     if step:
         words.append(f"going on after step {step} of {curriculum.steps}")
     return words

@@ -29,6 +29,7 @@ from pretrain.curriculum import Place
 from pretrain.data import Corpus, DataError
 from pretrain.order import Order, Slot
 from pretrain.packing import Arrangement, arrange
+from pretrain.ulysses import size_of
 
 MAX_REPLACEMENTS = 64
 """Corrupt rows in a row after which the data set is given up."""
@@ -121,6 +122,9 @@ class Loader:
     def load(self, step: int) -> StepData:
         """Read one step. Raises DataError or OSError when the data cannot be read."""
         place = self.order.curriculum.at(step)
+        # Ranks that share sequences read the same samples; the first of them counts.
+        together = size_of(place.stage, self.world)
+        rank, world, counted = self.rank // together, self.world // together, self.rank % together == 0
         stream, count = place.stream, place.mix.batch
         slots, seeds = self.order.slots(step), self.order.seeds(step)
         ids = tuple(self.corpus.key(stream, slot) for slot in slots)
@@ -129,11 +133,11 @@ class Loader:
         video = grid[0] * self.corpus.spec.positions(*grid[1:])
         plan = arrange(
             lengths, video, self.text_length,
-            micro_batch=self.micro_batch, world=self.world, budget=self.pack_tokens, above=self.pack_above,
+            micro_batch=self.micro_batch, world=world, budget=self.pack_tokens, above=self.pack_above,
         )  # fmt: skip
         replaced: list[tuple[int, str]] = []
         batches, tokens = [], 0
-        for numbers in plan.micro_batches[self.rank]:
+        for numbers in plan.micro_batches[rank]:
             samples, counts = [], [number < count for number in numbers]
             for number in numbers:
                 sample = self._read(stream, slots[number % count])
@@ -146,7 +150,8 @@ class Loader:
             tokens += sum(video + int(length) for length, real in zip(batch.text_length.tolist(), counts) if real)
             batches.append(batch)
         return StepData(
-            place=place, batches=tuple(batches), ids=ids, replaced=tuple(replaced), tokens=tokens,
+            place=place, batches=tuple(batches), ids=ids, replaced=tuple(replaced if counted else ()),
+            tokens=tokens if counted else 0,
             text=sum(lengths) / count, positions=plan.positions,
         )  # fmt: skip
 

@@ -25,6 +25,7 @@ from pretrain.loss import token_weights
 from pretrain.model import VideoAR
 from pretrain.packing import Pack
 from pretrain.sequence import Layout
+from pretrain.ulysses import SequenceGroup, Share
 from tokenizer.quantizer import unpack
 from tokenizer.spec import CodecSpec
 
@@ -62,25 +63,35 @@ class Objective(nn.Module):
             raise ObjectiveError("objective.condition_drop needs the null token: set model.null_token=true or condition_drop=0")
         self.model, self.config, self.spec = model, config, spec
 
-    def forward(self, batch: Batch, window: int, frame_mask: float) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, window: int, frame_mask: float, group: SequenceGroup | None = None) -> dict[str, Tensor]:
         """Return `loss` (scalar), and detached `scale_loss`, `scale_accuracy` (K,), `frame_loss` (T,).
 
         All are sums over the samples of weight x mean, so adding them up over micro-batches and ranks gives the means
-        of the global batch. `frame_loss` is scaled so that its mean over frames is the loss.
+        of the global batch. `frame_loss` is scaled so that its mean over frames is the loss. With a `group` whose ranks share
+        the sequences, the sums are over this rank's tokens.
         Raises ObjectiveError for a batch whose bytes do not fit its grid.
         """
         model, config = self.model, self.config
         ready = self.prepare(batch, window, frame_mask)
         positions = model.positions(ready.layout, ready.text_length)
         x_BLC = model.embed(ready.text, ready.features, ready.scale, starts=True)
-        if batch.row:
-            pack = Pack.make(ready.layout, batch.spans, batch.row, x_BLC.device)
-            row = model(pack.join(x_BLC), pack.join(positions), pack.attend(model.config.attention, ready.mask))
-            hidden_BNC = pack.video(row)
+        pack = Pack.make(ready.layout, batch.spans, batch.row, x_BLC.device) if batch.row else None
+        if pack is not None:
+            x_BLC, positions, attend = pack.join(x_BLC), pack.join(positions), pack.attend(model.config.attention, ready.mask)
         else:
-            hidden_BNC = model(x_BLC, positions, plan(model.config.attention, ready.mask))[:, ready.layout.text :]
+            attend = plan(model.config.attention, ready.mask)
         weight_BN = batch.weight.unsqueeze(1) * token_weights(ready.layout, config.scale_weights).to(x_BLC.device)
-        loss, token_loss_BN, token_accuracy_BN = model.head(hidden_BNC, ready.labels, weight_BN)
+        if group is None:
+            hidden_BLC = model(x_BLC, positions, attend)
+            hidden_BNC = hidden_BLC[:, ready.layout.text :] if pack is None else pack.video(hidden_BLC)
+            loss, token_loss_BN, token_accuracy_BN = model.head(hidden_BNC, ready.labels, weight_BN)
+        else:
+            share = Share(group, x_BLC.shape[1])
+            hidden_BSC = model(share.cut(x_BLC), share.cut(positions), share.attend(attend))
+            inside_BN, at = share.mine(*places(ready.layout, weight_BN, pack))
+            hidden = hidden_BSC.flatten(0, 1)[at].unsqueeze(0)
+            loss, *parts = model.head(hidden, ready.labels[inside_BN].unsqueeze(0), weight_BN[inside_BN].unsqueeze(0))
+            token_loss_BN, token_accuracy_BN = (torch.zeros_like(weight_BN).masked_scatter(inside_BN, part) for part in parts)
         return {"loss": loss, **_parts(token_loss_BN, token_accuracy_BN, weight_BN, batch.weight, ready.layout)}
 
     @torch.no_grad()
@@ -133,6 +144,16 @@ class Objective(nn.Module):
         null = torch.zeros_like(text)
         null[:, 0] = self.model.null
         return torch.where(dropped.unsqueeze(1), null, text), torch.where(dropped, torch.ones_like(length), length)
+
+
+def places(layout: Layout, like_BN: Tensor, pack: Pack | None) -> tuple[Tensor, Tensor]:
+    """Return the place of each video token in its row, and the row's number, int64 (B, N) both."""
+    if pack is not None:
+        found = pack.to_samples[:, layout.text :]
+        return found, torch.zeros_like(found)
+    place_N = torch.arange(layout.text, layout.length, device=like_BN.device)
+    row_B = torch.arange(like_BN.shape[0], device=like_BN.device)
+    return place_N.expand(like_BN.shape), row_B.unsqueeze(1).expand(like_BN.shape)
 
 
 def _parts(

@@ -24,6 +24,7 @@ from pretrain.flops import PEAKS, causal_pairs, training_flops
 from pretrain.layers import ffn_width
 from pretrain.model import VideoAR
 from pretrain.text import TextTokenizer
+from pretrain.ulysses import size_of
 from tokenizer.config import TokenizerConfig
 from tokenizer.spec import CodecSpec
 
@@ -179,8 +180,10 @@ def stage_plan(stage: Stage, config: Config, spec: CodecSpec, parameters: int, t
         length = text + latents * sum(scales)
         pairs = causal_pairs(text, latents, scales, window)
         each = training_flops(parameters, length, model.layers, model.width, pairs)
-        micro_steps = math.ceil(mix.batch / (machine.gpus * train.micro_batch))
-        filled = micro_steps * machine.gpus * train.micro_batch
+        # GPUs that share a sequence (Ulysses) take a part of its work each; its all-to-alls are not counted.
+        alone = machine.gpus // size_of(stage, machine.gpus)
+        micro_steps = math.ceil(mix.batch / (alone * train.micro_batch))
+        filled = micro_steps * alone * train.micro_batch
         # A rank with an empty slot waits for the others: time goes by slots, not by samples.
         busy = filled / machine.gpus * each / (machine.peak * machine.mfu)
         moved = 3 * size * parameters * (machine.gpus - 1) / machine.gpus * micro_steps / (machine.link_gb * 1e9)
@@ -206,9 +209,11 @@ def make(config: Config, machine: Machine, *, spec: CodecSpec | None = None, tex
     spec = spec_of(config.get(TokenizerConfig)) if spec is None else spec
     words = model.text_length if text is None else text
     parameters = parameters_of(model, spec.bits)
-    shapes = [shape_of(mix, spec) for stage in stages for mix in stage.mix]
-    longest = max(words + latents * sum(scales) for latents, scales in shapes)
-    held = max(train.micro_batch * longest, train.pack_tokens)
+    shapes = [(stage, *shape_of(mix, spec)) for stage in stages for mix in stage.mix]
+    held = max(
+        max(train.micro_batch * (words + latents * sum(scales)), train.pack_tokens) // size_of(stage, machine.gpus)
+        for stage, latents, scales in shapes
+    )
     need = memory(config, parameters, held, spec.bits, machine.gpus)
     return Plan(
         parameters=parameters,

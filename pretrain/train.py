@@ -42,6 +42,7 @@ from pretrain.showcase import Showcase
 from pretrain.state import TrainState
 from pretrain.stopping import EXIT_STOPPED, StopRequest, leave
 from pretrain.text import TextTokenizer
+from pretrain.ulysses import SequenceGroups
 from tokenizer.spec import CodecSpec
 
 
@@ -79,6 +80,7 @@ def run(config: Config) -> int:
     corpus = Corpus.open(data.shards or (Path(config.plain()["pipeline"]["output"]),), curriculum, data.weights)
     state.agree(ranks.gather(state.identity(config, corpus.digest)), ranks.hosts)
     text = TextTokenizer.make(config.get(ModelConfig))
+    groups = SequenceGroups(ranks, curriculum.stages, config.get(ModelConfig).heads, train.collective_timeout)
 
     with Journal(
         folder, ranks.rank, config.get(MetricsConfig), log_every=train.log_every, tensorboard=train.tensorboard
@@ -130,7 +132,7 @@ def run(config: Config) -> int:
         # The loop.
         order = Order(seed, curriculum, {name: corpus.sources(name) for name in curriculum.streams()}, train.shuffle_window)
         saver = checkpoint.Checkpoints(folder, ranks, train.keep_checkpoints, journal.say)
-        validation = Validation.make(config, curriculum, text, ranks)
+        validation = Validation.make(config, curriculum, text, ranks, groups)
         showcase = Showcase(config, corpus, text, ranks, journal.say)
         peak = flops.peak_flops(ranks.device, engine.dtype, torch.get_num_threads()) * ranks.world
         tokens = fresh.tokens
@@ -151,7 +153,7 @@ def run(config: Config) -> int:
                 reason, figures = "", Figures({}, ())
                 for number, batch in enumerate(item.batches):
                     last = number == len(item.batches) - 1
-                    out = engine.forward(batch.to(ranks.device), window, frame_mask, last=last)
+                    out = engine.forward(batch.to(ranks.device), window, frame_mask, groups.of(place.stage), last=last)
                     totals = {k: v.detach().double() + totals.get(k, 0.0) for k, v in out.items()}
                     if last:
                         flags = (float(item.tokens), float(len(item.replaced)), float(stop.asked(step)), *saver.flags())
