@@ -47,10 +47,7 @@ proof-tokenizer: .venv/.ready
 	$(BIN)/python benchmarks/proof_tokenizer.py --out runs/proof-tokenizer
 proof-hosts: .venv/.ready
 	VIDEOAR_HOSTS=1 $(BIN)/python -m pytest -m hosts
-proof-s3: .venv/.ready
-	$(BIN)/python -m pip install --quiet "moto[s3,server]" s3fs
-	$(BIN)/python benchmarks/proof_s3.py
-proof-overfit proof-pipeline proof-odd proof-resume: .venv/.ready
+proof-overfit proof-pipeline proof-odd proof-s3 proof-resume: .venv/.ready
 	$(BIN)/python benchmarks/$(subst -,_,$@).py
 
 ## lock             resolve requirements.in anew into requirements.lock

@@ -1,0 +1,72 @@
+"""A real S3 server on loopback: its errors cost tries, not data."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import s3fs
+
+from pipeline import source
+from pipeline.config import CorpusConfig
+from pipeline.source import SourceError, find
+from pipeline.video import VideoError
+
+from . import s3_server
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[s3_server.Unreliable]:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "")  # so that monkeypatch puts back what was there
+    monkeypatch.delenv("AWS_SESSION_TOKEN")
+    with s3_server.serving(os.environ) as app:
+        yield app
+
+
+def test_faults_cost_tries_not_data(server: s3_server.Unreliable, clips: Path, tmp_path: Path) -> None:
+    """Over a good server, a bad one and a local folder: the same samples, captions and refusals."""
+    files = [(f"{path.stem}.mp4", path.read_bytes()) for path in sorted(clips.glob("*.mp4"))]
+    files += [("again/carphone.mp4", files[-1][1]), ("empty.mp4", b""), ("broken.mp4", files[0][1][:5000])]
+    files += [(f"{name.removesuffix('.mp4')}.txt", f"caption of {name}".encode()) for name, _ in files[:3]]
+    s3_server.fill("corpus", files)
+    for name, data in files:
+        path = tmp_path / "corpus" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    local = s3_server.job(str(tmp_path / "corpus"), tmp_path / "local")
+    good = s3_server.job("s3://corpus/", tmp_path / "good")
+    assert good[1:] == local[1:] and len(good[1]) > 10 and good[2] == 7
+    calm = server.counts["requests"]
+    server.counts.clear()
+    server.every = 3
+    assert s3_server.job("s3://corpus/", tmp_path / "bad") == good
+    assert all(server.counts[kind] for kind in s3_server.KINDS), f"no fault of some kind: {server.counts}"
+    assert server.counts["requests"] > calm, "faults cost tries"
+
+
+def test_what_a_dead_or_foreign_server_says(server: s3_server.Unreliable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line each: a bucket that is not there, an object that is not there, a server that only fails."""
+    with pytest.raises(SourceError, match=r"corpus\.videos: .*nobucket") as caught:
+        find(CorpusConfig(videos=("s3://nobucket/",)))
+    assert "\n" not in str(caught.value)
+    s3_server.fill("here", [("a.mp4", b"123")])
+    with pytest.raises(VideoError) as gone, source.local("s3://here/b.mp4"):
+        pass
+    assert gone.value.reason == "not_found"
+    with fsspec.open("s3://here/a.mp4") as file:
+        assert file.read() == b"123"
+    monkeypatch.setattr(source, "_PAUSE", 0.0)
+    monkeypatch.setattr(source, "_TRIES", 2)
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.every = 1
+    began = time.monotonic()
+    with pytest.raises(VideoError) as dead, source.local("s3://here/a.mp4"):
+        pass
+    assert dead.value.reason == "unreachable" and "s3://here/a.mp4" in str(dead.value) and time.monotonic() - began < 20
