@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from cluster.config import Config, RunConfig
@@ -104,6 +105,7 @@ def banner(config: Config, curriculum: Curriculum, corpus: Corpus, engine: Engin
     words = [
         f"run {config.get(RunConfig).dir}: {engine.parameters:,} parameters, {train.dtype}, "
         f"ZeRO-{zero_stage(config.get(DeepSpeedConfig))}, {ranks.world} rank(s) on {', '.join(dict.fromkeys(ranks.hosts))} ({ranks.device.type})",
+        *(["deterministic algorithms: on"] if torch.are_deterministic_algorithms_enabled() else []),
         f"data {corpus.digest[:12]} of {', '.join(map(str, corpus.folders))}",
     ]
     for stage in curriculum.stages:

@@ -13,7 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import made_shards
 
-from pipeline.index import ShardDataset
+from pipeline.index import DatasetError, ShardDataset
 from pretrain.batch import Batch
 from pretrain.config import CurriculumConfig, Mix, ModelConfig, Stage
 from pretrain.curriculum import Curriculum
@@ -160,6 +160,16 @@ def test_a_ruined_data_set_ends_with_a_clear_line(tmp_path: Path) -> None:
     with (
         loader(Corpus.open([folder], PLAN), prefetch=2) as ahead,
         pytest.raises(DataError, match=r"shard-000000: sample .* 4 rows in a row are corrupt: run `videoar shards verify`"),
+    ):
+        list(ahead)
+
+
+def test_a_missing_tar_is_named(tmp_path: Path) -> None:
+    folder = made_shards.make(tmp_path / "shards", {BUCKET: 20, LARGE: 9})
+    (folder / BUCKET / "shard-000001.tar").unlink()
+    with (
+        loader(Corpus.open([folder], PLAN), prefetch=2) as ahead,
+        pytest.raises(DatasetError, match=r"shard-000001\.tar: No such file or directory; `videoar shards verify` lists"),
     ):
         list(ahead)
 

@@ -27,7 +27,7 @@ class Twice(nn.Module):
         self.norm = nn.LayerNorm(12)
         self.out = nn.Linear(12, 3, bias=False)
 
-    def forward(self, batch: Tensor, window: int, frame_mask: float) -> dict[str, Tensor]:
+    def forward(self, batch: Tensor, window: int, frame_mask: float, group: None = None) -> dict[str, Tensor]:
         hidden = torch.tanh(self.inner(batch))
         hidden = self.norm(self.inner(hidden) + hidden)
         return {"loss": self.out(hidden).square().sum() / 64}

@@ -40,15 +40,28 @@ def undisturbed(config: Path) -> Path:
 
 
 def test_losses_do_not_depend_on_ranks_or_zero_stage(config: Path, undisturbed: Path) -> None:
-    for ranks, stage in ((1, 0), (3, 2)):
-        run = config.parent / f"ranks{ranks}-zero{stage}"
-        training.train(config, ranks, run, f"deepspeed.zero_optimization.stage={stage}")
-        training.compare(undisturbed, run, exact_to=0)
+    # All nine pairs, three stages a launch: starting processes is what costs.
+    for ranks in (1, 2, 3):
+        training.several(
+            config, ranks, {f"ranks{ranks}-zero{s}": [f"deepspeed.zero_optimization.stage={s}"] for s in (0, 2, 3)}
+        )
+        for stage in (0, 2, 3):
+            run = config.parent / f"ranks{ranks}-zero{stage}"
+            training.compare(undisturbed, run, exact_to=training.STEPS if (ranks, stage) == (2, 3) else 0)
     golden = json.loads(GOLDEN.read_text())
     lines = training.metrics(undisturbed)
     assert [line["sample_ids"][0] for line in lines] == golden["first_ids"]
     assert [line["loss"] for line in lines] == pytest.approx(golden["losses"], rel=1e-5)
     assert lines[-1]["loss"] < 0.75 * lines[0]["loss"]
+
+
+def test_deterministic_mode_repeats_itself_at_any_number_of_threads(config: Path, undisturbed: Path) -> None:
+    plain = ["train.deterministic=true", "train.threads=2", "train.stop_after=6"]
+    training.several(config, 1, {"deterministic-1": plain, "deterministic-2": plain}, code=75)
+    first, second = config.parent / "deterministic-1", config.parent / "deterministic-2"
+    training.compare(first, second)
+    training.compare(_head(undisturbed, 6), first, exact_to=0)
+    assert "deterministic algorithms: on" in (config.parent / "deterministic-1" / "log" / "rank-0.log").read_text()
 
 
 def test_kills_damage_and_other_numbers_of_ranks_change_nothing(config: Path, undisturbed: Path) -> None:

@@ -70,6 +70,17 @@ def train(config: Path, ranks: int, run: Path, *overrides: str, code: int = 0) -
     return output
 
 
+def several(config: Path, ranks: int, runs: dict[str, list[str]], *, code: int = 0) -> None:
+    """Run several jobs, one after the other, in one set of rank processes: run folder -> overrides."""
+    command = [str(Path(sys.executable).with_name("deepspeed")), "--hostfile", os.devnull, "--num_gpus", str(ranks)]
+    command += ["--master_port", str(free_port()), "--no_local_rank", str(Path(__file__).with_name("several_worker.py"))]
+    command += [str(config), str(code), json.dumps({str(config.parent / name): given for name, given in runs.items()})]
+    done = subprocess.run(
+        command, env=environment(), cwd=config.parent, text=True, capture_output=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def until(process: subprocess.Popen[str], words: str) -> str:
     """Read a job's output until a line holds `words`."""
     seen = ""
