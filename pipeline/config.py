@@ -28,10 +28,13 @@ class CorpusConfig(Section):
 class CutConfig(Section):
     """Shot boundaries."""
 
-    method: Literal["none", "content"] = "content"
-    """`content` is PySceneDetect's ContentDetector; `none` keeps a video whole."""
+    method: Literal["none", "content", "transnet"] = "content"
+    """`content` is PySceneDetect's ContentDetector; `transnet` is the network TransNetV2, which finds dissolves too and takes far
+    more time; `none` keeps a video whole."""
     threshold: float = Field(default=27.0, gt=0)
     """ContentDetector threshold (mean HSV difference, 0 to 255)."""
+    probability: float = Field(default=0.5, gt=0, lt=1)
+    """TransNetV2 threshold: probability over which a picture ends a shot or lies in a transition."""
     min_frames: int = Field(default=8, ge=1)
     """Cuts closer together than so many frames count as one (flashes)."""
     margin: float = Field(default=0.0, ge=0)

@@ -4,14 +4,14 @@ In:  a local video, decoded once by pipeline.video in small pictures.
 Out: `Scan` (true frame times, cut times, luma, motion and sharpness of each frame, a print).
 Called by: the decoding child (pipeline.decoder); `shots` by pipeline.plan.
 
-The detector is PySceneDetect's ContentDetector; it is fed with frames from pipeline.video, so there is one decoder.
+The light detector is PySceneDetect's ContentDetector; it is fed with frames from pipeline.video, so there is one decoder. For
+TransNetV2 the tiny pictures it needs go out to the parent of the decoding child, a block at a time (pipeline.transnet).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from pipeline.near import RATE, SIDE, Print
 SHORT_SIDE = 72
 """Pixels of the shorter side of the pictures that are looked at; detectors and scores are defined at this size."""
 LONGEST_SIDE = 320
+PICTURE_HEIGHT, PICTURE_WIDTH, BLOCK = 27, 48, 100
+"""Size of TransNetV2's pictures, and how many of them go out at once (400 kB)."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Scan:
     """Rotation, pixel aspect, colour, pixel format, variable rate, start: for the record."""
     times: NDArray[np.float64]
     cut: NDArray[np.float64]
-    """1 where a new shot begins, else 0."""
+    """1 where a new shot begins, -1 for a frame inside a gradual transition (it belongs to no shot), else 0."""
     luma: NDArray[np.float64]
     """Mean luma, 0 to 255."""
     motion: NDArray[np.float64]
@@ -57,9 +59,19 @@ class Scan:
 
 
 def scan(
-    path: str | Path, cuts: CutConfig, *, max_frames: int, max_pixels: int, beat: Callable[[], None] | None = None
+    path: str | Path,
+    cuts: CutConfig,
+    *,
+    max_frames: int,
+    max_pixels: int,
+    beat: Callable[[], None] | None = None,
+    pictures: Callable[[NDArray[np.uint8]], None] | None = None,
 ) -> Scan:
-    """Decode a video once, to its end. Raises VideoError as pipeline.video.probe does."""
+    """Decode a video once, to its end. Raises VideoError as pipeline.video.probe does.
+
+    pictures: takes blocks of the video's frames as uint8 (n, 27, 48, 3), for a detector that runs elsewhere.
+    """
+    block: list[NDArray[np.uint8]] = []
     columns: list[tuple[float, float, float, float]] = []
     prints: list[NDArray[np.uint8]] = []
     detector = None
@@ -83,6 +95,11 @@ def scan(
                     prints.append(tiny)
                 tiny = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA).reshape(-1)
                 before = luma
+                if pictures is not None:
+                    block.append(video.thumbnail(frame, PICTURE_HEIGHT, PICTURE_WIDTH))
+                    if len(block) == BLOCK:
+                        pictures(np.stack(block))
+                        block.clear()
                 if detector is not None:
                     bgr = np.ascontiguousarray(small[..., ::-1])
                     begins.update(cut.frame_num for cut in detector.process_frame(FrameTimecode(index, fps=25.0), bgr))
@@ -91,6 +108,8 @@ def scan(
                 prints.append(tiny)
 
         info = video.describe(reader, look(), max_frames=max_frames)
+    if pictures is not None and block:
+        pictures(np.stack(block))
     table = np.asarray(columns[: info.frames], dtype=np.float64)
     for index in begins:
         if index < len(table):
@@ -122,14 +141,42 @@ def scan(
 
 def shots(found: Scan, cuts: CutConfig) -> list[tuple[float, float]]:
     """Return (begin, end) in seconds of each shot, `margin` left out beside each cut; the video's own ends keep theirs."""
-    edges = [0.0, *(float(time) for time in found.times[found.cut > 0] if time > 0), found.seconds]
+    spans: list[tuple[float, float]] = []
+    begin: float | None = 0.0
+    for time, mark in zip(found.times[found.cut != 0].tolist(), found.cut[found.cut != 0].tolist()):
+        if begin is not None and time > begin:
+            spans.append((begin, time))
+        begin = time if mark > 0 else None
+    if begin is not None:
+        spans.append((begin, found.seconds))
     result = []
-    for number, (begin, end) in enumerate(pairwise(edges)):
-        inner_begin = begin + (cuts.margin if number > 0 else 0.0)
-        inner_end = end - (cuts.margin if number < len(edges) - 2 else 0.0)
+    for begin, end in spans:
+        inner_begin = begin + (cuts.margin if begin > 0 else 0.0)
+        inner_end = end - (cuts.margin if end < found.seconds else 0.0)
         if inner_end > inner_begin:
             result.append((inner_begin, inner_end))
     return result
+
+
+def marks(probabilities: NDArray[np.float64], threshold: float, min_frames: int) -> NDArray[np.float64]:
+    """Return 1 where a new shot begins, -1 for pictures inside of a gradual transition (of no shot), else 0.
+
+    probabilities: (n, 2), that a picture is the boundary and that it lies in a transition (pipeline.transnet). A boundary is a
+    run of pictures over the threshold in either, with one at least that is over it in the first: the shot ends with the run's
+    first picture, the next begins after its last. One less than min_frames after the one before is left out (a flash).
+    """
+    above = np.concatenate(([False], probabilities.max(axis=1) > threshold, [False]))
+    found = np.zeros(len(probabilities))
+    first, after = np.flatnonzero(above[1:] & ~above[:-1]), np.flatnonzero(~above[1:] & above[:-1])
+    previous = -min_frames
+    for begin, end in zip(first.tolist(), after.tolist()):
+        if begin + 1 - previous < min_frames or probabilities[begin:end, 0].max() <= threshold:
+            continue
+        found[begin + 1 : end] = -1
+        if end < len(found):
+            found[end] = 1
+        previous = end
+    return found
 
 
 def _small(height: int, width: int) -> tuple[int, int]:

