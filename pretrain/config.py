@@ -125,9 +125,22 @@ class Stage(Section):
     """Attention window in latent frames; empty keeps objective.window."""
     frame_mask: float | None = Field(default=None, ge=0, lt=1)
     """Random frame mask; empty keeps objective.frame_mask."""
+    flip_min: float | None = Field(default=None, ge=0, le=1)
+    """p_min of the corruption; empty keeps objective.flip_min."""
+    flip_max: float | None = Field(default=None, ge=0, le=1)
+    """p_max of the corruption; empty keeps objective.flip_max."""
+    flip_delta: float | None = Field(default=None, ge=0)
+    """delta of the corruption, a latent frame; empty keeps objective.flip_delta."""
+    activation_checkpointing: Literal["none", "selective", "full"] | None = None
+    """What the backward pass makes again; empty keeps train.activation_checkpointing."""
     sequence_parallel: int = Field(default=1, ge=1)
     """Consecutive ranks that share each sequence (Ulysses), for sequences too long for one; it must divide model.heads. At a
     number of ranks that it does not divide, their greatest common divisor is taken."""
+
+    def objective(self, base: ObjectiveConfig) -> ObjectiveConfig:
+        """Return `base` with this stage's window, mask and corruption."""
+        asked = {name: getattr(self, name) for name in ("window", "frame_mask", "flip_min", "flip_max", "flip_delta")}
+        return base.model_copy(update={name: value for name, value in asked.items() if value is not None})
 
 
 class CurriculumConfig(Section):
@@ -176,8 +189,9 @@ class TrainConfig(Section):
     """Token budget of a packed row, which short samples share without seeing each other; 0 = every sample is a row of its own."""
     pack_above: float = Field(default=0.03, ge=0, lt=1)
     """Pack a step when text padding and fill samples would otherwise be more than this share of its positions."""
-    activation_checkpointing: Literal["none", "full"] = "none"
-    """Recompute each block in the backward pass."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the backward pass makes again: `selective` norms, rotation and SwiGLU (matrix products and attention are kept),
+    `full` each block from its input."""
     checkpoint_every: int = Field(default=500, ge=1)
     """Steps between checkpoints; one is also written at the end of each stage."""
     keep_checkpoints: int = Field(default=3, ge=1)

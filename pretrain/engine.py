@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import socket
 import warnings
 from collections.abc import Callable, Iterator
@@ -107,6 +108,15 @@ def disconnect() -> None:
 def zero_stage(section: DeepSpeedConfig) -> int:
     """Return the ZeRO stage that the `deepspeed` section asks for."""
     return int(section.zero_optimization.get("stage", 0))
+
+
+def check_compiler(compile: bool, device: torch.device) -> None:
+    """Raise EngineError where model.compile=true cannot work: on a CPU, torch.compile needs a C++ compiler (CXX, else g++)."""
+    compiler = os.environ.get("CXX", "g++")
+    if compile and device.type == "cpu" and shutil.which(compiler) is None:
+        raise EngineError(
+            f"model.compile=true needs a C++ compiler on a CPU and `{compiler}` is not there: install it, or set model.compile=false"
+        )
 
 
 def deepspeed_config(train: TrainConfig, section: DeepSpeedConfig, world: int, *, universal: bool = False) -> dict[str, Any]:

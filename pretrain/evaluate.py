@@ -81,7 +81,7 @@ class Validation:
         curriculum = Curriculum(CurriculumConfig(stages=(asked,)))
         streams = {name: self.corpus.sources(name) for name in curriculum.streams()}
         order = Order(self.config.get(RunConfig).seed, curriculum, streams, train.shuffle_window)
-        window = objective.window if stage.window is None else stage.window
+        window = stage.objective(objective).window
         totals: dict[str, Tensor] = {}
         loader = Loader(
             self.corpus,

@@ -11,6 +11,8 @@ cuts a module's parameters up as soon as that returns: what a parent did to them
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,11 +51,12 @@ class RMSNorm(nn.Module):
         self.compile_parts = compile
         self.weight = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return (x, norm(x)), or with `y` (x + y, norm(x + y))."""
+    def forward(self, x: Tensor, y: Tensor | None = None, selective: bool = False) -> tuple[Tensor, Tensor]:
+        """Return (x, norm(x)), or with `y` (x + y, norm(x + y)). selective: made again in the backward pass."""
+        run = recomputed if selective else plainly
         if y is None:
-            return x, fused.choose(fused.norm, self.compile_parts)(x, self.weight, EPS)
-        total, normed = fused.choose(fused.add_norm, self.compile_parts)(x, y, self.weight, EPS)
+            return x, run(fused.choose(fused.norm, self.compile_parts), x, self.weight, EPS)
+        total, normed = run(fused.choose(fused.add_norm, self.compile_parts), x, y, self.weight, EPS)
         return total, normed
 
 
@@ -69,10 +72,10 @@ class SelfAttention(nn.Module):
         self.k_norm = nn.Parameter(torch.ones(size)) if config.qk_norm else None
         self.out = Linear(config.width, config.width, gain=1 / math.sqrt(2 * config.layers))
 
-    def forward(self, x_BLC: Tensor, cos: Tensor, sin: Tensor, attend: Attend, layer: int) -> Tensor:
-        """Return (B, L, C). cos, sin: float32 (B, 1, L, D / 2)."""
-        cut = fused.choose(fused.heads, self.compile_parts)
-        q_BHLD, k_BHLD, v_BHLD = cut(self.qkv(x_BLC), self.q_norm, self.k_norm, cos, sin, self.heads, EPS)
+    def forward(self, x_BLC: Tensor, cos: Tensor, sin: Tensor, attend: Attend, layer: int, selective: bool = False) -> Tensor:
+        """Return (B, L, C). cos, sin: float32 (B, 1, L, D / 2). selective: norm and rotation are made again."""
+        run, cut = recomputed if selective else plainly, fused.choose(fused.heads, self.compile_parts)
+        q_BHLD, k_BHLD, v_BHLD = run(cut, self.qkv(x_BLC), self.q_norm, self.k_norm, cos, sin, self.heads, EPS)
         seen = attend(layer, q_BHLD, k_BHLD, v_BHLD)
         out: Tensor = self.out(seen.transpose(1, 2).reshape(x_BLC.shape))
         return out
@@ -88,9 +91,15 @@ class FeedForward(nn.Module):
         self.gate_up = Linear(config.width, 2 * hidden)
         self.down = Linear(hidden, config.width, gain=1 / math.sqrt(2 * config.layers))
 
-    def forward(self, x_BLC: Tensor) -> Tensor:
-        """Return (B, L, C)."""
-        out: Tensor = self.down(fused.choose(fused.swiglu, self.compile_parts)(self.gate_up(x_BLC)))
+    def forward(self, x_BLC: Tensor, selective: bool = False) -> Tensor:
+        """Return (B, L, C). selective: the product of gate and up is made again."""
+
+        def rest(gate_up_BLF: Tensor) -> Tensor:
+            out: Tensor = self.down(fused.choose(fused.swiglu, self.compile_parts)(gate_up_BLF))
+            return out
+
+        # The way back stops as soon as `down` has its input: its product is not made twice.
+        out: Tensor = (recomputed if selective else plainly)(rest, self.gate_up(x_BLC))
         return out
 
 
@@ -105,18 +114,23 @@ class Block(nn.Module):
         self.feed_norm = RMSNorm(config.width, compile=config.compile)
         self.feed = FeedForward(config)
 
-    def forward(self, x_BLC: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """Return (B, L, C)."""
-        _, normed = self.attention_norm(x_BLC)
-        x_BLC, normed = self.feed_norm(x_BLC, self.attention(normed, cos, sin, attend, self.layer))
-        out: Tensor = x_BLC + self.feed(normed)
+    def forward(self, x_BLC: Tensor, cos: Tensor, sin: Tensor, attend: Attend, selective: bool = False) -> Tensor:
+        """Return (B, L, C). selective: keep matrix products and attention for the backward pass, make the rest again."""
+        _, normed = self.attention_norm(x_BLC, selective=selective)
+        attended = self.attention(normed, cos, sin, attend, self.layer, selective)
+        x_BLC, normed = self.feed_norm(x_BLC, attended, selective)
+        out: Tensor = x_BLC + self.feed(normed, selective)
         return out
 
 
-def recomputed(block: Block, x_BLC: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-    """Run a block without keeping its activations; the backward pass makes them again."""
-    out: Tensor = checkpoint(block, x_BLC, cos, sin, attend, use_reentrant=False, preserve_rng_state=False)
-    return out
+def recomputed(function: Callable[..., Any], *given: Any) -> Any:
+    """Call a function or block without keeping its activations; the backward pass makes them again."""
+    return checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
+
+
+def plainly(function: Callable[..., Any], *given: Any) -> Any:
+    """Call a function."""
+    return function(*given)
 
 
 def ffn_width(config: ModelConfig) -> int:

@@ -44,12 +44,13 @@ class BitHead(Linear):
 
 
 class VideoAR(nn.Module):
-    """The transformer. `activation_checkpointing` recomputes each block in the backward pass."""
+    """The transformer. The backward pass makes whole blocks again with `activation_checkpointing`, and their norms, rotation and
+    SwiGLU with `selective`."""
 
     def __init__(self, config: ModelConfig, bits: int, vocabulary: int) -> None:
         super().__init__()
         self.config, self.bits, self.vocabulary = config, bits, vocabulary
-        self.activation_checkpointing = False
+        self.activation_checkpointing = self.selective = False
         self.text = Table(vocabulary + int(config.null_token), config.width, std=1.0)
         self.word = Linear(bits, config.width, gain=bits**0.5)
         self.start = Table(1, config.width, std=1.0)
@@ -88,7 +89,7 @@ class VideoAR(nn.Module):
                 assert isinstance(block, Block)
                 x_BLC = recomputed(block, x_BLC, cos, sin, attend)
             else:
-                x_BLC = block(x_BLC, cos, sin, attend)
+                x_BLC = block(x_BLC, cos, sin, attend, self.selective and torch.is_grad_enabled())
         out: Tensor = self.norm(x_BLC)[1]
         return out
 

@@ -170,7 +170,7 @@ def memory(config: Config, parameters: int, tokens: int, bits: int, ranks: int) 
 def stage_plan(stage: Stage, config: Config, spec: CodecSpec, parameters: int, text: int, machine: Machine) -> StagePlan:
     """Return one stage's figures. text: text tokens a sample."""
     model, train, objective = config.get(ModelConfig), config.get(TrainConfig), config.get(ObjectiveConfig)
-    window = objective.window if stage.window is None else stage.window
+    window = stage.objective(objective).window
     size = 2 if train.dtype == "bfloat16" else 4
     tokens = flops = compute = traffic = hours = 0.0
     samples = slots = 0

@@ -46,8 +46,7 @@ class Showcase:
         count = min(self.config.get(TrainConfig).samples, self.corpus.rows(place.stream, 0))
         captions = [self.corpus.caption(place.stream, Slot(source=0, row=row, epoch=0)) for row in range(count)]
         grid = self.corpus.grid(place.stream)
-        objective = self.config.get(ObjectiveConfig)
-        window = objective.window if place.stage.window is None else place.stage.window
+        window = place.stage.objective(self.config.get(ObjectiveConfig)).window
         bits = sample(
             engine.module.model, self.corpus.spec, self.text, captions, grid, config, seed=config.seed, window=window
         ).cpu()  # fmt: skip

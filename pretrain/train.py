@@ -28,7 +28,7 @@ from pretrain.config import CurriculumConfig, DeepSpeedConfig, ModelConfig, Obje
 from pretrain.curriculum import Curriculum, CurriculumError, Place
 from pretrain.data import Corpus
 from pretrain.ema import Ema
-from pretrain.engine import Engine, EngineError, connect, disconnect, zero_stage
+from pretrain.engine import Engine, EngineError, check_compiler, connect, disconnect, zero_stage
 from pretrain.evaluate import Validation
 from pretrain.figures import Clock, Figures, banner, read_ids, step_flops
 from pretrain.guard import Guard
@@ -112,6 +112,7 @@ def run(config: Config) -> int:
                 f"{found.name} was written by {saved.world if saved else 0} ranks, this job has {ranks.world}: converting"
             )
             source = ranks.from_first(checkpoint.to_universal(found) if ranks.rank == 0 else None)
+        check_compiler(config.get(ModelConfig).compile, ranks.device)
         engine = Engine(lambda: build(config, corpus.spec, text), train, deepspeed, ranks, seed=seed, universal=universal)
         ema = Ema(train.ema) if train.ema else None
         guard = Guard(train.spike_sigma, train.max_skips, folder / "skipped.jsonl" if ranks.rank == 0 else None)
@@ -147,7 +148,7 @@ def run(config: Config) -> int:
                 clock.mark("data")
                 place = item.place
                 step, rate = place.step, learning_rate(place.step, train, curriculum)
-                window, frame_mask = views(place, config.get(ObjectiveConfig))
+                window, frame_mask = enter(place, engine.module, config)
 
                 totals: dict[str, Tensor] = {}
                 reason, figures = "", Figures({}, ())
@@ -219,14 +220,17 @@ def run(config: Config) -> int:
 def build(config: Config, spec: CodecSpec, text: TextTokenizer) -> nn.Module:
     """Return the Objective around a new VideoAR; weights come from torch's seed."""
     model = VideoAR(config.get(ModelConfig), spec.bits, text.vocabulary)
-    model.activation_checkpointing = config.get(TrainConfig).activation_checkpointing == "full"
     return Objective(model, config.get(ObjectiveConfig), spec)
 
 
-def views(place: Place, objective: ObjectiveConfig) -> tuple[int, float]:
-    """Return the attention window and the frame mask of a step: the stage's own, else the objective's."""
-    window = objective.window if place.stage.window is None else place.stage.window
-    return window, objective.frame_mask if place.stage.frame_mask is None else place.stage.frame_mask
+def enter(place: Place, module: nn.Module, config: Config) -> tuple[int, float]:
+    """Give the Objective its stage's corruption and checkpointing. Returns attention window and frame mask of the step."""
+    assert isinstance(module, Objective)
+    asked = place.stage.objective(config.get(ObjectiveConfig))
+    policy = place.stage.activation_checkpointing or config.get(TrainConfig).activation_checkpointing
+    module.config = asked
+    module.model.activation_checkpointing, module.model.selective = policy == "full", policy == "selective"
+    return asked.window, asked.frame_mask
 
 
 if __name__ == "__main__":

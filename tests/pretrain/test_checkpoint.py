@@ -22,7 +22,7 @@ from pretrain import manifest
 from pretrain.checkpoint import Checkpoints
 from pretrain.config import DeepSpeedConfig, TrainConfig
 from pretrain.ema import Ema, join, slice_of
-from pretrain.engine import OURS, EngineError, deepspeed_config
+from pretrain.engine import OURS, EngineError, check_compiler, deepspeed_config
 from pretrain.ranks import Ranks
 from pretrain.snapshot import copied, write_torch
 from pretrain.weights import WeightsError, from_zero3, from_zero12, read_ema
@@ -182,3 +182,12 @@ def test_ranks_of_one_process_need_no_group() -> None:
     assert ALONE.gather(5) == [5] and ALONE.from_first("x") == "x"
     assert math.isclose(float(ALONE.sum(torch.tensor([1.5]))), 1.5)
     ALONE.barrier()
+
+
+def test_compiling_without_a_compiler_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    check_compiler(False, cpu)
+    check_compiler(True, torch.device("cuda"))
+    with pytest.raises(EngineError, match=r"`no-such-compiler` is not there: install it, or set model\.compile=false"):
+        check_compiler(True, cpu)

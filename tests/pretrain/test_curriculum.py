@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pretrain.config import CurriculumConfig, Mix, Stage, TrainConfig
+from pretrain.config import CurriculumConfig, Mix, ObjectiveConfig, Stage, TrainConfig
 from pretrain.curriculum import CYCLE, Curriculum, CurriculumError, share, spread
 from pretrain.schedule import learning_rate
 
@@ -91,3 +91,11 @@ def test_a_stage_has_its_own_peak() -> None:
     plan = Curriculum(CurriculumConfig(stages=stages))
     train = TrainConfig(learning_rate=1.0, warmup=0, schedule="constant")
     assert [learning_rate(step, train, plan) for step in (5, 6)] == [1.0, 0.25]
+
+
+def test_a_stage_sets_its_own_window_mask_and_corruption() -> None:
+    base = ObjectiveConfig(window=8, flip_max=0.25, condition_drop=0.2)
+    mix = (Mix(bucket="f005x64x64", batch=2),)
+    assert Stage(name="a", steps=1, mix=mix).objective(base) == base
+    own = Stage(name="b", steps=1, mix=mix, window=0, frame_mask=0.3, flip_max=0.0, flip_delta=0.0).objective(base)
+    assert own == base.model_copy(update={"window": 0, "frame_mask": 0.3, "flip_max": 0.0, "flip_delta": 0.0})

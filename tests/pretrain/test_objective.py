@@ -133,14 +133,25 @@ def test_an_image_is_a_video_of_one_frame() -> None:
 
 
 def test_activation_checkpointing_changes_nothing() -> None:
-    batch, gradients = _batch(), []
-    for checkpointing in (False, True):
+    batch, gradients, kept = _batch(), {}, {}
+    for policy in ("none", "selective", "full"):
         objective = _objective(ObjectiveConfig())
-        objective.model.activation_checkpointing = checkpointing
-        objective(batch, 2, 0.2)["loss"].backward()
-        gradients.append([p.grad for p in objective.parameters()])
-    for a, b in zip(*gradients, strict=True):
-        assert a is not None and b is not None and torch.equal(a, b)
+        objective.model.activation_checkpointing, objective.model.selective = policy == "full", policy == "selective"
+        storages: dict[int, int] = {}
+
+        def keep(x: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
+            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss = objective(batch, 2, 0.2)["loss"]
+        loss.backward()
+        gradients[policy] = [p.grad for p in objective.parameters()]
+        kept[policy] = sum(storages.values())
+    for policy in ("selective", "full"):
+        for a, b in zip(gradients["none"], gradients[policy], strict=True):
+            assert a is not None and b is not None and torch.equal(a, b)
+    assert kept["full"] < kept["selective"] < 0.8 * kept["none"], kept
 
 
 def test_features_replace_the_stand_in() -> None:
