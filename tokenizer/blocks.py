@@ -82,10 +82,10 @@ class CausalConv(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = nn.Conv3d(inputs, outputs, (kernel_t, kernel, kernel))
-        # unit gain on the newest frame; half the weight on the older ones, so that a new network begins near an image network
+        # unit gain on the newest frame, nothing on the older ones: a new network begins as an image network
         nn.init.normal_(self.conv.weight, std=gain / (inputs * kernel * kernel) ** 0.5)
         with torch.no_grad():
-            self.conv.weight[:, :, :-1] *= 0.5
+            self.conv.weight[:, :, :-1] = 0
         assert self.conv.bias is not None
         nn.init.zeros_(self.conv.bias)
         self.kernel, self.kernel_t, self.stride, self.stride_t = kernel, kernel_t, stride, stride_t

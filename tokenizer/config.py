@@ -62,6 +62,8 @@ class LossConfig(Section):
     """Weight of the perceptual loss."""
     perceptual_net: Literal["none", "lpips-vgg", "lpips-alex"] = "lpips-vgg"
     """Perceptual network; `none` turns the term off."""
+    perceptual_frames: int = Field(default=0, ge=0)
+    """Frames of each clip that the perceptual loss looks at, drawn anew each step; 0 = all of them."""
     gan: float = Field(default=0.3, ge=0)
     """Weight of the generator's adversarial loss; 0 builds no discriminator."""
     commitment: float = Field(default=0.25, ge=0)

@@ -38,6 +38,14 @@ def keep_at(step: int, count: int, training: TokenizerTraining, seed: int) -> li
     return [bool(value >= training.scale_dropout) for value in draw.random(count - 1)] + [True]
 
 
+def looked_at(step: int, frames: int, most: int, seed: int) -> list[int]:
+    """Frames of the step's clips that the perceptual loss looks at, ascending: `most` of them, all when that is 0 or more than all."""
+    if most == 0 or most >= frames:
+        return list(range(frames))
+    draw = np.random.Generator(np.random.Philox(key=seed, counter=[0, 3, 0, step]))
+    return sorted(int(frame) for frame in draw.choice(frames, size=most, replace=False))
+
+
 def ema_at(step: int, training: TokenizerTraining) -> float:
     """Decay of the moving average after `step` finished steps: short at first, so that early weights fade."""
     return min(training.ema, (1 + step) / (10 + step))

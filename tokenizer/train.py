@@ -30,7 +30,7 @@ from tokenizer.config import TokenizerConfig, TokenizerTraining, TrainingBucket
 from tokenizer.engine import World, start, stop
 from tokenizer.journal import Journal
 from tokenizer.network import Network, pixels
-from tokenizer.schedule import bucket_at, keep_at
+from tokenizer.schedule import bucket_at, keep_at, looked_at
 from tokenizer.spec import CodecSpec
 from tokenizer.trainer import Autoencoder, Trainer, TrainingError
 
@@ -92,7 +92,8 @@ def _run(config: Config, clips: ClipSource, world: World, digest: str) -> None:
             _, rows, columns = spec.grid(bucket.frames, bucket.height, bucket.width)
             scales = spec.scales(rows, columns)
             keep = keep_at(step, len(scales), training, run.seed)
-            figures = trainer.step(pixels(frames.to(world.device)), scales, keep, step)
+            looked = looked_at(step, bucket.frames, tokenizer.loss.perceptual_frames, run.seed)
+            figures = trainer.step(pixels(frames.to(world.device)), scales, keep, step, looked)
             if not math.isfinite(figures["loss"]):
                 raise TrainingError(
                     f"step {step + 1}: the loss is not finite; start again with a lower tokenizer.training.learning_rate "

@@ -72,8 +72,11 @@ class Trainer:
             with self.generator.whole() as weights:
                 self.ema = {name: weight.detach().clone() for name, weight in weights.items()}
 
-    def step(self, x_BCTHW: Tensor, scales: Scales, keep: list[bool], step: int) -> dict[str, Any]:
-        """One step of generator and, once it has started, discriminator; returns plain figures, equal on all ranks."""
+    def step(self, x_BCTHW: Tensor, scales: Scales, keep: list[bool], step: int, looked: list[int]) -> dict[str, Any]:
+        """One step of generator and, once it has started, discriminator; returns plain figures, equal on all ranks.
+
+        keep: scales that are used. looked: frames that the perceptual loss looks at.
+        """
         training, rate = self.training, rate_at(step, self.training)
         adversarial = self.discriminator is not None and step >= training.discriminator_start
         parts = x_BCTHW.split(training.micro_batch or len(x_BCTHW))
@@ -84,7 +87,7 @@ class Trainer:
         for part, x_bCTHW in enumerate(parts):
             share = len(x_bCTHW) / len(x_BCTHW)
             recon, middle = self.generator(x_bCTHW, scales, keep, step >= training.unquantized_steps)
-            terms = self._terms(x_bCTHW, recon, middle, adversarial)
+            terms = self._terms(x_bCTHW, recon, middle, adversarial, looked)
             loss = losses.total(terms, self.loss)
             norm = self.generator.step(loss * share, rate, last=part + 1 == len(parts))
             _add(sums, {"loss": loss, **terms}, share)
@@ -103,7 +106,9 @@ class Trainer:
         figures["psnr"] = 10 * math.log10(4 / max(figures["l2"], 1e-10)) if figures["l2"] == figures["l2"] else math.nan
         return figures | {"grad_norm": norm, "learning_rate": rate} | self._usage(torch.stack(usage).mean(0), scales)
 
-    def _terms(self, x_BCTHW: Tensor, recon: Tensor, middle: Bottleneck, adversarial: bool) -> dict[str, Tensor]:
+    def _terms(
+        self, x_BCTHW: Tensor, recon: Tensor, middle: Bottleneck, adversarial: bool, looked: list[int]
+    ) -> dict[str, Tensor]:
         terms = {
             "l1": losses.pixel_loss(recon, x_BCTHW),
             "l2": losses.square_loss(recon, x_BCTHW),
@@ -111,7 +116,7 @@ class Trainer:
             "entropy": middle.entropy,
         }
         if self.perceptual is not None:
-            terms["perceptual"] = self.perceptual(recon, x_BCTHW)
+            terms["perceptual"] = self.perceptual(recon[:, :, looked], x_BCTHW[:, :, looked])
         if adversarial:
             assert self.discriminator is not None
             self.discriminator.module.requires_grad_(False)

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from tokenizer.config import TokenizerTraining, TrainingBucket
-from tokenizer.schedule import bucket_at, ema_at, keep_at, rate_at
+from tokenizer.schedule import bucket_at, ema_at, keep_at, looked_at, rate_at
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
@@ -44,3 +44,12 @@ def test_the_moving_average_is_short_at_first() -> None:
     training = TokenizerTraining(ema=0.999)
     assert ema_at(0, training) == pytest.approx(0.1)
     assert ema_at(10**6, training) == 0.999
+
+
+def test_perceptual_frames_are_drawn_evenly() -> None:
+    assert looked_at(3, 9, 0, 0) == looked_at(3, 9, 12, 0) == list(range(9))
+    drawn = [looked_at(step, 9, 3, 0) for step in range(600)]
+    assert all(len(set(frames)) == 3 and frames == sorted(frames) for frames in drawn)
+    counts = [sum(frame in frames for frames in drawn) for frame in range(9)]
+    assert min(counts) > 150 and max(counts) < 250
+    assert looked_at(7, 9, 3, 0) == looked_at(7, 9, 3, 0) != looked_at(8, 9, 3, 0)
