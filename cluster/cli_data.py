@@ -45,8 +45,8 @@ def tokenizer_train(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @tokenizer_app.command("import")
 def tokenizer_import(
-    source: Annotated[Path, typer.Argument(help="Public image tokenizer, .pth or .safetensors.")],
-    folder: Annotated[Path, typer.Argument(help="Tokenizer folder that is written.")],
+    source: Annotated[Path, typer.Option("--from", help="Public image tokenizer, .pth or .safetensors.")],
+    folder: Annotated[Path, typer.Option("--output", help="Tokenizer folder that is written.")],
     bits: Annotated[int | None, typer.Option(help="Bits a position of the result (default: the public ones).")] = None,
     ema: Annotated[bool | None, typer.Option(help="Take the moving average (default: where there is one).")] = None,
     older: Annotated[Literal["zero", "random"], typer.Option(help="Earlier time slices of the inflated kernels.")] = "zero",
@@ -55,7 +55,7 @@ def tokenizer_import(
 ) -> None:
     """Make a causal 3D tokenizer out of a public image tokenizer's weights.
 
-    Example: videoar tokenizer import infinity_vae_d32.pth runs/tokenizer --bits 48
+    Example: videoar tokenizer import --from infinity_vae_d32.pth --output weights/image48 --bits 48
     """
     from tokenizer.importer import ImportFailure, import_public
 

@@ -42,13 +42,15 @@ def bench(
 ) -> None:
     """Measure a part against the plain alternative and the physical limit, all in this run; what follows NAME goes to it.
 
-    The last line is one JSON object.
+    The last line is one JSON object. `bench tokenize --codec-only` is `bench codec`.
 
     Example: videoar bench train --rounds 1
     """
     import subprocess
     import sys
 
+    if name == "tokenize" and "--codec-only" in context.args:
+        name, context.args = "codec", [word for word in context.args if word != "--codec-only"]
     script = Path(__file__).resolve().parents[1] / "benchmarks" / BENCHMARKS[name]
     if not script.is_file():
         raise FileNotFoundError(2, "no benchmarks here; run it from a clone of the repository", str(script))
