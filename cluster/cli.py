@@ -102,10 +102,12 @@ def preflight(
     from pipeline.config import CorpusConfig
     from pipeline.index import ShardDataset
     from pipeline.source import find
+    from pretrain.config import CurriculumConfig
     from tokenizer.codec import read_json
 
-    def shards(folder: Path) -> ShardFacts:
-        dataset = ShardDataset.open(folder)
+    def shards(folder: Path | str) -> ShardFacts:
+        data = resolved.get(CurriculumConfig)
+        dataset = ShardDataset.open(folder, data.cache, int(data.cache_gb * 1e9))
         samples = {bucket.name: dataset.rows(bucket).num_rows for bucket in dataset.buckets()}
         return ShardFacts(dataset.spec.digest, samples)
 
@@ -114,7 +116,8 @@ def preflight(
         shards=shards,
         videos=lambda resolved: len(list(find(resolved.get(CorpusConfig)))),
     )
-    rows = check(load(config, overrides or ()), look, job, hostfile)
+    resolved = load(config, overrides or ())
+    rows = check(resolved, look, job, hostfile)
     table = Table("check", "", "found", "what to do", title=f"preflight for {job}")
     for row in rows:
         table.add_row(row.what, "[green]ok[/green]" if row.ok else "[red]FAIL[/red]", row.found, "" if row.ok else row.mend)

@@ -1,6 +1,6 @@
 """A finished SHARDS folder, opened for reading: buckets, rows in a fixed order, samples by number.
 
-In:  a folder with dataset.json and index.parquet.
+In:  a folder with dataset.json and index.parquet; or its URL, and a local folder that holds what is being read of it.
 Out: `ShardDataset`.
 Called by: pretrain.loader, pipeline.verify, the command line. No torch and no `ray` here.
 """
@@ -14,7 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +24,9 @@ from pipeline.ledger import DATASET, FORMAT, INDEX
 from pipeline.records import Bucket, TokenSample
 from pipeline.shards import read_sample_at
 from tokenizer.spec import CodecSpec
+
+if TYPE_CHECKING:
+    from pipeline.shard_cache import ShardCache
 
 META = b"videoar"
 EXCLUDED = "excluded.json"
@@ -48,7 +51,10 @@ class _Tar:
 class ShardDataset:
     """Committed samples of a SHARDS folder, in the order of index.parquet. Reads are thread-safe."""
 
-    def __init__(self, folder: Path, info: dict[str, Any], table: pa.Table, digest: str) -> None:
+    def __init__(
+        self, folder: Path, info: dict[str, Any], table: pa.Table, digest: str, cache: ShardCache | None = None
+    ) -> None:
+        self._cache = cache
         self.folder, self.info, self.digest = folder, info, digest
         self.spec = CodecSpec.parse(info["spec"])
         self.fps = float(info["fps"])
@@ -59,8 +65,14 @@ class ShardDataset:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, folder: str | Path) -> ShardDataset:
-        """Open a folder. Raises DatasetError for one that is missing, unfinished, damaged or of another format."""
+    def open(cls, folder: str | Path, cache: Path | None = None, limit: int = 0) -> ShardDataset:
+        """Open a folder. Raises DatasetError for one that is missing, unfinished, damaged or of another format.
+
+        A URL needs `cache`, a local folder in which at most `limit` bytes of tars are held.
+        """
+        held = None
+        if "://" in str(folder):
+            held, folder = _remote(str(folder), cache, limit)
         folder = Path(folder)
         if not folder.is_dir():
             raise DatasetError(f"{folder}: no such folder; make shards with `videoar tokenize`")
@@ -87,7 +99,7 @@ class ShardDataset:
         if gone:
             # Other rows are other data: whatever remembers the digest must notice.
             digest = hashlib.sha256(json.dumps([digest, gone]).encode()).hexdigest()
-        return cls(folder, info, _without(table, gone), digest)
+        return cls(folder, info, _without(table, gone), digest, held)
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -123,15 +135,47 @@ class ShardDataset:
         with self._lock:
             if shard not in self._tars:
                 try:
-                    self._tars[shard] = _Tar(self.folder / f"{shard}.tar")
+                    self._tars[shard] = self._opened(f"{shard}.tar")
                 except OSError as error:
                     raise DatasetError(
-                        f"{self.folder / shard}.tar: {error.strerror}; `videoar shards verify` lists what is missing"
+                        f"{self.folder / shard}.tar: {error.strerror or error}; `videoar shards verify` lists what is missing"
                     ) from error
                 if len(self._tars) > _OPEN_TARS:
                     self._tars.popitem(last=False)
             self._tars.move_to_end(shard)
             return self._tars[shard]
+
+    def _opened(self, name: str) -> _Tar:
+        if self._cache is None:
+            return _Tar(self.folder / name)
+        while True:
+            try:
+                made = _Tar(self._cache.get(name))
+                break
+            except FileNotFoundError:
+                # Another rank may have made room in the moment between; a file that the store lacks is no such case.
+                if not self._cache.has(name):
+                    raise
+        # Tars that made room are let go, so that their bytes are free.
+        for shard in [shard for shard, tar in self._tars.items() if os.fstat(tar.fd).st_nlink == 0]:
+            del self._tars[shard]
+        return made
+
+
+def _remote(url: str, cache: Path | None, limit: int) -> tuple[ShardCache, Path]:
+    """Fetch what describes the dataset behind a URL; returns the cache of its shards and the local folder."""
+    from pipeline.shard_cache import ShardCache
+
+    if cache is None:
+        raise DatasetError(f"{url}: shards of an object store are read through a local folder: set curriculum.cache")
+    try:
+        held = ShardCache(url, cache, limit)
+        for name in (DATASET, INDEX, EXCLUDED):
+            held.refresh(name)
+    except (ImportError, ValueError, OSError) as error:
+        raise DatasetError(f"{url}: cannot be opened: {error}") from error
+    held.folder.mkdir(parents=True, exist_ok=True)
+    return held, held.folder
 
 
 _READ_COLUMNS = (

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from cluster.config import Section
 from pipeline.records import Bucket
+
+Location = Annotated[Path | str, BeforeValidator(lambda given: given if "://" in str(given) else Path(given))]
+"""A local folder, or a URL that fsspec knows (a Path would fold its two slashes into one)."""
 
 
 class ModelConfig(Section):
@@ -146,12 +149,16 @@ class Stage(Section):
 class CurriculumConfig(Section):
     """Stages, one after the other."""
 
-    shards: tuple[Path, ...] = ()
-    """SHARDS folders; empty takes pipeline.output. Joined: one epoch visits each sample of all of them once."""
+    shards: tuple[Location, ...] = ()
+    """SHARDS folders or URLs; empty takes pipeline.output. Joined: one epoch visits each sample of all of them once."""
     weights: tuple[float, ...] = ()
     """One weight a folder: each then keeps its own epochs, and the folders alternate in these shares (to 1/1000)."""
-    validation: tuple[Path, ...] = ()
-    """Held-out SHARDS folders for the validation loss; they must hold the stages' buckets."""
+    validation: tuple[Location, ...] = ()
+    """Held-out SHARDS folders or URLs for the validation loss; they must hold the stages' buckets."""
+    cache: Path = Path("runs/shard-cache")
+    """Local folder that holds shards of URLs while they are read; one a host, on a local disk."""
+    cache_gb: float = Field(default=100.0, gt=0)
+    """Most GB of tars in the cache; train.shuffle_window + 1 shards of each bucket in use are enough to fetch each once an epoch."""
     stages: tuple[Stage, ...] = ()
     """The curriculum."""
 

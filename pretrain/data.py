@@ -1,6 +1,6 @@
 """The token datasets of a run, opened and joined: rows by stream, samples by slot, one digest.
 
-In:  SHARDS folders (pipeline.index.ShardDataset, which leaves out what SHARDS/excluded.json lists).
+In:  SHARDS folders or URLs (pipeline.index.ShardDataset, which leaves out what SHARDS/excluded.json lists).
 Out: `Source` lists for order.py; captions, keys and `TokenSample`s for loader.py; the data digest for state.py.
 Called by: loader.py, train.py, evaluate.py.
 
@@ -84,7 +84,7 @@ class _Pool:
 class Corpus:
     """Datasets of one run. Raises DataError when they do not fit each other or the curriculum."""
 
-    def __init__(self, datasets: Mapping[Path, Dataset], curriculum: Curriculum, weights: Sequence[float] = ()) -> None:
+    def __init__(self, datasets: Mapping[Path | str, Dataset], curriculum: Curriculum, weights: Sequence[float] = ()) -> None:
         if weights and len(weights) != len(datasets):
             raise DataError(
                 f"curriculum.weights names {len(weights)} weights for {len(datasets)} datasets in curriculum.shards"
@@ -113,13 +113,25 @@ class Corpus:
         self.digest = self._digest()
 
     @classmethod
-    def open(cls, folders: Sequence[Path], curriculum: Curriculum, weights: Sequence[float] = ()) -> Corpus:
-        """Open SHARDS folders. Raises DataError, or pipeline.index.DatasetError for a missing or unfinished index."""
+    def open(
+        cls,
+        folders: Sequence[Path | str],
+        curriculum: Curriculum,
+        weights: Sequence[float] = (),
+        *,
+        cache: Path | None = None,
+        cache_gb: float = 0.0,
+    ) -> Corpus:
+        """Open SHARDS folders or URLs, the latter through a local cache.
+
+        Raises DataError, or pipeline.index.DatasetError for a missing or unfinished index.
+        """
         from pipeline.index import ShardDataset
 
         if not folders:
             raise DataError("no token shards: set curriculum.shards, or pipeline.output")
-        return cls({folder: ShardDataset.open(folder) for folder in folders}, curriculum, weights)
+        limit = int(cache_gb * 1e9)
+        return cls({folder: ShardDataset.open(folder, cache, limit) for folder in folders}, curriculum, weights)
 
     def _common_spec(self) -> CodecSpec:
         spec = self._datasets[0].spec

@@ -38,8 +38,11 @@ class Validation:
         cls, config: Config, curriculum: Curriculum, text: TextEncoder, ranks: Ranks, groups: SequenceGroups
     ) -> Validation | None:
         """Open curriculum.validation; None when it is empty. Raises DataError or DatasetError."""
-        folders = config.get(CurriculumConfig).validation
-        return cls(config, Corpus.open(folders, curriculum), text, ranks, groups) if folders else None
+        data = config.get(CurriculumConfig)
+        if not data.validation:
+            return None
+        corpus = Corpus.open(data.validation, curriculum, cache=data.cache, cache_gb=data.cache_gb)
+        return cls(config, corpus, text, ranks, groups)
 
     def due(self, place: Place) -> bool:
         """Whether to validate after this step."""

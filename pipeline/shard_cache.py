@@ -1,0 +1,120 @@
+"""Shards of an object store, held in a local folder of bounded size while they are read.
+
+In:  the URL of a SHARDS folder (any that fsspec knows), a local folder, a limit in bytes.
+Out: local paths of single files; the files of a shard that was used longest ago make room.
+Called by: pipeline.index (ShardDataset.open with a URL).
+
+All ranks of a host share the folder. A file is fetched under a temporary name, its size compared with the store's, and renamed,
+under a lock of its own, so it is fetched once and never seen in part; `order.py` reads inside a window of shards for a long time,
+which is what makes a small cache enough. Every sample is checked against its xxh3 when it is read, as from a local disk. A file
+that is open when it makes room stays readable for whoever has it open; its bytes are free once they close it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+
+from pipeline.source import NETWORK, retried
+
+_PARTIAL = ".partial"
+
+
+class CacheError(OSError):
+    """A file that the store does not give; the message names its URL and the reason."""
+
+
+class ShardCache:
+    """Local copies of the files below one URL. Safe to use from several threads and processes."""
+
+    def __init__(self, url: str, folder: Path, limit: int) -> None:
+        """folder: shared by all caches of a host. limit: bytes of shards that may lie there, those of other URLs included."""
+        self.url, self.root, self.limit = url.rstrip("/"), folder, limit
+        # Two URLs may hold files of one name.
+        self.folder = folder / hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        self._files, self._inner = fsspec.core.url_to_fs(self.url)
+
+    def refresh(self, name: str) -> bool:
+        """Fetch a small file anew; False, and no local copy, when the store has none. Raises CacheError."""
+        with self._locked(name):
+            try:
+                self._fetch(name)
+            except FileNotFoundError:
+                (self.folder / name).unlink(missing_ok=True)
+                return False
+        return True
+
+    def get(self, name: str) -> Path:
+        """Return the local path of a file, fetched if it is not there. Raises FileNotFoundError or CacheError."""
+        path = self.folder / name
+        if not self._touch(path):
+            with self._locked(name):
+                if not self._touch(path):
+                    self._fetch(name)
+            self._make_room(path)
+        return path
+
+    def has(self, name: str) -> bool:
+        """Whether the store has a file."""
+        return bool(retried(lambda: self._files.exists(f"{self._inner}/{name}")))
+
+    def _touch(self, path: Path) -> bool:
+        """Mark a file as used now; False when it is not there."""
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _fetch(self, name: str) -> None:
+        path, source = self.folder / name, f"{self._inner}/{name}"
+        partial = path.with_name(path.name + _PARTIAL)
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+        def copy() -> None:
+            self._files.get_file(source, str(partial))
+            size = self._files.size(source)
+            if size is not None and partial.stat().st_size != size:
+                raise OSError(f"the connection broke after {partial.stat().st_size} of {size} bytes")
+
+        # A listing kept from before would hide files that are new.
+        self._files.invalidate_cache()
+        try:
+            retried(copy)
+        except FileNotFoundError:
+            partial.unlink(missing_ok=True)
+            raise
+        except NETWORK as error:
+            partial.unlink(missing_ok=True)
+            raise CacheError(f"{self.url}/{name}: {error}") from error
+        partial.replace(path)
+
+    def _make_room(self, newest: Path) -> None:
+        """Remove the tars that were used longest ago until the limit holds; the newest one stays whatever its size."""
+        with self._locked("room"):
+            found = []
+            for path in self.root.glob("*/*/*.tar"):
+                with contextlib.suppress(FileNotFoundError):
+                    facts = path.stat()
+                    found.append((facts.st_mtime_ns, facts.st_size, path))
+            total = sum(size for _, size, _ in found)
+            for _, size, path in sorted(found):
+                if total <= self.limit:
+                    return
+                if path != newest:
+                    path.unlink(missing_ok=True)
+                    total -= size
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        path = self.root / "locks" / hashlib.sha256(f"{self.url if name != 'room' else ''}/{name}".encode()).hexdigest()[:16]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
