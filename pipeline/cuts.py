@@ -23,7 +23,7 @@ from scenedetect.detectors import ContentDetector
 
 from pipeline import video
 from pipeline.config import CutConfig
-from pipeline.near import RATE, SIDE, Print
+from pipeline.near import SIDE, Print, Printer
 
 SHORT_SIDE = 72
 """Pixels of the shorter side of the pictures that are looked at; detectors and scores are defined at this size."""
@@ -53,7 +53,7 @@ class Scan:
     sharpness: NDArray[np.float64]
     """Variance of the Laplacian of the luma."""
     grey: Print
-    """The picture shown at k / near.RATE seconds, 8x8 greys each: the video's print for finding near copies."""
+    """What is seen around k / near.RATE seconds, 8x8 greys each: the video's print for finding near copies."""
 
     ARRAYS = ("times", "cut", "luma", "motion", "sharpness")
 
@@ -73,7 +73,7 @@ def scan(
     """
     block: list[NDArray[np.uint8]] = []
     columns: list[tuple[float, float, float, float]] = []
-    prints: list[NDArray[np.uint8]] = []
+    printer = Printer()
     detector = None
     if cuts.method == "content":
         detector = ContentDetector(threshold=cuts.threshold, min_scene_len=cuts.min_frames)
@@ -82,8 +82,6 @@ def scan(
 
         def look() -> Iterator[tuple[float, Any]]:
             before: Any = None
-            tiny: Any = None
-            time = 0.0
             for index, (time, frame) in enumerate(reader.frames()):
                 small = video.thumbnail(frame, *_small(frame.height, frame.width))
                 grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
@@ -91,9 +89,7 @@ def scan(
                 comparable = before is not None and before.shape == luma.shape
                 motion = float(cv2.absdiff(luma, before).mean()) if comparable else 0.0
                 columns.append((0.0, float(luma.mean()), motion, float(cv2.Laplacian(grey, cv2.CV_32F).var())))
-                while before is not None and len(prints) / RATE < time - video.EPSILON:
-                    prints.append(tiny)
-                tiny = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA).reshape(-1)
+                printer.add(time, cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA).reshape(-1))
                 before = luma
                 if pictures is not None:
                     block.append(video.thumbnail(frame, PICTURE_HEIGHT, PICTURE_WIDTH))
@@ -104,8 +100,6 @@ def scan(
                     bgr = np.ascontiguousarray(small[..., ::-1])
                     begins.update(cut.frame_num for cut in detector.process_frame(FrameTimecode(index, fps=25.0), bgr))
                 yield time, frame
-            if before is not None and len(prints) / RATE <= time + video.EPSILON:
-                prints.append(tiny)
 
         info = video.describe(reader, look(), max_frames=max_frames)
     if pictures is not None and block:
@@ -135,7 +129,7 @@ def scan(
         luma=table[:, 1].copy(),
         motion=table[:, 2].copy(),
         sharpness=table[:, 3].copy(),
-        grey=np.asarray(prints, dtype=np.uint8).reshape(-1, SIDE * SIDE),
+        grey=printer.finish(),
     )
 
 

@@ -1,6 +1,6 @@
 """Near copies across the corpus: re-encoded, rescaled or re-cut versions of a video met before.
 
-In:  prints of videos (8x8 grey pictures, 8 a second) in the order of the corpus.
+In:  frames with their times; prints of videos (8x8 grey pictures, 8 a second) in the order of the corpus.
 Out: for a span, the earlier video that shows the same, and how well the two agree.
 Called by: pipeline.manifest, while a generation is merged.
 
@@ -37,6 +37,57 @@ _NOISE = 1.0
 
 Print = NDArray[np.uint8]
 """(pictures, SIDE * SIDE) grey levels."""
+_RAMP = 1 / RATE
+"""Seconds before a frame in which the picture passes over to it; a frame that stands longer stands still before."""
+
+
+class Printer:
+    """Makes a print of frames as they come, by their times alone: entry k is what is seen around k / RATE seconds.
+
+    A player holds each frame until the next; a copy with half the frames shows the same motion in longer steps, later on the
+    average. So the print is of the motion between: linear from frame to frame, averaged over the 1 / RATE seconds around a tick.
+    """
+
+    def __init__(self) -> None:
+        self._done: list[NDArray[np.uint8]] = []
+        self._sum = np.zeros(SIDE * SIDE)
+        self._weight = 0.0
+        self._last: tuple[float, NDArray[np.float64]] | None = None
+
+    def add(self, time: float, picture: NDArray[np.uint8]) -> None:
+        """Take the frame that is shown from `time` on (rising), SIDE * SIDE grey levels."""
+        after = picture.astype(np.float64)
+        if self._last is not None:
+            begin, before = self._last
+            ramp = min(time - begin, _RAMP)
+            self._stretch(begin, time - ramp, before, before)
+            self._stretch(time - ramp, time, before, after)
+        self._last = (time, after)
+
+    def _stretch(self, begin: float, end: float, before: NDArray[np.float64], after: NDArray[np.float64]) -> None:
+        """Spread a linear change over the ticks that it touches."""
+        at = begin
+        while at < end:
+            until = min(end, (len(self._done) + 0.5) / RATE)
+            if until > at:
+                middle = ((at + until) / 2 - begin) / (end - begin)
+                self._sum += (until - at) * (before + middle * (after - before))
+                self._weight += until - at
+            if until < end:
+                self._close()
+            at = until
+
+    def _close(self) -> None:
+        self._done.append(np.rint(self._sum / self._weight).astype(np.uint8))
+        self._sum, self._weight = np.zeros(SIDE * SIDE), 0.0
+
+    def finish(self) -> Print:
+        """Return the print up to the last frame."""
+        if self._last is not None and len(self._done) / RATE <= self._last[0] + 1e-6:
+            if self._weight < 1e-6:
+                self._sum, self._weight = self._last[1], 1.0
+            self._close()
+        return np.asarray(self._done, dtype=np.uint8).reshape(-1, SIDE * SIDE)
 
 
 class NearIndex:
