@@ -89,7 +89,8 @@ def scan(
                 comparable = before is not None and before.shape == luma.shape
                 motion = float(cv2.absdiff(luma, before).mean()) if comparable else 0.0
                 columns.append((0.0, float(luma.mean()), motion, float(cv2.Laplacian(grey, cv2.CV_32F).var())))
-                printer.add(time, cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA).reshape(-1))
+                tiny = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+                printer.add(time, np.asarray(tiny, np.uint8).reshape(-1))
                 before = luma
                 if pictures is not None:
                     block.append(video.thumbnail(frame, PICTURE_HEIGHT, PICTURE_WIDTH))
