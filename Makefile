@@ -5,7 +5,7 @@ BIN := .venv/bin
 # CPU builds of PyTorch spin up one thread a core in every process; tests start many processes.
 TEST_ENV := PYTHONHASHSEED=0
 
-.PHONY: help setup demo test lint unit system bench lock clean proof-tokenizer proof-overfit proof-pipeline proof-odd proof-s3 proof-resume proof-hosts
+.PHONY: help setup demo test lint unit system bench lock clean proof-tokenizer proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume proof-hosts
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -42,12 +42,12 @@ BENCHMARKS := bench_codec bench_tokenize load train_model sample_model memory_mo
 bench: .venv/.ready
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-## proof-NAME       slow proofs: proof-tokenizer proof-overfit proof-pipeline proof-odd proof-s3 proof-resume proof-hosts
+## proof-NAME       slow proofs: proof-tokenizer proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume proof-hosts
 proof-tokenizer: .venv/.ready
 	$(BIN)/python benchmarks/proof_tokenizer.py --out runs/proof-tokenizer
 proof-hosts: .venv/.ready
 	VIDEOAR_HOSTS=1 $(BIN)/python -m pytest -m hosts
-proof-overfit proof-pipeline proof-odd proof-s3 proof-resume: .venv/.ready
+proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume: .venv/.ready
 	$(BIN)/python benchmarks/$(subst -,_,$@).py
 
 ## lock             resolve requirements.in anew into requirements.lock
