@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pipeline.ledger import DATASET, FORMAT, INDEX
 from pipeline.records import Bucket, TokenSample
-from pipeline.shards import read_sample_at
+from pipeline.shards import read_bits, read_features, read_sample_at
 from tokenizer.spec import CodecSpec
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class ShardDataset:
         self.fps = float(info["fps"])
         self._table = table
         self._rows: dict[str, pa.Table] = {}
-        self._cells: dict[str, dict[str, pa.Array]] = {}
+        self._cells: dict[Bucket, _Cells] = {}
         self._tars: OrderedDict[str, _Tar] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -115,21 +115,33 @@ class ShardDataset:
         return self._rows[bucket.name]
 
     def read(self, bucket: Bucket, number: int, *, meta: bool = True) -> TokenSample:
-        """Read sample `number` of a bucket and check every byte of it; without `meta` KEY.json is left unread.
+        """Read sample `number` of a bucket and check every byte that is read.
 
+        Without `meta` KEY.json and KEY.txt are left unread; the caption is the index's. That is what training reads, tens of
+        thousands of samples a second, so its way is short.
         Raises IndexError for a number outside, CorruptSample (naming shard and key) for damaged bytes, DatasetError for a
         missing tar.
         """
-        rows = self.rows(bucket)
-        if not 0 <= number < rows.num_rows:
-            raise IndexError(f"bucket {bucket.name} has {rows.num_rows} samples; asked for number {number}")
-        if bucket.name not in self._cells:
-            # One contiguous array a column: a cell of it costs a third of a cell of a chunked column.
-            columns = {name: rows.column(name).combine_chunks() for name in _READ_COLUMNS}
-            self._cells[bucket.name] = {name: cells for name, cells in columns.items() if cells.null_count < len(cells)}
-        row = {**_NO_CELLS, **{name: cells[number].as_py() for name, cells in self._cells[bucket.name].items()}}
-        tar = self._tar(row["shard"])
-        return read_sample_at(tar.fd, row, shard=row["shard"], meta=meta)
+        cells = self._cells.get(bucket)
+        if cells is None:
+            cells = self._cells[bucket] = _Cells(self.rows(bucket))
+        if not 0 <= number < cells.count:
+            raise IndexError(f"bucket {bucket.name} has {cells.count} samples; asked for number {number}")
+        shard = cells.shards[cells.shard[number]]
+        tar = self._tar(shard)
+        if meta:
+            row = self.rows(bucket).slice(number, 1).to_pylist()[0]
+            return read_sample_at(tar.fd, row, shard=shard)
+        cell = cells.cell
+        key = cell("key", number)
+        bits = read_bits(
+            tar.fd, cell("bits_offset", number), cell("bits_size", number), cell("bits_xxh3", number),
+            cell("bits_raw", number), shard, key,
+        )  # fmt: skip
+        features, at = None, cell("feat_offset", number)
+        if at is not None:
+            features = read_features(tar.fd, at, cell("feat_size", number), cell("feat_xxh3", number), shard, key)
+        return TokenSample(key, bits, bucket, cell("caption", number) or "", {}, features)
 
     def _tar(self, shard: str) -> _Tar:
         with self._lock:
@@ -178,14 +190,32 @@ def _remote(url: str, cache: Path | None, limit: int) -> tuple[ShardCache, Path]
     return held, held.folder
 
 
-_READ_COLUMNS = (
-    "key",
-    "shard",
-    "bucket",
-    "bits_raw",
-    *(f"{member}_{what}" for member in ("bits", "feat", "json", "txt") for what in ("offset", "size", "xxh3")),
-)
-_NO_CELLS = dict.fromkeys(_READ_COLUMNS)
+class _Cells:
+    """Single cells of one bucket's rows: numbers from numpy arrays, since a cell of an Arrow column costs several times as much."""
+
+    _NUMBERS = ("bits_offset", "bits_size", "bits_raw", "feat_offset", "feat_size")
+    _TEXTS = ("key", "bits_xxh3", "feat_xxh3", "caption")
+
+    def __init__(self, rows: pa.Table) -> None:
+        self.count = int(rows.num_rows)
+        shard = rows.column("shard").combine_chunks().dictionary_encode()
+        self.shards: list[str] = shard.dictionary.to_pylist()
+        self.shard = shard.indices.to_numpy()
+        self._numbers: dict[str, Any] = {}
+        self._texts: dict[str, Any] = {}
+        for name in (*self._NUMBERS, *self._TEXTS):
+            cells = rows.column(name).combine_chunks()
+            if name in self._NUMBERS and not cells.null_count:
+                self._numbers[name] = cells.to_numpy()
+            elif cells.null_count < len(cells):
+                self._texts[name] = cells
+
+    def cell(self, name: str, number: int) -> Any:
+        """Return one cell; None where it is empty."""
+        if name in self._numbers:
+            return int(self._numbers[name][number])
+        cells = self._texts.get(name)
+        return None if cells is None else cells[number].as_py()
 
 
 def excluded(folder: Path) -> list[str]:

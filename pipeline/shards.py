@@ -135,26 +135,37 @@ def read_sample(shard_path: str | Path, row: Mapping[str, Any], *, shard: str | 
         os.close(fd)
 
 
-def read_sample_at(fd: int, row: Mapping[str, Any], *, shard: str, meta: bool = True) -> TokenSample:
-    """As `read_sample`, from an open tar; safe to call from several threads. Without `meta` KEY.json is left unread."""
+def read_sample_at(fd: int, row: Mapping[str, Any], *, shard: str) -> TokenSample:
+    """As `read_sample`, from an open tar; safe to call from several threads."""
     key = row["key"]
     data: dict[str, bytes | None] = {}
     for member in MEMBERS:
         offset, size = row[f"{member}_offset"], row[f"{member}_size"]
-        if offset is None or (member == "json" and not meta):
-            data[member] = None
-            continue
-        read = os.pread(fd, size, offset)
-        if xxhash.xxh3_64_hexdigest(read) != row[f"{member}_xxh3"]:
-            raise CorruptSample(
-                f"{shard}: sample {key}: {SUFFIX[member]} is damaged (checksum); make it again with `videoar tokenize --repair`"
-            )
-        data[member] = read
+        data[member] = None if offset is None else _checked(fd, offset, size, row[f"{member}_xxh3"], member, shard, key)
     bits = _decompress(data["bits"], row["bits_raw"], shard, key)
     features = None if data["feat"] is None else _decompress(data["feat"], None, shard, key)
     described = json.loads(data["json"]) if data["json"] is not None else {}
     caption = (data["txt"] or b"").decode()
     return TokenSample(key, bits, _bucket(row["bucket"]), caption, described, features)
+
+
+def read_bits(fd: int, offset: int, size: int, xxh3: str, raw: int, shard: str, key: str) -> bytes:
+    """Read one sample's packed bits alone, checked. Raises CorruptSample."""
+    return _decompress(_checked(fd, offset, size, xxh3, "bits", shard, key), raw, shard, key)
+
+
+def read_features(fd: int, offset: int, size: int, xxh3: str, shard: str, key: str) -> bytes:
+    """Read one sample's features alone, checked. Raises CorruptSample."""
+    return _decompress(_checked(fd, offset, size, xxh3, "feat", shard, key), None, shard, key)
+
+
+def _checked(fd: int, offset: int, size: int, xxh3: str, member: str, shard: str, key: str) -> bytes:
+    read = os.pread(fd, size, offset)
+    if xxhash.xxh3_64_hexdigest(read) != xxh3:
+        raise CorruptSample(
+            f"{shard}: sample {key}: {SUFFIX[member]} is damaged (checksum); make it again with `videoar tokenize --repair`"
+        )
+    return read
 
 
 def _decompress(data: bytes | None, size: int | None, shard: str, key: str) -> bytes:

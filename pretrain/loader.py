@@ -128,7 +128,8 @@ class Loader:
         stream, count = place.stream, place.mix.batch
         slots, seeds = self.order.slots(step), self.order.seeds(step)
         ids = tuple(self.corpus.key(stream, slot) for slot in slots)
-        lengths = [min(len(self.text.encode(self.corpus.caption(stream, slot))), self.text_length) for slot in slots]
+        texts = [self.text.encode(self.corpus.caption(stream, slot))[: self.text_length] for slot in slots]
+        lengths = [len(tokens) for tokens in texts]
         grid = self.corpus.grid(stream)
         video = grid[0] * self.corpus.spec.positions(*grid[1:])
         plan = arrange(
@@ -145,8 +146,14 @@ class Loader:
                     replaced.append((number, sample.key))
                 samples.append(sample)
             # A text that stands in for a corrupt sample's is cut to that one's length: the shapes are planned.
+            told = [
+                texts[number % count]
+                if sample.key == ids[number % count]
+                else self.text.encode(sample.caption)[: lengths[number % count]]
+                for number, sample in zip(numbers, samples)
+            ]
             limits = [lengths[number % count] for number in numbers]
-            batch = self._batch(samples, limits, [seeds[n % count] for n in numbers], counts, 1 / count, grid, plan)
+            batch = self._batch(samples, told, limits, [seeds[n % count] for n in numbers], counts, 1 / count, grid, plan)
             tokens += sum(video + int(length) for length, real in zip(batch.text_length.tolist(), counts) if real)
             batches.append(batch)
         return StepData(
@@ -171,6 +178,7 @@ class Loader:
     def _batch(
         self,
         samples: list[TokenSample],
+        told: list[list[int]],
         limits: list[int],
         seeds: list[int],
         counts: list[bool],
@@ -188,7 +196,7 @@ class Loader:
             if len(sample.bits) < size:
                 raise DataError(f"sample {sample.key}: {len(sample.bits)} bytes of bits, {size} expected for grid {grid}")
             bits[i] = np.frombuffer(sample.bits, dtype=np.uint8, count=size)
-            tokens = self.text.encode(sample.caption)[: limits[i]]
+            tokens = told[i]
             text[i, : len(tokens)] = tokens
             lengths[i] = len(tokens)
         batch = Batch(

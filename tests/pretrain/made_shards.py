@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,15 @@ SPEC = CodecSpec(bits=16, spatial_stride=8, temporal_stride=4, digest="0" * 64)
 WORDS = ("a red ball rolls", "waves", "two dogs run on wet sand", "", "rain")
 
 
-def make(folder: Path, counts: dict[str, int], *, shard_rows: int = 6, spec: CodecSpec = SPEC, salt: str = "") -> Path:
+def make(
+    folder: Path,
+    counts: dict[str, int],
+    *,
+    shard_rows: int = 6,
+    spec: CodecSpec = SPEC,
+    salt: str = "",
+    features: bool = False,
+) -> Path:
     """Write SHARDS `folder` with `counts[bucket]` samples; the content depends on the arguments alone."""
     folder.mkdir(parents=True)
     (folder / DATASET).write_text(json.dumps({"format": FORMAT, "spec": spec.plain(), "fps": 8.0}))
@@ -31,6 +40,9 @@ def make(folder: Path, counts: dict[str, int], *, shard_rows: int = 6, spec: Cod
         for number, begin in enumerate(range(0, count, shard_rows)):
             shard = f"{name}/shard-{number:06d}"
             samples = [_sample(f"{salt}{name}-{i}", bucket, size) for i in range(begin, min(count, begin + shard_rows))]
+            if features:
+                values = 2 * grid[0] * spec.bits * grid[1] * grid[2]
+                samples = [replace(sample, features=(sample.bits * values)[:values]) for sample in samples]
             write_shard(folder, shard, samples, [], spec)
             tables.append(pq.read_table(folder / f"{shard}.parquet").replace_schema_metadata(None))
     table = pa.concat_tables(tables)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import made_shards
 
 from pipeline.index import DatasetError, ShardDataset
+from pipeline.records import Bucket
 from pretrain.batch import Batch
 from pretrain.config import CurriculumConfig, Mix, ModelConfig, Stage
 from pretrain.curriculum import Curriculum
@@ -200,6 +202,20 @@ def test_data_sets_join_into_one_epoch_or_alternate_by_weight(shards: Path, tmp_
     for corpus, least in ((joined, 1), (apart, 10)):
         read = [key for step in range(1, 7) for key, *_ in real([loader(corpus).load(step)])]
         assert sum(key in keys for key in read) >= least
+
+
+def test_features_come_along_where_the_shards_hold_them(tmp_path: Path) -> None:
+    folder = made_shards.make(tmp_path / "shards", {BUCKET: 8, LARGE: 4}, features=True)
+    dataset = ShardDataset.open(folder)
+    whole = {sample.key: sample for sample in (dataset.read(Bucket.parse(BUCKET), number) for number in range(8))}
+    assert all(
+        dataset.read(Bucket.parse(BUCKET), number, meta=False) == replace(whole[key], meta={})
+        for number, key in enumerate(dataset.rows(Bucket.parse(BUCKET))["key"].to_pylist())
+    )
+    made = loader(Corpus.open([folder], PLAN)).load(1).batches[0]
+    assert made.features is not None and made.features.shape == (2, 3, 16, 4, 4) and made.features.dtype == torch.bfloat16
+    for key, features in zip(made.ids, made.features, strict=True):
+        assert features.contiguous().view(torch.uint8).numpy().tobytes() == whole[key].features
 
 
 def test_excluded_sources_are_left_out_and_change_the_digest(tmp_path: Path) -> None:
