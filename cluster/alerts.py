@@ -115,6 +115,14 @@ ALERTS = (
         "`videoar shards stat` counts them by reason; a filter may be too strict for this source.",
     ),
     Alert(
+        "VideoarTokenizationKeepsDying",
+        "sum by (run) (increase(videoar_pipeline_retries_total[1h])) > 10",
+        "1m",
+        "ticket",
+        "Workers of {{ $labels.run }} died more than 10 times in the last hour.",
+        "The job's log names each death; look at memory limits of the workers and at the host they share.",
+    ),
+    Alert(
         "VideoarNotScraped",
         'up{job="videoar"} == 0',
         "5m",

@@ -51,6 +51,11 @@ METRICS: Mapping[str, Metric] = {
         Metric("pipeline_tokens_total", "counter", "Latent positions written, over all scales."),
         Metric("pipeline_shards_committed_total", "counter", "Shards committed."),
         Metric("pipeline_stage_seconds", "histogram", "Seconds of one unit of work in a stage.", ("stage",)),
+        Metric("pipeline_retries_total", "counter", "Units of work given to another worker after a death.", ("stage",)),
+        Metric("pipeline_decoder_deaths_total", "counter", "Decoding children that died or were ended.", ("stage",)),
+        Metric(
+            "pipeline_worker_heartbeat_timestamp_seconds", "gauge", "Unix time of an encoding worker's last sign.", ("worker",)
+        ),
         Metric("pipeline_progress_ratio", "gauge", "Share of the planned shards that are committed, 0 to 1."),
         Metric("train_step", "gauge", "Last finished optimizer step."),
         Metric("train_stage", "gauge", "Curriculum stage, counted from 0."),

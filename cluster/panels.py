@@ -135,9 +135,9 @@ TOKENIZATION = Dashboard(
     "VideoAR tokenization",
     (
         _stat("done", f"videoar_pipeline_progress_ratio{{{RUN}}}", "Planned shards that are committed.", "percentunit"),
-        _stat("shards", f"sum(videoar_pipeline_shards_committed_total{{{RUN}}})", "Committed by this run of the job."),
-        _stat("frames", f"sum(videoar_pipeline_frames_total{{{RUN}}})", "Pixel frames encoded by this run of the job."),
-        _stat("tokens", f"sum(videoar_pipeline_tokens_total{{{RUN}}})", "Positions written by this run of the job."),
+        _stat("shards", f"sum(videoar_pipeline_shards_committed_total{{{RUN}}})", "Committed so far."),
+        _stat("frames", f"sum(videoar_pipeline_frames_total{{{RUN}}})", "Pixel frames encoded so far."),
+        _stat("tokens", f"sum(videoar_pipeline_tokens_total{{{RUN}}})", "Positions written so far."),
         _stat(
             "refused clips",
             f'sum(videoar_pipeline_clips_total{{{RUN},outcome="refused"}}) / sum(videoar_pipeline_clips_total{{{RUN}}})',
@@ -182,6 +182,20 @@ TOKENIZATION = Dashboard(
             "What the workers do; waiting for decoded frames means decoding is the limit.",
             ((f"sum by (stage) (rate(videoar_pipeline_stage_seconds_sum{{{RUN}}}{RATE}))", "{{stage}}"),),
             "percentunit",
+        ),
+        Panel(
+            "deaths",
+            "Work given to another worker after a death, and decoders that died: a few are odd files, many are a sick host.",
+            (
+                (f"sum by (stage) (increase(videoar_pipeline_retries_total{{{RUN}}}{RATE}))", "{{stage}}: given again"),
+                (f"sum by (stage) (increase(videoar_pipeline_decoder_deaths_total{{{RUN}}}{RATE}))", "{{stage}}: decoders"),
+            ),
+        ),
+        Panel(
+            "seconds since each worker's last sign",
+            "Signs come every few seconds; one worker far above the others sits on a dead or frozen host.",
+            ((f"time() - videoar_pipeline_worker_heartbeat_timestamp_seconds{{{RUN}}}", "worker {{worker}}"),),
+            "s",
         ),
     ),
 )

@@ -88,6 +88,9 @@ class PipelineConfig(Section):
     """Clips that the codec encodes at once; a rule of the shard's own list, so bytes do not depend on timing."""
     threads: int = Field(default=1, ge=1)
     """Torch threads an encoding worker."""
+    decoders: int = Field(default=1, ge=1)
+    """Decoding children beside an encoding worker: one keeps a CPU worker fed; a GPU that encodes faster than one core decodes
+    needs more. Bytes do not depend on it."""
     workers: int = Field(default=1, ge=1)
     """Encoding actors (one per accelerator, or CPU workers)."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
@@ -117,7 +120,8 @@ class PipelineConfig(Section):
     worker_deaths: int = Field(default=3, ge=1)
     """Deaths of an encoding actor over one shard after which the job stops and names the shard."""
     stall_seconds: float = Field(default=3600.0, gt=0)
-    """Seconds that an encoding worker may spend on one shard group before it counts as hung and is replaced."""
+    """Seconds without one more encoded clip after which an encoding worker counts as hung and is replaced; loading the codec
+    counts too."""
     dedup: bool = True
     """Refuse a file whose content digest was seen before."""
     near_dedup: float = Field(default=0.0, ge=0, le=1)

@@ -18,6 +18,7 @@ FPS_RULE = "frame k of a clip is the frame that the video shows at begin + k / f
 _NOT_CONTENT = {
     "output",
     "workers",
+    "decoders",
     "cpus_per_worker",
     "gpus_per_worker",
     "min_free_gb",

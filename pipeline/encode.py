@@ -99,55 +99,80 @@ def _refusal(clip: Clip, reason: str, detail: str) -> Reject:
 
 
 class Feed:
-    """Decodes groups in one thread beside the codec, in the order they are asked for, a bounded number of clips ahead."""
+    """Decodes groups beside the codec, in the order they are asked for, a bounded number of clips ahead.
+
+    Each of `pipeline.decoders` lanes is a thread with a child of its own; the videos of the groups go to the lanes in turn,
+    and outcomes are taken from them in the same turn, so their order does not depend on which lane is faster.
+    """
 
     def __init__(self, manifest: Manifest, config: PipelineConfig) -> None:
-        self._manifest, self._config = manifest, config
-        self._jobs: queue.Queue[int | None] = queue.Queue()
-        self._items: queue.Queue[tuple[int, Outcome | BaseException | None]] = queue.Queue(
-            maxsize=2 * config.batch * len(config.buckets)
-        )
-        self._asked: list[int] = []
-        self.decoder = DecoderProcess(config.limits)
-        # A daemon: a worker that is told to end must not wait for a decoder.
-        threading.Thread(target=self._run, name="decode", daemon=True).start()
+        self._manifest = manifest
+        self._lanes = [_Lane(manifest, config) for _ in range(config.decoders)]
+        self._asked: dict[int, list[_Lane]] = {}
+        self._turn = 0
+
+    @property
+    def deaths(self) -> int:
+        """Children that have died so far."""
+        return sum(lane.decoder.deaths for lane in self._lanes)
 
     def ask(self, group: int) -> None:
         """Queue a group for decoding, unless it is queued already."""
-        if group not in self._asked:
-            self._asked.append(group)
-            self._jobs.put(group)
+        if group in self._asked:
+            return
+        lanes = []
+        for _, clips in groupby(self._manifest.uncommitted(group), key=lambda clip: clip.source):
+            lane = self._lanes[self._turn % len(self._lanes)]
+            self._turn += 1
+            lane.jobs.put(list(clips))
+            lanes.append(lane)
+        self._asked[group] = lanes
 
     def take(self, group: int) -> Iterator[Outcome]:
         """Give the outcomes of `group`; groups asked for before it and never taken are thrown away."""
         self.ask(group)
-        while True:
-            found, item = self._items.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                self._asked.remove(found)
-                if found == group:
-                    return
-            elif found == group:
-                yield item
-
-    def _run(self) -> None:
-        group = -1
-        try:
-            while (job := self._jobs.get()) is not None:
-                group = job
-                clips = self._manifest.uncommitted(group)
-                for outcome in decoded(clips, self.decoder, self._config, excluded(self._manifest.folder)):
-                    self._items.put((group, outcome))
-                self._items.put((group, None))
-            self.decoder.close()
-        except BaseException as error:  # noqa: BLE001 - not swallowed: `take` raises it in the caller's thread
-            self._items.put((group, error))
+        found = -1
+        while found != group:
+            found = next(iter(self._asked))
+            for lane in self._asked[found]:
+                for outcome in lane.take():
+                    if found == group:
+                        yield outcome
+            del self._asked[found]
 
     def close(self) -> None:
-        """End the thread after the group it works on, and the child with it."""
-        self._jobs.put(None)
+        """End the threads after the videos they work on, and the children with them."""
+        for lane in self._lanes:
+            lane.jobs.put(None)
+
+
+class _Lane:
+    """One decoding thread and its child."""
+
+    def __init__(self, manifest: Manifest, config: PipelineConfig) -> None:
+        self._folder, self._config = manifest.folder, config
+        self.decoder = DecoderProcess(config.limits)
+        self.jobs: queue.Queue[list[Clip] | None] = queue.Queue()
+        self._items: queue.Queue[Outcome | BaseException | None] = queue.Queue(maxsize=2 * config.batch * len(config.buckets))
+        # A daemon: a worker that is told to end must not wait for a decoder.
+        threading.Thread(target=self._run, name="decode", daemon=True).start()
+
+    def take(self) -> Iterator[Outcome]:
+        """Give the outcomes of the oldest job that has not been taken."""
+        while (item := self._items.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def _run(self) -> None:
+        try:
+            while (clips := self.jobs.get()) is not None:
+                for outcome in decoded(clips, self.decoder, self._config, excluded(self._folder)):
+                    self._items.put(outcome)
+                self._items.put(None)
+            self.decoder.close()
+        except BaseException as error:  # noqa: BLE001 - not swallowed: `take` raises it in the caller's thread
+            self._items.put(error)
 
 
 class GroupEncoder:
@@ -158,10 +183,12 @@ class GroupEncoder:
         self.folder, self.config, self.codec = folder, config, codec
         self.manifest = Manifest(folder)
         self.feed = Feed(self.manifest, config)
+        self.steps = 0
+        """Clips and shards done so far; a worker whose count stands still is hung."""
 
     def encode(self, group: int, ahead: int | None = None) -> GroupReport:
         """Encode and commit those shards of `group` that are not committed yet; the decoder goes on with `ahead` meanwhile. Raises DiskFull."""
-        deaths = self.feed.decoder.deaths
+        deaths = self.feed.deaths
         self.feed.ask(group)
         if ahead is not None:
             self.feed.ask(ahead)
@@ -173,23 +200,25 @@ class GroupEncoder:
             seconds["decode_wait"] += time.monotonic() - began
             began = time.monotonic()
             batches[clip.bucket].add(clip, result, self.codec, self.config.features)
+            self.steps += 1
             seconds["encode"] += time.monotonic() - began
             began = time.monotonic()
         began = time.monotonic()
-        infos = tuple(
-            write_shard(
-                self.folder,
-                batch.shard,
-                batch.samples,
-                batch.rejects,
-                self.codec.spec,
-                zstd_level=self.config.zstd_level,
-                min_free_gb=self.config.min_free_gb,
-            )
-            for batch in batches.values()
-        )
+        infos = tuple(self._write(batch) for batch in batches.values())
         seconds["write"] = time.monotonic() - began
-        return GroupReport(group, infos, seconds, self.feed.decoder.deaths - deaths)
+        return GroupReport(group, infos, seconds, self.feed.deaths - deaths)
+
+    def _write(self, batch: _Batches) -> ShardInfo:
+        self.steps += 1
+        return write_shard(
+            self.folder,
+            batch.shard,
+            batch.samples,
+            batch.rejects,
+            self.codec.spec,
+            zstd_level=self.config.zstd_level,
+            min_free_gb=self.config.min_free_gb,
+        )
 
     def close(self) -> None:
         """End the decoder."""

@@ -56,6 +56,14 @@ class Manifest:
         found.update(reject.source for reject in self.rejects() if reject.stage not in FROM_SHARDS)
         return found
 
+    def outcomes(self) -> tuple[int, int]:
+        """Numbers of videos with planned clips, and of videos with nothing but refusals."""
+        used: set[str] = set()
+        if (self.folder / CLIPS).exists():
+            used.update(pq.read_table(self.folder / CLIPS, columns=["source"])["source"].unique().to_pylist())
+        refused = {reject.source for reject in self.rejects() if reject.stage not in FROM_SHARDS}
+        return len(used), len(refused - used)
+
     def quarantined(self) -> tuple[set[str], list[Clip]]:
         """What `retry` tries again: videos that could not be probed, and clips that could not be encoded."""
         rejects = self.rejects()

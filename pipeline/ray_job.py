@@ -39,7 +39,7 @@ from pipeline.manifest import Manifest, summed
 from pipeline.ray_plan import plan_part
 from pipeline.ray_pool import LOST, JobError, Pool, cause
 from pipeline.records import SourceVideo
-from pipeline.shards import read_info
+from pipeline.shards import ShardInfo, read_info
 from pipeline.source import find, local
 from pipeline.summary import Summary, describe, summarize
 from pipeline.verify import verify
@@ -49,6 +49,7 @@ from tokenizer.config import TokenizerConfig
 from tokenizer.spec import CodecSpec
 
 _TASK_TRIES = 3
+_COUNTED = ("pipeline_frames_total", "pipeline_tokens_total", "pipeline_shards_committed_total")
 
 
 def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Summary:
@@ -71,6 +72,8 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Su
             if (videos := manifest.generation()) is not None:
                 _plan(videos, pipeline, manifest, meter)
             reports = _encode(config, manifest, meter)
+        # Of workers that died while the job went on.
+        ledger.remove_leftovers(pipeline.output)
         summary = summarize(pipeline.output, manifest, reports)
         print(describe(summary), flush=True)
         _compare(manifest, damaged)
@@ -197,6 +200,8 @@ def _plan(videos: Sequence[SourceVideo], config: PipelineConfig, manifest: Manif
     parts = [videos[at : at + size] for at in range(0, len(videos), size)]
     todo = deque(number for number in range(len(parts)) if not manifest.part(number).exists())
     done = len(videos) - sum(len(parts[number]) for number in todo)
+    meter.inc("pipeline_retries_total", 0, stage="plan")
+    meter.inc("pipeline_decoder_deaths_total", 0, stage="plan")
     running: dict[Any, int] = {}
     failures: Counter[int] = Counter()
     with ProgressBar("plan", len(videos), done=done) as progress:
@@ -208,9 +213,10 @@ def _plan(videos: Sequence[SourceVideo], config: PipelineConfig, manifest: Manif
             for ref in ray.wait(list(running))[0]:
                 number = running.pop(ref)
                 try:
-                    count, clips = ray.get(ref)
+                    count, clips, deaths = ray.get(ref)
                 except LOST as error:
                     failures[number] += 1
+                    meter.inc("pipeline_retries_total", stage="plan")
                     if failures[number] == _TASK_TRIES:
                         raise JobError(
                             f"planning part {number} ({parts[number][0].source} ...) died {_TASK_TRIES} times"
@@ -220,9 +226,8 @@ def _plan(videos: Sequence[SourceVideo], config: PipelineConfig, manifest: Manif
                     raise cause(error) from error
                 else:
                     progress.update(count, note=f"{clips} clips in the last part")
-    used, refused = manifest.merge(config, len(parts))
-    meter.inc("pipeline_videos_total", used, outcome="planned")
-    meter.inc("pipeline_videos_total", refused, outcome="refused")
+                    meter.inc("pipeline_decoder_deaths_total", deaths, stage="plan")
+    manifest.merge(config, len(parts))
 
 
 def _cpus() -> int:
@@ -232,23 +237,27 @@ def _cpus() -> int:
 def _encode(config: Config, manifest: Manifest, meter: Meter) -> list[GroupReport]:
     pipeline = config.get(PipelineConfig)
     todo, clips_of, shards, ready = [], {}, 0, 0
+    _count_videos(manifest, meter)
+    for name in _COUNTED:
+        meter.inc(name, 0)
+    meter.inc("pipeline_decoder_deaths_total", 0, stage="encode")
     for group, names, clips in manifest.shards():
         shards += len(names)
         clips_of[group] = clips
-        if manifest.committed(names):
-            ready += len(names)
-        else:
+        for name in names:
+            if manifest.committed([name]):
+                ready += 1
+                _publish(read_info(manifest.folder / f"{name}.parquet"), meter)
+        if not manifest.committed(names):
             todo.append(group)
     total = sum(clips_of.values())
     done = total - sum(clips_of[group] for group in todo)
     meter.set("pipeline_progress_ratio", ready / shards if shards else 1.0)
-    for name in ("pipeline_frames_total", "pipeline_tokens_total", "pipeline_shards_committed_total"):
-        meter.inc(name, 0)
     reports: list[GroupReport] = []
     if not todo:
         return reports
     (pipeline.output / INDEX).unlink(missing_ok=True)
-    pool = Pool(config, todo, pipeline.workers)
+    pool = Pool(config, todo, meter)
     refused = 0
     try:
         with ProgressBar("encode", total, done=done) as progress:
@@ -257,7 +266,11 @@ def _encode(config: Config, manifest: Manifest, meter: Meter) -> list[GroupRepor
                     reports.append(report)
                     ready += len(report.infos)
                     refused += summed(report.infos)["refused"]
-                    _publish(report, meter)
+                    for info in report.infos:
+                        _publish(info, meter)
+                    for stage, seconds in report.seconds.items():
+                        meter.observe("pipeline_stage_seconds", seconds, stage=stage)
+                    meter.inc("pipeline_decoder_deaths_total", report.decoder_deaths, stage="encode")
                     meter.set("pipeline_progress_ratio", ready / shards)
                     progress.update(clips_of[report.group], note=f"{ready}/{shards} shards, {refused} clips refused")
     finally:
@@ -265,14 +278,17 @@ def _encode(config: Config, manifest: Manifest, meter: Meter) -> list[GroupRepor
     return reports
 
 
-def _publish(report: GroupReport, meter: Meter) -> None:
-    sums = summed(report.infos)
-    meter.inc("pipeline_clips_total", sums["samples"], outcome="encoded", reason="")
-    for info in report.infos:
-        for reject in info.rejects:
-            meter.inc("pipeline_clips_total", outcome="refused", reason=reject["reason"])
-    meter.inc("pipeline_frames_total", sums["frames"])
-    meter.inc("pipeline_tokens_total", sums["tokens"])
-    meter.inc("pipeline_shards_committed_total", len(report.infos))
-    for stage, seconds in report.seconds.items():
-        meter.observe("pipeline_stage_seconds", seconds, stage=stage)
+def _count_videos(manifest: Manifest, meter: Meter) -> None:
+    used, refused = manifest.outcomes()
+    meter.inc("pipeline_videos_total", used, outcome="planned")
+    meter.inc("pipeline_videos_total", refused, outcome="refused")
+
+
+def _publish(info: ShardInfo, meter: Meter) -> None:
+    """Count a committed shard. A job that goes on counts what it finds first, so that its series go on where they stopped."""
+    meter.inc("pipeline_clips_total", info.samples, outcome="encoded", reason="")
+    for reject in info.rejects:
+        meter.inc("pipeline_clips_total", outcome="refused", reason=reject["reason"])
+    meter.inc("pipeline_frames_total", info.frames)
+    meter.inc("pipeline_tokens_total", info.tokens)
+    meter.inc("pipeline_shards_committed_total")

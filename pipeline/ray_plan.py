@@ -10,8 +10,8 @@ from pathlib import Path
 
 import ray
 
+from pipeline import kept
 from pipeline.config import PipelineConfig
-from pipeline.decoder import DecoderProcess
 from pipeline.ledger import write_json
 from pipeline.plan import plan_video
 from pipeline.records import SourceVideo
@@ -24,10 +24,15 @@ def stand_in(folder: Path) -> None:
 
 
 @ray.remote
-def plan_part(videos: list[SourceVideo], config: PipelineConfig, path: Path, folder: Path) -> tuple[int, int]:
-    """Plan some videos and commit their part file. Returns the numbers of videos and of clips. folder: the driver's."""
+def plan_part(videos: list[SourceVideo], config: PipelineConfig, path: Path, folder: Path) -> tuple[int, int, int]:
+    """Plan some videos and commit their part file. folder: the driver's.
+
+    Returns the numbers of videos, of clips and of decoders that died.
+    """
     stand_in(folder)
-    with DecoderProcess(config.limits) as decoder:
+    with kept.DECODER.use(config.limits) as decoder:
+        before = decoder.deaths
         plans = [plan_video(video, config, decoder) for video in videos]
+        deaths = decoder.deaths - before
     write_json(path, [plan.plain() for plan in plans])
-    return len(plans), sum(len(plan.clips) for plan in plans)
+    return len(plans), sum(len(plan.clips) for plan in plans), deaths

@@ -27,6 +27,7 @@ from ray.exceptions import (
 )
 
 from cluster.config import Config
+from cluster.metrics import Meter
 from pipeline.config import PipelineConfig
 from pipeline.encode import GroupEncoder, GroupReport
 from pipeline.ray_plan import stand_in
@@ -35,8 +36,9 @@ from tokenizer.config import TokenizerConfig
 
 LOST = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError, LocalRayletDiedError, RayActorError)
 """What Ray raises when the process or host that had the work is gone."""
+_remote: Any = ray.remote  # its types lack concurrency groups
 _LOOK = 5.0
-"""Seconds between looks at workers that may hang."""
+"""Seconds between heartbeats."""
 
 
 class JobError(RuntimeError):
@@ -49,9 +51,9 @@ def cause(error: RayTaskError) -> BaseException:
     return cause if isinstance(cause, ValueError | OSError | RuntimeError) else error
 
 
-@ray.remote(max_restarts=0)
+@_remote(max_restarts=0, concurrency_groups={"heartbeat": 1})
 class _EncodeActor:
-    """One codec on one device; owns whole shard groups."""
+    """One codec on one device; owns whole shard groups. A thread beside the codec's answers heartbeats."""
 
     def __init__(self, config: PipelineConfig, weights: Path, folder: Path) -> None:
         stand_in(folder)
@@ -71,21 +73,31 @@ class _EncodeActor:
         assert self._encoder is not None
         return self._encoder.encode(group, ahead)
 
+    @ray.method(concurrency_group="heartbeat")
+    def beat(self) -> int:
+        """Say how much has been done so far (`GroupEncoder.steps`)."""
+        return self._encoder.steps if self._encoder is not None else 0
+
 
 class Pool:
     """Actors, the groups each of them holds (at work on the first, decoding ahead for the second), and their deaths."""
 
-    def __init__(self, config: Config, todo: Sequence[int], limit: int) -> None:
+    def __init__(self, config: Config, todo: Sequence[int], meter: Meter) -> None:
         self._config = config.get(PipelineConfig)
         self._weights = config.get(TokenizerConfig).weights.absolute()
+        self._meter = meter
         self.todo = deque(todo)
         self._actors: dict[int, Any] = {}
         self._held: dict[int, list[int]] = {}
         self._running: dict[Any, int] = {}
-        self._since: dict[int, float] = {}
+        self._beats: dict[Any, int] = {}
+        self._steps: dict[int, int] = {}
+        self._moved: dict[int, float] = {}
+        self._looked = time.monotonic()
         self._deaths: Counter[int] = Counter()
         self._early_deaths = 0
-        for slot in range(min(limit, len(self.todo))):
+        meter.inc("pipeline_retries_total", 0, stage="encode")
+        for slot in range(min(self._config.workers, len(self.todo))):
             self._start(slot)
 
     def _start(self, slot: int) -> None:
@@ -97,6 +109,7 @@ class Pool:
         ).remote(self._config.model_copy(update={"output": self._config.output.absolute()}), self._weights, Path.cwd())
         self._actors[slot], self._held[slot] = actor, []
         self._running[actor.ready.options(name="load codec").remote()] = slot
+        self._steps.pop(slot, None)
 
     def _next(self, slot: int) -> None:
         held = self._held[slot]
@@ -106,14 +119,35 @@ class Pool:
             name = f"encode group {held[0]}"
             ahead = held[1] if len(held) > 1 else None
             self._running[self._actors[slot].encode.options(name=name).remote(held[0], ahead)] = slot
-            self._since[slot] = time.monotonic()
+            self._moved[slot] = time.monotonic()
 
-    def _end_hung(self) -> None:
-        """End workers that have been at one group for too long; their death is then seen like any other."""
-        for slot, since in self._since.items():
-            if time.monotonic() - since > self._config.stall_seconds:
+    def _listen(self) -> None:
+        """Take the workers' heartbeats and ask for the next; end a worker at work whose count stands still for too long.
+
+        Its death is then seen like any other. A worker that waits for a free CPU of the cluster has no heart yet.
+        """
+        now = time.monotonic()
+        if now - self._looked < _LOOK:
+            return
+        self._looked = now
+        answered = ray.wait(list(self._beats), num_returns=len(self._beats), timeout=0)[0] if self._beats else []
+        for ref in answered:
+            slot = self._beats.pop(ref)
+            try:
+                steps = ray.get(ref)
+            except LOST:
+                continue
+            self._meter.set("pipeline_worker_heartbeat_timestamp_seconds", time.time(), worker=str(slot))
+            if steps != self._steps.get(slot):
+                self._steps[slot], self._moved[slot] = steps, now
+        waiting = set(self._beats.values())
+        for slot, actor in self._actors.items():
+            if slot not in waiting:
+                self._beats[actor.beat.remote()] = slot
+        for slot in set(self._running.values()) & set(self._moved):
+            if now - self._moved[slot] > self._config.stall_seconds:
                 print(
-                    f"worker {slot}: over pipeline.stall_seconds = {self._config.stall_seconds:g} s in one group; ending it",
+                    f"worker {slot}: no clip for pipeline.stall_seconds = {self._config.stall_seconds:g} s; ending it",
                     flush=True,
                 )
                 ray.kill(self._actors[slot])
@@ -126,11 +160,10 @@ class Pool:
     def wait(self) -> Iterator[GroupReport]:
         """Wait for news; give the reports of finished groups."""
         ready, _ = ray.wait(list(self._running), timeout=_LOOK)
-        if not ready:
-            self._end_hung()
+        self._listen()
         for ref in ready:
             slot = self._running.pop(ref)
-            self._since.pop(slot, None)
+            self._moved.pop(slot, None)
             try:
                 result = ray.get(ref)
             except LOST as error:
@@ -159,6 +192,9 @@ class Pool:
             if self._early_deaths >= self._config.worker_deaths:
                 raise JobError(f"workers die before they begin: {one_line(error)}") from error
         print(f"worker {slot} died ({one_line(error)}); a new one takes over", flush=True)
+        self._meter.inc("pipeline_retries_total", stage="encode")
+        # A heart that beats no more must not be taken for the new worker's.
+        self._beats = {ref: owner for ref, owner in self._beats.items() if owner != slot}
         self.todo.extendleft(reversed(held))
         self._start(slot)
 

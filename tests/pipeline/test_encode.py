@@ -54,6 +54,13 @@ def test_shards_hold_every_planned_clip_and_are_made_again_alike(folder: Path, t
     assert first == second
 
 
+def test_several_decoders_make_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    _, one = encode_all(folder, config(tmp_path))
+    for path in folder.glob("*/shard-*"):
+        path.unlink()
+    assert encode_all(folder, config(tmp_path, decoders=3))[1] == one
+
+
 def test_groups_in_another_order_make_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     """What an actor was told to prepare may go to another one: the feed then throws away what it decoded ahead."""
     _, wanted = encode_all(folder, config(tmp_path))

@@ -20,9 +20,11 @@ import ray
 import torch
 
 from cluster.config import ConfigError, load
+from cluster.metrics import Meter
 from pipeline import ray_job, verify
 from pipeline.index import ShardDataset
 from pipeline.ledger import ConfigChanged, Lock, Locked
+from pipeline.manifest import Manifest
 from pipeline.records import Bucket
 from pipeline.source import SourceError
 from tokenizer.codec import CodecError, VideoCodec, save
@@ -118,6 +120,12 @@ def test_two_workers_give_the_same_digest(undisturbed: ray_job.Summary, config: 
 
     again = ray_job.tokenize(load(config, ["pipeline.workers=1"]))
     assert (again.digest, again.new_shards) == (summary.digest, 0), "running again finds nothing to do"
+    meter = Meter()
+    assert ray_job._encode(load(config), Manifest(tmp_path / "shards"), meter) == []
+    counted = {name: meter.registry.get_sample_value(f"videoar_pipeline_{name}_total") for name in ("tokens", "frames")}
+    assert counted == {"tokens": summary.tokens, "frames": summary.frames}, "series go on where an earlier run stopped"
+    videos = [meter.registry.get_sample_value("videoar_pipeline_videos_total", {"outcome": o}) for o in ("planned", "refused")]
+    assert videos == [3, 3]
 
     tars = sorted((tmp_path / "shards").glob("*/*.tar"))
     tars[1].with_suffix(".parquet").unlink()
@@ -180,14 +188,14 @@ def test_a_full_disk_stops_the_job_and_running_again_goes_on(config: Path, tmp_p
     assert ray_job.tokenize(load(config, only)).encoded > 0
 
 
-RUN = "import sys; from cluster.config import load; from pipeline.ray_job import tokenize; tokenize(load(sys.argv[1]))"
+RUN = "import sys; from cluster.config import load; from pipeline.ray_job import tokenize; tokenize(load(sys.argv[1], sys.argv[2:]))"
 
 
 @contextlib.contextmanager
-def job_of(config: Path) -> Iterator[subprocess.Popen[str]]:
+def job_of(config: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
     """The job in a process of its own, with a Ray of its own, as a user starts it; killed with SIGKILL on leaving."""
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    command = [sys.executable, "-u", "-c", RUN, str(config)]
+    command = [sys.executable, "-u", "-c", RUN, str(config), *overrides]
     with subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as job:
         family = {}
         try:
@@ -215,7 +223,8 @@ def wait_for(job: subprocess.Popen[str], path: Path, pattern: str) -> None:
 
 
 def test_kills_leave_no_trace(undisturbed: ray_job.Summary, config: Path, tmp_path: Path) -> None:
-    """kill -9 of the driver while planning, then of a worker and a decoder while encoding, then of the driver again."""
+    """kill -9 of the driver while planning, then of a worker and a decoder while encoding, then of the driver again; at last
+    a worker freezes, is found by its heartbeat, and ended."""
     shards = tmp_path / "shards"
     with job_of(config) as job:
         wait_for(job, shards, ".plan/part-*.json")
@@ -231,9 +240,13 @@ def test_kills_leave_no_trace(undisturbed: ray_job.Summary, config: Path, tmp_pa
                     child.send_signal(signal.SIGKILL)
         wait_for(job, shards, "*/shard-000002.parquet")
 
-    with job_of(config) as job:
+    with job_of(config, "pipeline.stall_seconds=12") as job:
+        wait_for(job, shards, "*/shard-000003.parquet")
+        (frozen,) = (c for c in psutil.Process(job.pid).children(recursive=True) if "encode group" in " ".join(c.cmdline()))
+        frozen.suspend()
         out, _ = job.communicate(timeout=240)
         assert job.returncode == 0, out
+        assert "no clip for pipeline.stall_seconds = 12 s; ending it" in out and not frozen.is_running()
     assert undisturbed.digest in out and verify.digest(shards) == undisturbed.digest
     assert verify.verify(shards).sound
     assert not list(shards.rglob("*.tmp"))
