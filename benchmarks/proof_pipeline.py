@@ -2,10 +2,12 @@
 
     python benchmarks/proof_pipeline.py [--kills 20] [--seed 0]
 
-Runs the job undisturbed with one worker, then with --workers, killing with SIGKILL at random moments: an encoding worker, a
-decoding child, the raylet's whole node (every process of the embedded Ray), or the driver; after a driver's or node's death
-the same command is run again. Ends with `verify`, and compares digests and every shard's bytes. Prints a table of what was
-killed and one JSON line.
+Runs the job undisturbed with one worker, then with --workers, killing with SIGKILL at random moments: an encoding or planning
+worker, a decoding child, the driver, the whole node (every process of the embedded Ray), and, as root on Linux, a host: for the
+second half of the kills the job joins a Ray cluster of two hosts (RAY_ADDRESS), the second of which lives in a network
+namespace, has its cable pulled, and is killed at once or goes on unseen for a while. After a driver's or node's death the
+same command is run again. Ends with `verify`, and compares digests and every shard's bytes. Prints a table of what was killed
+and one JSON line.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +29,7 @@ from pathlib import Path
 
 import psutil
 import torch
+import two_hosts
 
 from pipeline.verify import digest, verify
 from tokenizer.codec import save
@@ -34,6 +38,7 @@ from tokenizer.network import Network
 
 JOB = "import sys; from cluster.config import load; from pipeline.ray_job import tokenize; tokenize(load(sys.argv[1]))"
 KINDS = ("worker", "decoder", "driver", "node")
+CLUSTER_KINDS = ("worker", "decoder", "driver", "host")
 
 
 def main() -> int:
@@ -47,41 +52,28 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="proof-") as scratch:
         folder = Path(scratch)
         calm = prepare(folder / "calm", 1)
-        job = start(calm)
-        job.wait()
+        if start(calm, None).wait() != 0:
+            raise SystemExit("the undisturbed job failed")
         rough = prepare(folder / "rough", options.workers)
-        killed: Counter[str] = Counter()
-        runs = 0
         shards = folder / "rough" / "shards"
-        while True:
-            runs += 1
-            job = start(rough)
-            while job.poll() is None and killed.total() < options.kills:
-                # A kind is chosen first and waited for: workers live only for a part of a run, the driver for all of it.
-                kind = rng.choice(KINDS)
-                while job.poll() is None and not targets(job, kind):
-                    pause(job, 0.2)
-                pause(job, rng.uniform(0, 15 if kind in ("driver", "node") else 2))
-                if job.poll() is None and kill(job, kind):
-                    killed[kind] += 1
-            code = job.wait()
-            if killed.total() >= options.kills and code == 0:
-                break
-            if code == 0:
-                # Finished before the kills were used up: take some shards away and go on.
-                for record in sorted(shards.glob("*/shard-*.parquet"))[:: rng.randint(1, 2)]:
-                    record.unlink()
+        killed: Counter[str] = Counter()
+        alone = options.kills if not two_hosts.possible() else options.kills // 2
+        runs = disturb(rough, None, rng, killed, alone)
+        if alone < options.kills:
+            with two_hosts.TwoHosts() as hosts:
+                runs += disturb(rough, hosts, rng, killed, options.kills)
         first, second = digest(folder / "calm" / "shards"), digest(shards)
         sound = verify(shards).sound
         same = contents(folder / "calm" / "shards") == contents(shards)
         shard_count = len(contents(shards))
-    for kind in KINDS:
+    for kind in dict.fromkeys((*KINDS, *CLUSTER_KINDS)):
         print(f"{kind:8s} killed {killed[kind]:3d} times")
     result = {
         "name": "proof_pipeline",
         "unit": "kills survived",
         "ours": killed.total(),
         "limit": options.kills,
+        "killed": dict(killed),
         "runs": runs,
         "same_digest": first == second,
         "same_bytes": same,
@@ -91,6 +83,31 @@ def main() -> int:
     }
     print(json.dumps(result))
     return 0 if first == second and sound and same else 1
+
+
+def disturb(config: Path, hosts: two_hosts.TwoHosts | None, rng: random.Random, killed: Counter[str], until: int) -> int:
+    """Run the job again and again until so many kills are used up and it has ended well. Returns the number of runs."""
+    shards = config.parent / "shards"
+    runs = 0
+    while True:
+        runs += 1
+        job = start(config, hosts)
+        while job.poll() is None and killed.total() < until:
+            # A kind is chosen first and waited for: workers live only for a part of a run, the driver for all of it.
+            kind = rng.choice(CLUSTER_KINDS if hosts else KINDS)
+            while job.poll() is None and not targets(job, kind, hosts):
+                pause(job, 0.2)
+            pause(job, rng.uniform(0, 15 if kind in ("driver", "node") else 2))
+            if job.poll() is None and kill(job, kind, hosts, rng):
+                killed[kind] += 1
+                print(f"{killed.total():3d} {kind}", flush=True)
+        code = job.wait()
+        if killed.total() >= until and code == 0:
+            return runs
+        if code == 0:
+            # Finished before the kills were used up: take some shards away and go on.
+            for record in sorted(shards.glob("*/shard-*.parquet"))[:: rng.randint(1, 2)]:
+                record.unlink()
 
 
 def prepare(folder: Path, workers: int) -> Path:
@@ -122,8 +139,10 @@ def prepare(folder: Path, workers: int) -> Path:
     return path
 
 
-def start(config: Path) -> subprocess.Popen[bytes]:
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+def start(config: Path, hosts: two_hosts.TwoHosts | None) -> subprocess.Popen[bytes]:
+    environment = (
+        {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} if hosts is None else hosts.environment
+    )
     return subprocess.Popen([sys.executable, "-c", JOB, str(config)], env=environment, stdout=subprocess.DEVNULL)
 
 
@@ -135,41 +154,57 @@ def pause(job: subprocess.Popen[bytes], seconds: float) -> None:
         return
 
 
-def family_of(job: subprocess.Popen[bytes]) -> list[tuple[psutil.Process, str]]:
-    """Processes below the job with their command lines."""
+def family_of(job: subprocess.Popen[bytes], hosts: two_hosts.TwoHosts | None) -> list[tuple[psutil.Process, str]]:
+    """Processes below the job (and of the cluster) with their command lines."""
     found = []
     try:
-        for process in psutil.Process(job.pid).children(recursive=True):
-            try:
-                found.append((process, " ".join(process.cmdline())))
-            except psutil.NoSuchProcess:
-                continue
+        below = psutil.Process(job.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+    for process in [*below, *(hosts.everyone() if hosts else ())]:
+        try:
+            found.append((process, " ".join(process.cmdline())))
+        except psutil.NoSuchProcess:
+            continue
     return found
 
 
-def targets(job: subprocess.Popen[bytes], kind: str) -> list[psutil.Process]:
-    """Processes of one kind: one worker, one decoder, the driver, or all of the node."""
-    named = family_of(job)
+def targets(job: subprocess.Popen[bytes], kind: str, hosts: two_hosts.TwoHosts | None) -> list[psutil.Process]:
+    """Processes of one kind: workers, decoders, the driver, all of the node, or a host that has a worker."""
+    named = family_of(job, hosts)
+    workers = [process for process, line in named if re.search(r"ray::.*(_EncodeActor|encode group|plan)", line)]
     if kind == "worker":
-        return [process for process, line in named if "_EncodeActor" in line or "plan_part" in line][:1]
+        return workers
     if kind == "decoder":
-        return [process for process, line in named if "pipeline.decoder" in line][:1]
+        return [process for process, line in named if "pipeline.decoder" in line]
     if kind == "node":
         return [process for process, _ in named]
+    if kind == "host":
+        assert hosts is not None
+        return [process for process in workers if process in hosts.processes()]
     return [psutil.Process(job.pid)]
 
 
-def kill(job: subprocess.Popen[bytes], kind: str) -> bool:
-    """Kill one kind of process of this job. Returns whether there was one."""
-    named, chosen = family_of(job), targets(job, kind)
-    for process in chosen:
+def kill(job: subprocess.Popen[bytes], kind: str, hosts: two_hosts.TwoHosts | None, rng: random.Random) -> bool:
+    """Kill one of a kind. Returns whether there was one."""
+    named, chosen = family_of(job, hosts), targets(job, kind, hosts)
+    if not chosen:
+        return False
+    if kind == "host":
+        assert hosts is not None
+        hosts.cut()
+        if rng.random() < 0.5:
+            # Cut off, it works on without being seen, while others do its work a second time.
+            pause(job, rng.uniform(5, 30))
+        hosts.kill()
+        hosts.bring_up()
+        return True
+    for process in chosen if kind == "node" else [rng.choice(chosen)]:
         try:
             process.send_signal(signal.SIGKILL)
         except psutil.NoSuchProcess:
             continue
-    if chosen and kind in ("driver", "node"):
+    if kind == "node" or (kind == "driver" and hosts is None):
         # A driver whose node is gone only waits for it; on a cluster, the job's manager ends it.
         job.kill()
         for process, _ in named:
@@ -178,7 +213,7 @@ def kill(job: subprocess.Popen[bytes], kind: str) -> bool:
                 process.wait(timeout=30)
             except (psutil.NoSuchProcess, psutil.TimeoutExpired):
                 continue
-    return bool(chosen)
+    return True
 
 
 def contents(shards: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -240,13 +241,14 @@ def test_kills_leave_no_trace(undisturbed: ray_job.Summary, config: Path, tmp_pa
                     child.send_signal(signal.SIGKILL)
         wait_for(job, shards, "*/shard-000002.parquet")
 
-    with job_of(config, "pipeline.stall_seconds=12") as job:
+    with job_of(config, "pipeline.stall_seconds=25", "pipeline.worker_deaths=1000") as job:
         wait_for(job, shards, "*/shard-000003.parquet")
-        (frozen,) = (c for c in psutil.Process(job.pid).children(recursive=True) if "encode group" in " ".join(c.cmdline()))
+        below = psutil.Process(job.pid).children(recursive=True)
+        (frozen,) = (c for c in below if re.search(r"ray::.*(encode|_EncodeActor)", " ".join(c.cmdline())))
         frozen.suspend()
         out, _ = job.communicate(timeout=240)
         assert job.returncode == 0, out
-        assert "no clip for pipeline.stall_seconds = 12 s; ending it" in out and not frozen.is_running()
+        assert "no clip for pipeline.stall_seconds = 25 s; ending it" in out and not frozen.is_running()
     assert undisturbed.digest in out and verify.digest(shards) == undisturbed.digest
     assert verify.verify(shards).sound
     assert not list(shards.rglob("*.tmp"))
