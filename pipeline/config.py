@@ -52,6 +52,10 @@ class FilterConfig(Section):
     """Variance of the Laplacian under which a clip counts as blurred."""
     min_side: int = Field(default=16, ge=1)
     """Videos whose shorter side is less are refused (pixels)."""
+    letterbox: Literal["keep", "crop"] = "keep"
+    """`crop` cuts off black bars that a video has throughout, before it is resized; clips.parquet says what was kept."""
+    letterbox_luma: float = Field(default=16.0, ge=0, le=255)
+    """Luma up to which a row or column counts as black bar."""
 
 
 class DecodeLimits(Section):

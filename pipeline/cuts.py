@@ -23,7 +23,8 @@ from scenedetect.detectors import ContentDetector
 
 from pipeline import video
 from pipeline.config import CutConfig
-from pipeline.near import SIDE, Print, Printer
+from pipeline.letterbox import Bars
+from pipeline.near import RATE, SIDE, Print, Printer
 
 SHORT_SIDE = 72
 """Pixels of the shorter side of the pictures that are looked at; detectors and scores are defined at this size."""
@@ -38,9 +39,12 @@ class Scan:
 
     codec: str
     width: int
+    """As shown, pixels; of the part that `crop` names."""
     height: int
     seconds: float
     damage: str
+    crop: str
+    """The part of the stored picture without black bars, `W:H:X:Y`; empty for all of it, or where bars are not looked for."""
     details: dict[str, Any]
     """Rotation, pixel aspect, colour, pixel format, variable rate, start: for the record."""
     times: NDArray[np.float64]
@@ -61,6 +65,7 @@ class Scan:
 def scan(
     path: str | Path,
     cuts: CutConfig,
+    black: float | None = None,
     *,
     max_frames: int,
     max_pixels: int,
@@ -69,11 +74,13 @@ def scan(
 ) -> Scan:
     """Decode a video once, to its end. Raises VideoError as pipeline.video.probe does.
 
+    black: luma up to which a row or column counts as black bar; None does not look for bars.
     pictures: takes blocks of the video's frames as uint8 (n, 27, 48, 3), for a detector that runs elsewhere.
     """
     block: list[NDArray[np.uint8]] = []
     columns: list[tuple[float, float, float, float]] = []
     printer = Printer()
+    bars = None if black is None else Bars(black)
     detector = None
     if cuts.method == "content":
         detector = ContentDetector(threshold=cuts.threshold, min_scene_len=cuts.min_frames)
@@ -82,6 +89,7 @@ def scan(
 
         def look() -> Iterator[tuple[float, Any]]:
             before: Any = None
+            looked = 0.0
             for index, (time, frame) in enumerate(reader.frames()):
                 small = video.thumbnail(frame, *_small(frame.height, frame.width))
                 grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
@@ -92,6 +100,9 @@ def scan(
                 tiny = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
                 printer.add(time, np.asarray(tiny, np.uint8).reshape(-1))
                 before = luma
+                if bars is not None and time >= looked:
+                    looked = time + 1 / RATE
+                    bars.add(video.luma(frame))
                 if pictures is not None:
                     block.append(video.thumbnail(frame, PICTURE_HEIGHT, PICTURE_WIDTH))
                     if len(block) == BLOCK:
@@ -105,16 +116,19 @@ def scan(
         info = video.describe(reader, look(), max_frames=max_frames)
     if pictures is not None and block:
         pictures(np.stack(block))
+    crop = "" if bars is None else bars.crop()
+    width, height = _part(info, crop, reader) if crop else (info.width, info.height)
     table = np.asarray(columns[: info.frames], dtype=np.float64)
     for index in begins:
         if index < len(table):
             table[index, 0] = 1.0
     return Scan(
         codec=info.codec,
-        width=info.width,
-        height=info.height,
+        width=width,
+        height=height,
         seconds=info.seconds,
         damage=info.damage,
+        crop=crop,
         details={
             "rotation": info.rotation,
             "mirrored": info.mirrored,
@@ -172,6 +186,16 @@ def marks(probabilities: NDArray[np.float64], threshold: float, min_frames: int)
             found[end] = 1
         previous = end
     return found
+
+
+def _part(info: video.VideoInfo, crop: str, reader: video.Reader) -> tuple[int, int]:
+    """Width and height as shown of a part of the stored picture."""
+    width, height = (int(number) for number in crop.split(":")[:2])
+    context = reader.stream.codec_context
+    across, down = width / context.width, height / context.height
+    if info.rotation in (90, 270):
+        across, down = down, across
+    return max(1, round(info.width * across)), max(1, round(info.height * down))
 
 
 def _small(height: int, width: int) -> tuple[int, int]:

@@ -72,9 +72,9 @@ class DecoderProcess:
         """Process id of the living child, None when there is none."""
         return self._child.pid if self._child is not None and self._child.poll() is None else None
 
-    def scan(self, path: str | Path, cuts: CutConfig) -> Scan:
+    def scan(self, path: str | Path, cuts: CutConfig, black: float | None = None) -> Scan:
         """Look at a whole video (pipeline.cuts.scan). Raises VideoError, DecoderDied."""
-        request = {"op": "scan", "path": str(path), "cuts": cuts.model_dump(mode="json")}
+        request = {"op": "scan", "path": str(path), "cuts": cuts.model_dump(mode="json"), "black": black}
         boundaries = self._boundaries() if cuts.method == "transnet" else None
         for header, data in self._ask(request):
             if boundaries is not None and header["kind"] == "pictures":
@@ -239,13 +239,13 @@ def _serve(limits: DecodeLimits, requests: queue.Queue[bytes], out: BinaryIO) ->
                 cuts = CutConfig.model_validate(request["cuts"])
                 sizes = {"max_frames": limits.max_frames, "max_pixels": limits.max_pixels}
                 pictures = _pictures(out) if cuts.method == "transnet" else None
-                found = scan(request["path"], cuts, **sizes, beat=beat, pictures=pictures)
+                found = scan(request["path"], cuts, request["black"], **sizes, beat=beat, pictures=pictures)
                 arrays = np.stack([getattr(found, name) for name in Scan.ARRAYS])
                 data = arrays.tobytes() + found.grey.tobytes()
-                plain = {k: getattr(found, k) for k in ("codec", "width", "height", "seconds", "damage", "details")}
+                plain = {k: getattr(found, k) for k in ("codec", "width", "height", "seconds", "damage", "crop", "details")}
                 _answer(out, {"kind": "scan", "frames": len(found.times), "scan": plain}, data)
             else:
-                wanted = [Request(tuple(r["times"]), r["height"], r["width"]) for r in request["requests"]]
+                wanted = [Request(tuple(r["times"]), r["height"], r["width"], r["crop"]) for r in request["requests"]]
                 for frames in video.read_clips(request["path"], wanted, max_pixels=limits.max_pixels, beat=beat):
                     _answer(out, {"kind": "frames", "shape": frames.shape}, frames.tobytes())
             _answer(out, {"kind": "end"})

@@ -76,7 +76,9 @@ def decoded(
             with source.local(name) as path:
                 for attempt in range(1, config.limits.attempts + 1):
                     try:
-                        requests = [Request(clip_times(clip), clip.bucket.height, clip.bucket.width) for clip in wanted]
+                        requests = [
+                            Request(clip_times(clip), clip.bucket.height, clip.bucket.width, clip.crop) for clip in wanted
+                        ]
                         for number, frames in enumerate(decoder.read(path, requests)):
                             # After a death the pass begins anew, so that a clip's pixels come from one way of reading;
                             # what was given before is not given again.

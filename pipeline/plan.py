@@ -119,6 +119,7 @@ def _lay(video: SourceVideo, digest: str, found: Scan, config: PipelineConfig) -
                     end=round(span.begin + bucket.frames / config.fps, 6),
                     fps=config.fps,
                     bucket=bucket,
+                    crop=found.crop,
                     caption=caption,
                     scores=scores,
                     extra=dict(video.extra),
@@ -132,7 +133,9 @@ def _lay(video: SourceVideo, digest: str, found: Scan, config: PipelineConfig) -
 def _scan(path: Path, config: PipelineConfig, decoder: DecoderProcess) -> Scan:
     for attempt in range(1, config.limits.attempts + 1):
         try:
-            return decoder.scan(path, config.cuts)
+            return decoder.scan(
+                path, config.cuts, config.filters.letterbox_luma if config.filters.letterbox == "crop" else None
+            )
         except DecoderDied:
             if attempt == config.limits.attempts:
                 raise

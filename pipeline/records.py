@@ -62,6 +62,8 @@ class Clip:
     """Text; empty when none is known."""
     scores: dict[str, float] = field(default_factory=dict)
     """Scores of the filters."""
+    crop: str = ""
+    """The part of the stored picture that is used, `W:H:X:Y` in pixels before rotation; empty for all of it."""
     shard: str = ""
     """`bucket/shard-000000`, the shard that holds the clip."""
 

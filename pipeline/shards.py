@@ -229,6 +229,7 @@ def _describe(sample: Encoded, spec: CodecSpec) -> dict[str, Any]:
         "frames": clip.bucket.frames,
         "height": clip.bucket.height,
         "width": clip.bucket.width,
+        **({"crop": clip.crop} if clip.crop else {}),
         "latent": [latents, rows, columns],
         "scales": [list(scale) for scale in spec.scales(rows, columns)],
         "bits": spec.bits,

@@ -29,6 +29,7 @@ CLIPS = pa.schema(
         ("end", pa.float64()),
         ("fps", pa.float64()),
         ("bucket", pa.string()),
+        ("crop", pa.string()),
         ("caption", pa.string()),
         ("scores", _SCORES),
         ("extra", _EXTRA),

@@ -100,6 +100,8 @@ class Request(NamedTuple):
     times: tuple[float, ...]
     height: int
     width: int
+    crop: str = ""
+    """The part of the stored picture to use, `W:H:X:Y` in pixels; empty for all of it."""
 
 
 class _Orientation(NamedTuple):
@@ -179,6 +181,7 @@ class Reader:
         self._first: Fraction | None = None
         self._last: Fraction | None = None
         self.dropped = 0
+        self._crops: dict[tuple[Any, ...], tuple[Any, Any, Any]] = {}
 
     def __enter__(self) -> Reader:
         return self
@@ -224,6 +227,27 @@ class Reader:
         if self._last is None or self._first is None:
             return "the first frame"
         return f"{float(self._last - self._first):.3f} s"
+
+    def cropped(self, frame: av.VideoFrame, crop: str) -> av.VideoFrame:
+        """Return the part `W:H:X:Y` of a frame; nothing is copied. Raises VideoError where the frame does not hold it."""
+        key = (crop, frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
+        try:
+            if key not in self._crops:
+                graph = av.filter.Graph()
+                base = frame.time_base or Fraction(1, 1000)
+                source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=base)
+                cut, sink = graph.add("crop", crop), graph.add("buffersink")
+                source.link_to(cut)
+                cut.link_to(sink)
+                graph.configure()
+                # A filter does not keep its graph alive, and without it ends the process.
+                self._crops[key] = (graph, source, sink)
+            _, source, sink = self._crops[key]
+            source.push(frame)
+            found: av.VideoFrame = sink.pull()
+        except (av.error.FFmpegError, ValueError) as error:
+            raise VideoError("damaged", f"{self.path}: no part {crop} in a frame of {frame.width}x{frame.height}") from error
+        return found
 
     def seek(self, seconds: float) -> None:
         """Move to the last key frame at or before `seconds` (from the first frame, which must have been decoded)."""
@@ -351,7 +375,8 @@ class _Pending:
         image: Frames | None = None
         while not self.full and time - EPSILON <= self.next_time < until - EPSILON:
             if image is None:
-                image = _picture(reader.stream, frame, self.request.height, self.request.width)
+                part = reader.cropped(frame, self.request.crop) if self.request.crop else frame
+                image = _picture(reader.stream, part, self.request.height, self.request.width)
             if self._count == 0:
                 self._clip = np.empty((len(self.request.times), *image.shape), np.uint8)
             self._clip[self._count] = image
@@ -463,6 +488,12 @@ def iter_frames(
             held = (time, frame)
         if fps is not None and held is not None and tick / fps <= held[0] + EPSILON:
             yield tick / fps, _picture(reader.stream, held[1], height, width)
+
+
+def luma(frame: av.VideoFrame) -> Frames:
+    """Return uint8 (H, W): the stored picture's luma at full size, 0 to 255 whatever the file's range."""
+    grey = frame.reformat(format="gray", src_color_range=_range(frame), dst_color_range=ColorRange.JPEG, threads=1)
+    return np.asarray(grey.to_ndarray(), dtype=np.uint8)
 
 
 def thumbnail(frame: av.VideoFrame, height: int, width: int) -> Frames:

@@ -1,0 +1,81 @@
+"""Black bars beside the picture: found over the frames of a video, so that they are cut off before it is resized.
+
+In:  full-size luma of frames spread over a video.
+Out: the rectangle that holds the picture, as `W:H:X:Y` in stored pixels (ffmpeg's crop filter reads the same).
+Called by: pipeline.cuts, when `pipeline.filters.letterbox` is `crop`.
+
+A row or column belongs to the picture when, in over one frame in fifty that show anything, it is somewhere lighter than black.
+So a dark scene does not narrow the picture, a flash does not widen it, and subtitles inside of a bar keep that bar.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+_SHARE = 0.02
+_FEWEST = 3
+"""Frames that show something, below which nothing is said."""
+_BLEND = 8
+"""Neighbouring pixels that are averaged, so that one pixel of noise is no picture."""
+_THINNEST = 0.01
+"""Bars under this share of the side are left: dirt at the edge of a scan, or a decoder's padding."""
+_LEAST = 0.3
+"""Share of a side that the picture must take; less is no letterbox but a film in the dark."""
+
+
+class Bars:
+    """Gathers frames of one video."""
+
+    def __init__(self, black: float) -> None:
+        self._black = black
+        self._rows: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._columns: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._count = 0
+        self._mixed = False
+
+    def add(self, luma_HW: NDArray[np.uint8]) -> None:
+        """Take the luma of one frame, 0 to 255 (full range)."""
+        height, width = luma_HW.shape
+        if self._count and (len(self._rows), len(self._columns)) != (height, width):
+            self._mixed = True
+        if self._mixed:
+            return
+        across = cv2.resize(luma_HW, (max(1, width // _BLEND), height), interpolation=cv2.INTER_AREA).max(axis=1)
+        down = cv2.resize(luma_HW, (width, max(1, height // _BLEND)), interpolation=cv2.INTER_AREA).max(axis=0)
+        if not (across > self._black).any():
+            return
+        if not self._count:
+            self._rows, self._columns = np.zeros(height, np.int64), np.zeros(width, np.int64)
+        self._rows += across > self._black
+        self._columns += down > self._black
+        self._count += 1
+
+    def crop(self) -> str:
+        """Return `W:H:X:Y`, or nothing where the picture fills the frame, changes its size, or is not to be told."""
+        if self._mixed or self._count < _FEWEST:
+            return ""
+        top, bottom = _extent(self._rows, self._count)
+        left, right = _extent(self._columns, self._count)
+        height, width = bottom - top, right - left
+        if (height, width) == (len(self._rows), len(self._columns)):
+            return ""
+        if height < _LEAST * len(self._rows) or width < _LEAST * len(self._columns):
+            return ""
+        return f"{width}:{height}:{left}:{top}"
+
+
+def _extent(lit: NDArray[np.int64], count: int) -> tuple[int, int]:
+    """First and past-last line of the picture, inwards to even numbers (pictures share colours between two lines)."""
+    size = len(lit)
+    places = np.flatnonzero(lit > _SHARE * count)
+    if not len(places):
+        return 0, size
+    least = max(2, math.ceil(_THINNEST * size))
+    first, last = int(places[0]), int(places[-1]) + 1
+    begin = first + first % 2 if first >= least else 0
+    end = last - last % 2 if size - last >= least else size
+    return begin, end
