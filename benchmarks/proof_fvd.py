@@ -15,8 +15,8 @@ import sys
 
 import numpy as np
 import torch
-
 from proof_tokenizer import strips
+
 from tokenizer.i3d import I3d, frechet
 
 FRAMES = 16
