@@ -164,12 +164,17 @@ def _forbidden(padded_BS: Tensor, longest: int, shown: list[int], hidden_BT: Ten
 
 
 def _gather(x: Tensor, keys: tuple[tuple[int, int], ...]) -> Tensor:
+    """Return a group's rows of `x`, contiguous: a product with a transposed slice of a longer row takes half as long again."""
     if len(keys) == 1:
-        return x[:, keys[0][0] : keys[0][1]]
+        return x[:, keys[0][0] : keys[0][1]].contiguous()
     return torch.cat([x[:, begin:end] for begin, end in keys], dim=1)
 
 
-def _scatter(total: Tensor, part: Tensor, keys: tuple[tuple[int, int], ...]) -> None:
+def _scatter(total: Tensor, part: Tensor, keys: tuple[tuple[int, int], ...], is_first: bool) -> None:
+    """Add `part` to the rows `keys` of `total`. is_first: it covers all rows, and they hold nothing yet."""
+    if is_first:
+        total.copy_(part)
+        return
     at = 0
     for begin, end in keys:
         total[:, begin:end] += part[:, at : at + end - begin]
@@ -217,7 +222,7 @@ class _Blocks(torch.autograd.Function):
         out = torch.empty_like(q)
         keeps = plan.pairs * q.shape[0] <= KEPT and any(ctx.needs_input_grad)
         kept: list[Tensor] = []
-        for group in plan.groups:
+        for group in reversed(plan.groups):
             for chosen in _together(group, q.shape[0]):
                 k_group, v_group = _gather(k[chosen], group.keys), _gather(v[chosen], group.keys)
                 for rows, triangle, hidden in _pieces(group, chosen, heads):
@@ -239,19 +244,26 @@ class _Blocks(torch.autograd.Function):
         made = iter(kept)
         grad = grad_BHLD.reshape(q.shape)
         dq = torch.empty_like(q)
-        # Many groups add to one key: their sum is kept in float32.
-        dk, dv = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
-        for group in plan.groups:
+        # Many groups add to one key: their sum is kept in float32. The last group, which comes first here, mostly sees all keys.
+        dk, dv = torch.empty_like(k, dtype=torch.float32), torch.empty_like(v, dtype=torch.float32)
+        last = plan.groups[-1]
+        begins_whole = last.keys == ((0, q.shape[1]),)
+        if not begins_whole:
+            dk.zero_()
+            dv.zero_()
+        for group in reversed(plan.groups):
             for chosen in _together(group, q.shape[0]):
                 k_group, v_group = _gather(k[chosen], group.keys), _gather(v[chosen], group.keys)
                 for rows, triangle, hidden in _pieces(group, chosen, heads):
                     q_rows, grad_rows = q[chosen, rows], grad[chosen, rows]
                     weights = next(made) if kept else _weights(q_rows, k_group, triangle, hidden)
-                    _scatter(dv[chosen], torch.bmm(weights.transpose(1, 2), grad_rows), group.keys)
+                    is_first = begins_whole and group is last and rows.start == group.begin
+                    # The weights come from far memory: the row-wise pass over them goes before the one that turns them.
                     d_weights = torch.bmm(grad_rows, v_group.transpose(1, 2))
                     d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+                    _scatter(dv[chosen], torch.bmm(weights.transpose(1, 2), grad_rows), group.keys, is_first)
                     dq[chosen, rows] = torch.bmm(d_scores, k_group)
-                    _scatter(dk[chosen], torch.bmm(d_scores.transpose(1, 2), q_rows), group.keys)
+                    _scatter(dk[chosen], torch.bmm(d_scores.transpose(1, 2), q_rows), group.keys, is_first)
         begin, end = plan.tail
         dq[:, begin:end] = 0
         dv[:, begin:end] += grad[:, begin:end]

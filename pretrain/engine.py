@@ -36,6 +36,7 @@ from pretrain.config import DeepSpeedConfig, TrainConfig
 from pretrain.ema import slice_of
 from pretrain.ranks import Ranks
 from pretrain.ulysses import SequenceGroup
+from tokenizer.heap import keep_freed_memory
 
 OURS = {
     "train_batch_size": "curriculum.stages[].mix[].batch",
@@ -82,6 +83,7 @@ def connect(timeout: float, threads: int = 0) -> Ranks:
         device = torch.device("cpu")
         here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")
         torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // max(1, here)))
+        keep_freed_memory()
         # Only inference uses the shared-memory op, and building it needs a compiler at run time.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:

@@ -28,6 +28,7 @@ import deepspeed.comm
 from deepspeed.ops import __compatible_ops__
 
 from tokenizer.config import TokenizerTraining
+from tokenizer.heap import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def start() -> World:
         # The cores are divided among the ranks of a host: every rank with a thread a core is many times slower.
         here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, here)))
+        keep_freed_memory()
     return World(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), device)
 
 
