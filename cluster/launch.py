@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import json
 import os
 import re
 import shlex
@@ -185,9 +186,18 @@ def _sweep(job: Launch) -> None:
 
 def unfinished(config: Config) -> str:
     """Return why the pre-training of `config` is not done, or an empty text when the checkpoint of its last step is whole."""
-    total = sum(stage.steps for stage in config.sections["curriculum"].stages)
+    stages = config.sections["curriculum"].stages
+    run_folder = config.get(RunConfig).dir
+    if all(stage.steps for stage in stages):
+        total = sum(stage.steps for stage in stages)
+    else:
+        # Stages in tokens: the job itself works out the steps, from the shards' tokenizer, and writes them down.
+        try:
+            total = int(json.loads((run_folder / "status.json").read_text())["steps"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return f"{run_folder} holds no status.json that says how many steps there are"
     last = min(config.sections["train"].stop_after or total, total)
-    folder = config.get(RunConfig).dir / "checkpoints"
+    folder = run_folder / "checkpoints"
     whole = sorted(int(done.parent.name.removeprefix("step-")) for done in folder.glob("step-*/DONE"))
     if whole and whole[-1] >= last:
         return ""

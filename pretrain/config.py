@@ -96,11 +96,15 @@ class Mix(Section):
     """Use only the first so many pixel frames (1 = images: the causal prefix of a video is an image); 0 = all."""
     weight: float = Field(default=1.0, gt=0)
     """Share of the stage's steps."""
-    batch: int = Field(ge=1)
-    """Samples a global batch of this shape (all ranks together)."""
+    batch: int = Field(default=0, ge=0)
+    """Samples a global batch of this shape (all ranks together); or say batch_tokens."""
+    batch_tokens: float = Field(default=0.0, ge=0)
+    """Video tokens a global batch of this shape, text not counted: as many samples as come nearest, one at least."""
 
     @model_validator(mode="after")
     def _check_bucket(self) -> Mix:
+        if bool(self.batch) == bool(self.batch_tokens):
+            raise ValueError(f"bucket {self.bucket}: give either batch (samples) or batch_tokens")
         bucket = Bucket.parse(self.bucket)
         if self.frames > bucket.frames:
             raise ValueError(f"frames {self.frames} is more than bucket {self.bucket} holds")
@@ -118,8 +122,10 @@ class Stage(Section):
 
     name: str
     """Name on dashboards and in reports."""
-    steps: int = Field(ge=1)
-    """Optimizer steps."""
+    steps: int = Field(default=0, ge=0)
+    """Optimizer steps; or say tokens."""
+    tokens: float = Field(default=0.0, ge=0)
+    """Video tokens to train on, text not counted: the stage takes as many steps as first reach it."""
     mix: tuple[Mix, ...] = Field(min_length=1)
     """Shapes; each step takes one of them, by weight."""
     learning_rate: float | None = Field(default=None, gt=0)
@@ -139,6 +145,12 @@ class Stage(Section):
     sequence_parallel: int = Field(default=1, ge=1)
     """Consecutive ranks that share each sequence (Ulysses), for sequences too long for one; it must divide model.heads. At a
     number of ranks that it does not divide, their greatest common divisor is taken."""
+
+    @model_validator(mode="after")
+    def _check_length(self) -> Stage:
+        if bool(self.steps) == bool(self.tokens):
+            raise ValueError(f"stage {self.name}: give either steps or tokens")
+        return self
 
     def objective(self, base: ObjectiveConfig) -> ObjectiveConfig:
         """Return `base` with this stage's window, mask and corruption."""

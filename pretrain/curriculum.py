@@ -7,13 +7,16 @@ Called by: order.py, schedule.py, train.py, plan.py. No torch, no files.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 
+from pipeline.records import Bucket
 from pretrain.config import CurriculumConfig, Mix, Stage
+from tokenizer.spec import CodecSpec
 
 CYCLE = 1000
 """Steps after which a mix repeats: shares are exact to 1/1000."""
@@ -84,19 +87,61 @@ class Place:
     """This step is the last of its stage."""
 
 
-class Curriculum:
-    """Stages laid end to end. Raises CurriculumError when there are none."""
+def counted(config: CurriculumConfig, spec: CodecSpec) -> CurriculumConfig:
+    """Return the same curriculum with every batch in samples and every stage in steps. spec: of the shards' tokenizer."""
+
+    def in_samples(mix: Mix) -> Mix:
+        if mix.batch:
+            return mix
+        batch = max(1, round(mix.batch_tokens / _video_tokens(mix, spec)))
+        return mix.model_copy(update={"batch": batch, "batch_tokens": 0.0})
+
+    def in_steps(stage: Stage) -> Stage:
+        mix = tuple(map(in_samples, stage.mix))
+        if stage.steps:
+            return stage.model_copy(update={"mix": mix})
+        each = [part.batch * _video_tokens(part, spec) for part in mix]
+        weights = [part.weight for part in mix]
+
+        def tokens(steps: int) -> int:
+            return sum(count * size for count, size in zip(share(weights, steps)[1], each))
+
+        low, high = 0, math.ceil(stage.tokens / min(each))
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if tokens(middle) < stage.tokens else (low, middle)
+        return stage.model_copy(update={"mix": mix, "steps": high, "tokens": 0.0})
+
+    return config.model_copy(update={"stages": tuple(map(in_steps, config.stages))})
+
+
+def _video_tokens(mix: Mix, spec: CodecSpec) -> int:
+    bucket = Bucket.parse(mix.bucket)
+    latents, rows, columns = spec.grid(mix.frames or bucket.frames, bucket.height, bucket.width)
+    return latents * spec.positions(rows, columns)
+
+
+class Streams:
+    """What a corpus needs to know of a curriculum. Raises CurriculumError when there are no stages."""
 
     def __init__(self, config: CurriculumConfig) -> None:
         if not config.stages:
             raise CurriculumError("curriculum.stages is empty; name at least one stage with steps and a mix")
         self.stages = config.stages
-        self._ends = tuple(accumulate(stage.steps for stage in self.stages))
-        self.steps = self._ends[-1]
 
     def streams(self) -> tuple[StreamName, ...]:
         """Return every stream that some stage takes samples of, in order of first use."""
         return tuple(dict.fromkeys(_stream(mix) for stage in self.stages for mix in stage.mix))
+
+
+class Curriculum(Streams):
+    """Stages laid end to end, with batches in samples and stages in steps (`counted`)."""
+
+    def __init__(self, config: CurriculumConfig) -> None:
+        super().__init__(config)
+        assert all(stage.steps and all(mix.batch for mix in stage.mix) for stage in self.stages)
+        self._ends = tuple(accumulate(stage.steps for stage in self.stages))
+        self.steps = self._ends[-1]
 
     def at(self, step: int) -> Place:
         """Return the place of `step`. Raises CurriculumError for a step outside 1..steps."""

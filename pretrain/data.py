@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.records import Bucket, TokenSample
-from pretrain.curriculum import Curriculum, StreamName
+from pretrain.curriculum import StreamName, Streams
 from pretrain.order import Slot, Source
 from tokenizer.spec import CodecSpec
 
@@ -84,7 +84,7 @@ class _Pool:
 class Corpus:
     """Datasets of one run. Raises DataError when they do not fit each other or the curriculum."""
 
-    def __init__(self, datasets: Mapping[Path | str, Dataset], curriculum: Curriculum, weights: Sequence[float] = ()) -> None:
+    def __init__(self, datasets: Mapping[Path | str, Dataset], curriculum: Streams, weights: Sequence[float] = ()) -> None:
         if weights and len(weights) != len(datasets):
             raise DataError(
                 f"curriculum.weights names {len(weights)} weights for {len(datasets)} datasets in curriculum.shards"
@@ -116,7 +116,7 @@ class Corpus:
     def open(
         cls,
         folders: Sequence[Path | str],
-        curriculum: Curriculum,
+        curriculum: Streams,
         weights: Sequence[float] = (),
         *,
         cache: Path | None = None,

@@ -19,7 +19,7 @@ import torch
 from cluster.config import Config
 from pipeline.records import Bucket
 from pretrain.config import CurriculumConfig, DeepSpeedConfig, Mix, ModelConfig, ObjectiveConfig, Stage, TrainConfig
-from pretrain.curriculum import share
+from pretrain.curriculum import counted, share
 from pretrain.flops import PEAKS, causal_pairs, training_flops
 from pretrain.layers import ffn_width
 from pretrain.model import VideoAR
@@ -202,11 +202,11 @@ def make(config: Config, machine: Machine, *, spec: CodecSpec | None = None, tex
 
     Raises PlanError for a job without stages, ValueError for a shape that the tokenizer cannot cut.
     """
-    stages = config.get(CurriculumConfig).stages
-    if not stages:
+    if not config.get(CurriculumConfig).stages:
         raise PlanError("curriculum.stages is empty; there is nothing to plan")
     model, train = config.get(ModelConfig), config.get(TrainConfig)
     spec = spec_of(config.get(TokenizerConfig)) if spec is None else spec
+    stages = counted(config.get(CurriculumConfig), spec).stages
     words = model.text_length if text is None else text
     parameters = parameters_of(model, spec.bits)
     shapes = [(stage, *shape_of(mix, spec)) for stage in stages for mix in stage.mix]

@@ -114,12 +114,12 @@ class TrainState:
 
 
 def past_digest(config: CurriculumConfig, step: int) -> str:
-    """Return the sha256 over all of the curriculum that decided the order of steps 1..step."""
+    """Return the sha256 over all of a counted curriculum that decided the order of steps 1..step."""
     plain, left = [], step
     for stage in config.stages:
         if left <= 0:
             break
-        plain.append({"mix": [mix.model_dump() for mix in stage.mix], "steps": min(left, stage.steps)})
+        plain.append({"mix": [mix.model_dump(exclude={"batch_tokens"}) for mix in stage.mix], "steps": min(left, stage.steps)})
         left -= stage.steps
     text = json.dumps([plain, list(config.weights)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

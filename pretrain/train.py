@@ -25,7 +25,7 @@ from cluster.config import Config, ConfigError, MetricsConfig, RunConfig, load
 from cluster.metrics import MetricsPortError, StepReport
 from pretrain import checkpoint, flops, manifest, state
 from pretrain.config import CurriculumConfig, DeepSpeedConfig, ModelConfig, ObjectiveConfig, TrainConfig
-from pretrain.curriculum import Curriculum, CurriculumError, Place
+from pretrain.curriculum import Curriculum, CurriculumError, Place, Streams, counted
 from pretrain.data import Corpus
 from pretrain.ema import Ema
 from pretrain.engine import Engine, EngineError, check_compiler, connect, disconnect, zero_stage
@@ -73,12 +73,13 @@ def run(config: Config) -> int:
     """Train to the end of the curriculum, or to a request to stop. Returns the exit code."""
     train, deepspeed, folder = config.get(TrainConfig), config.get(DeepSpeedConfig), config.get(RunConfig).dir
     seed = config.get(RunConfig).seed
-    curriculum = Curriculum(config.get(CurriculumConfig))
     data = config.get(CurriculumConfig)
     stop = StopRequest(folder, train.stop_after)
     ranks = connect(train.collective_timeout, train.threads)
     folders = data.shards or (Path(config.plain()["pipeline"]["output"]),)
-    corpus = Corpus.open(folders, curriculum, data.weights, cache=data.cache, cache_gb=data.cache_gb)
+    corpus = Corpus.open(folders, Streams(data), data.weights, cache=data.cache, cache_gb=data.cache_gb)
+    data = counted(data, corpus.spec)
+    curriculum = Curriculum(data)
     state.agree(ranks.gather(state.identity(config, corpus.digest)), ranks.hosts)
     text = TextTokenizer.make(config.get(ModelConfig))
     groups = SequenceGroups(ranks, curriculum.stages, config.get(ModelConfig).heads, train.collective_timeout)

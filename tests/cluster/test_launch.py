@@ -104,6 +104,10 @@ def test_a_run_is_finished_with_the_checkpoint_of_its_last_step(config: Config) 
             (checkpoints / f"step-{step:08d}" / "DONE").touch()
     assert "(newest: 3)" in unfinished(config)
     assert unfinished(load(config.source, ["train.stop_after=3"])) == ""
+    in_tokens = load(config.source, ["curriculum.stages.0.steps=0", "curriculum.stages.0.tokens=1000"])
+    assert "holds no status.json that says how many steps" in unfinished(in_tokens)
+    (checkpoints.parent / "status.json").write_text('{"state": "running", "step": 3, "steps": 3}')
+    assert unfinished(in_tokens) == ""
     (checkpoints / "step-00000007" / "DONE").touch()
     assert unfinished(config) == ""
 

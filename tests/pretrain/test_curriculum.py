@@ -10,8 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pretrain.config import CurriculumConfig, Mix, ObjectiveConfig, Stage, TrainConfig
-from pretrain.curriculum import CYCLE, Curriculum, CurriculumError, share, spread
+from pretrain.curriculum import CYCLE, Curriculum, CurriculumError, counted, share, spread
 from pretrain.schedule import learning_rate
+from tokenizer.spec import CodecSpec
 
 
 def curriculum(*stages: tuple[int, list[tuple[str, int, float, int]]]) -> Curriculum:
@@ -99,3 +100,38 @@ def test_a_stage_sets_its_own_window_mask_and_corruption() -> None:
     assert Stage(name="a", steps=1, mix=mix).objective(base) == base
     own = Stage(name="b", steps=1, mix=mix, window=0, frame_mask=0.3, flip_max=0.0, flip_delta=0.0).objective(base)
     assert own == base.model_copy(update={"window": 0, "frame_mask": 0.3, "flip_max": 0.0, "flip_delta": 0.0})
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0, 1, 5]), st.floats(0.1, 5), st.floats(1, 5000)), min_size=1, max_size=3),
+    st.floats(1, 1e7),
+)
+def test_tokens_become_samples_and_steps(parts: list[tuple[int, float, float]], tokens: float) -> None:
+    spec = CodecSpec(bits=16, spatial_stride=16, temporal_stride=4, digest="x")
+    sizes = {0: 5 * 30, 1: 30, 5: 2 * 30}  # video tokens of 17, 1 and 5 frames of 64 x 64
+    mix = tuple(Mix(bucket="f017x64x64", frames=frames, weight=weight, batch_tokens=size) for frames, weight, size in parts)
+    config = CurriculumConfig(
+        stages=(Stage(name="a", tokens=tokens, mix=mix), Stage(name="b", steps=7, mix=(Mix(bucket="f017x64x64", batch=3),)))
+    )
+    made = counted(config, spec)
+    assert made.stages[1] == config.stages[1] and counted(made, spec) == made
+    stage = made.stages[0]
+    for part, (frames, _, size) in zip(stage.mix, parts, strict=True):
+        assert part.batch == max(1, round(size / sizes[frames])) and not part.batch_tokens
+
+    def seen(steps: int) -> int:
+        counts = share([part.weight for part in stage.mix], steps)[1]
+        return sum(count * part.batch * sizes[part.frames] for count, part in zip(counts, stage.mix, strict=True))
+
+    assert seen(stage.steps) >= tokens > seen(stage.steps - 1)
+    assert Curriculum(made).steps == stage.steps + 7
+
+
+def test_steps_or_tokens_and_batch_or_batch_tokens() -> None:
+    mix = (Mix(bucket="f005x64x64", batch=2),)
+    for wrong in ({}, {"steps": 3, "tokens": 5.0}):
+        with pytest.raises(ValueError, match="stage a: give either steps or tokens"):
+            Stage(name="a", mix=mix, **wrong)  # type: ignore[arg-type]
+    for wrong in ({}, {"batch": 3, "batch_tokens": 5.0}):
+        with pytest.raises(ValueError, match=r"either batch \(samples\) or batch_tokens"):
+            Mix(bucket="f005x64x64", **wrong)  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ curriculum:
       mix: [{bucket: f009x32x32, batch: 6}, {bucket: f009x32x32, frames: 1, batch: 8}]
     - {name: high, steps: 4, mix: [{bucket: f005x64x64, batch: 3}], learning_rate: 0.002, window: 1, frame_mask: 0.1,
        flip_max: 0.1, flip_delta: 0.02, activation_checkpointing: selective}
-    - {name: long, steps: 5, mix: [{bucket: f033x32x32, batch: 3}], window: 3, frame_mask: 0.1, sequence_parallel: 2}
+    - {name: long, tokens: 4050, mix: [{bucket: f033x32x32, batch_tokens: 800}], window: 3, frame_mask: 0.1, sequence_parallel: 2}
 train: {learning_rate: 0.003, warmup: 3, dtype: float32, micro_batch: 2, checkpoint_every: 2, ema: 0.9, threads: 1,
   pack_tokens: 400, activation_checkpointing: full}
 deepspeed: {zero_optimization: {stage: 3}}
