@@ -11,14 +11,12 @@ planned what and when. Shards of earlier generations are never touched.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,12 +24,13 @@ import pyarrow.parquet as pq
 from pipeline.config import PipelineConfig
 from pipeline.copies import NearCopies, without_copies
 from pipeline.dedup import Seen
+from pipeline.digest import dataset_digest
 from pipeline.index import META, hidden
 from pipeline.ledger import CLIPS, DATASET, INDEX, PLAN, PRINTS, REJECTS, committing, read_json, write_json
 from pipeline.records import Clip, Reject, SourceVideo, VideoPlan
 from pipeline.shards import ShardInfo, read_info
 from pipeline.tables import CLIPS as CLIP_SCHEMA
-from pipeline.tables import ROWS, clip_rows, clips_of, reject_rows, rejects_of
+from pipeline.tables import COMPACT, ROWS, clip_rows, clips_of, reject_rows, rejects_of
 
 FROM_SHARDS = ("encode", "exclude")
 """Stages of refusals that come from commit records; all others come from planning."""
@@ -104,12 +103,12 @@ class Manifest:
         """
         listing = read_json(self._plan / "sources.json")
         first_group = listing["first_group"]
-        names = {video.source for video in self.generation() or ()}
+        names = {video["source"] for video in listing.pop("videos")}
         rejects = [reject for reject in self.rejects() if reject.source not in names]
         used = 0
         with (
             committing(self.folder / CLIPS, config.min_free_gb) as temporary,
-            pq.ParquetWriter(temporary, CLIP_SCHEMA, compression="zstd") as writer,
+            pq.ParquetWriter(temporary, CLIP_SCHEMA, **COMPACT) as writer,
         ):
             seen = self._copy_groups(writer, first_group)
             near = NearCopies(self.folder / PRINTS, names, config.near_dedup)
@@ -194,7 +193,7 @@ class Manifest:
         """Rewrite clips.parquet without the captions and carried columns of sources that were taken down."""
         with (
             committing(self.folder / CLIPS) as temporary,
-            pq.ParquetWriter(temporary, CLIP_SCHEMA, compression="zstd") as writer,
+            pq.ParquetWriter(temporary, CLIP_SCHEMA, **COMPACT) as writer,
         ):
             for group in range(self.groups()):
                 clips = [replace(c, caption="", extra={}) if hidden(c.source, gone) else c for c in self.clips(group)]
@@ -205,21 +204,31 @@ class Manifest:
 
         Every planned shard must be committed.
         """
-        rejects = [reject for reject in self.rejects() if reject.stage not in FROM_SHARDS]
         names = sorted(name for _, shards, _ in self.shards() for name in shards)
-        infos = {name: read_info(self.folder / f"{name}.parquet") for name in names}
-        # A clip that was tried again has its outcome in its newest shard.
-        refused = {plain["key"]: Reject(**plain) for name in names for plain in infos[name].rejects}
-        for name in names if refused else ():
-            for key in pq.read_table(self.folder / f"{name}.parquet", columns=["key"])["key"].to_pylist():
-                refused.pop(key, None)
-        rejects += refused.values()
+        refused: dict[str, Reject] = {}
+        rejects: list[Reject] = []
+
+        def records() -> Iterator[ShardInfo]:
+            for name in names:
+                info = read_info(self.folder / f"{name}.parquet")
+                refused.update((plain["key"], Reject(**plain)) for plain in info.rejects)
+                yield info
+
+        def refusals() -> Iterator[Reject]:
+            # A clip that was tried again has its outcome in its newest shard.
+            for name in names if refused else ():
+                for key in pq.read_table(self.folder / f"{name}.parquet", columns=["key"])["key"].to_pylist():
+                    refused.pop(key, None)
+            rejects.extend(reject for reject in self.rejects() if reject.stage not in FROM_SHARDS)
+            rejects.extend(refused.values())
+            yield from rejects
+
+        digest = dataset_digest(read_json(self.folder / DATASET), records(), refusals())
         self._write_rejects(rejects)
-        digest = dataset_digest(read_json(self.folder / DATASET), infos.values(), rejects)
         meta = {META: json.dumps({"digest": digest, "shards": len(names)}, sort_keys=True).encode()}
         with (
             committing(self.folder / INDEX) as temporary,
-            pq.ParquetWriter(temporary, ROWS.with_metadata(meta), compression="zstd") as writer,
+            pq.ParquetWriter(temporary, ROWS.with_metadata(meta), **COMPACT) as writer,
         ):
             for name in names:
                 table = pq.read_table(self.folder / f"{name}.parquet").replace_schema_metadata(meta)
@@ -231,28 +240,6 @@ class Manifest:
 def taken_down(clip: Clip) -> Reject:
     """The refusal of a clip whose source was excluded."""
     return Reject(clip.source, "exclude", "taken_down", "", clip.begin, clip.end, {}, clip.key)
-
-
-def dataset_digest(dataset: dict[str, Any], infos: Any, rejects: Sequence[Reject]) -> str:
-    """Return one sha256 (hex) over all committed content.
-
-    It covers format, tokenizer, frame rate and buckets; name, samples and sha256 of every shard's tar in order of name;
-    and source, stage, reason and span of every refusal (not its wording).
-    """
-    hasher = hashlib.sha256(_canonical({key: dataset[key] for key in ("format", "spec", "fps", "buckets", "features")}))
-    for info in sorted(infos, key=lambda info: str(info.shard)):
-        hasher.update(_canonical([info.shard, info.samples, info.tar_sha256]))
-    # An empty begin sorts first; -1 stands for it.
-    keys = [
-        (r.source, r.stage, r.reason, -1.0 if r.begin is None else r.begin, -1.0 if r.end is None else r.end) for r in rejects
-    ]
-    for item in sorted(keys):
-        hasher.update(_canonical(item))
-    return hasher.hexdigest()
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
 
 class _Grouper:
@@ -282,14 +269,3 @@ class _Grouper:
         self._writer.write_table(table, row_group_size=table.num_rows)
         self._clips, self._spans = [], 0
         self._group += 1
-
-
-def summed(infos: Sequence[ShardInfo]) -> dict[str, int]:
-    """Return samples, frames, tokens, bytes and refused clips over shards."""
-    return {
-        "samples": sum(info.samples for info in infos),
-        "frames": sum(info.frames for info in infos),
-        "tokens": sum(info.tokens for info in infos),
-        "bytes": sum(info.tar_bytes for info in infos),
-        "refused": sum(len(info.rejects) for info in infos),
-    }

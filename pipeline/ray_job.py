@@ -33,15 +33,14 @@ from pipeline import ledger
 from pipeline.config import CorpusConfig, PipelineConfig
 from pipeline.dataset import dataset
 from pipeline.dedup import content_digest
-from pipeline.encode import GroupReport
 from pipeline.ledger import ADDRESS, INDEX, Lock
-from pipeline.manifest import Manifest, summed
+from pipeline.manifest import Manifest
 from pipeline.ray_plan import plan_part
 from pipeline.ray_pool import LOST, JobError, Pool, cause
 from pipeline.records import SourceVideo
 from pipeline.shards import ShardInfo, read_info
 from pipeline.source import find, local
-from pipeline.summary import Summary, describe, summarize
+from pipeline.summary import Run, Summary, describe, summarize
 from pipeline.verify import verify
 from pipeline.video import VideoError
 from tokenizer.codec import read_json
@@ -71,10 +70,10 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Su
         with _cluster(pipeline):
             if (videos := manifest.generation()) is not None:
                 _plan(videos, pipeline, manifest, meter)
-            reports = _encode(config, manifest, meter)
+            run = _encode(config, manifest, meter)
         # Of workers that died while the job went on.
         ledger.remove_leftovers(pipeline.output)
-        summary = summarize(pipeline.output, manifest, reports)
+        summary = summarize(pipeline.output, manifest, run)
         print(describe(summary), flush=True)
         _compare(manifest, damaged)
         return summary
@@ -234,7 +233,7 @@ def _cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def _encode(config: Config, manifest: Manifest, meter: Meter) -> list[GroupReport]:
+def _encode(config: Config, manifest: Manifest, meter: Meter) -> Run:
     pipeline = config.get(PipelineConfig)
     todo, clips_of, shards, ready = [], {}, 0, 0
     _count_videos(manifest, meter)
@@ -253,29 +252,27 @@ def _encode(config: Config, manifest: Manifest, meter: Meter) -> list[GroupRepor
     total = sum(clips_of.values())
     done = total - sum(clips_of[group] for group in todo)
     meter.set("pipeline_progress_ratio", ready / shards if shards else 1.0)
-    reports: list[GroupReport] = []
+    run = Run()
     if not todo:
-        return reports
+        return run
     (pipeline.output / INDEX).unlink(missing_ok=True)
     pool = Pool(config, todo, meter)
-    refused = 0
     try:
         with ProgressBar("encode", total, done=done) as progress:
             while pool.busy:
                 for report in pool.wait():
-                    reports.append(report)
+                    run.add(report)
                     ready += len(report.infos)
-                    refused += summed(report.infos)["refused"]
                     for info in report.infos:
                         _publish(info, meter)
                     for stage, seconds in report.seconds.items():
                         meter.observe("pipeline_stage_seconds", seconds, stage=stage)
                     meter.inc("pipeline_decoder_deaths_total", report.decoder_deaths, stage="encode")
                     meter.set("pipeline_progress_ratio", ready / shards)
-                    progress.update(clips_of[report.group], note=f"{ready}/{shards} shards, {refused} clips refused")
+                    progress.update(clips_of[report.group], note=f"{ready}/{shards} shards, {run.refused} clips refused")
     finally:
         pool.close()
-    return reports
+    return run
 
 
 def _count_videos(manifest: Manifest, meter: Meter) -> None:

@@ -8,13 +8,28 @@ Called by: pipeline.ray_job.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pipeline.digest import summed
 from pipeline.encode import GroupReport
-from pipeline.manifest import Manifest, summed
-from pipeline.shards import ShardInfo, read_info
+from pipeline.manifest import Manifest
+from pipeline.shards import read_info
+
+
+@dataclass
+class Run:
+    """What the workers of this run have done; reports are added up as they come."""
+
+    new_shards: int = 0
+    refused: int = 0
+    seconds: Counter[str] = field(default_factory=Counter)
+
+    def add(self, report: GroupReport) -> None:
+        """Count one finished group."""
+        self.new_shards += len(report.infos)
+        self.refused += summed(report.infos)["refused"]
+        self.seconds.update(report.seconds)
 
 
 @dataclass(frozen=True)
@@ -44,32 +59,29 @@ class Summary:
     """Wall-clock seconds of this run's actors: decode_wait, encode, write."""
 
 
-def summarize(folder: Path, manifest: Manifest, reports: Sequence[GroupReport]) -> Summary:
-    """Write index.parquet and count what the folder holds; `reports` are those of this run."""
+def summarize(folder: Path, manifest: Manifest, run: Run) -> Summary:
+    """Write index.parquet and count what the folder holds."""
     digest = manifest.finish()
-    infos: list[ShardInfo] = []
+    names: list[str] = []
     clips = 0
-    for _, names, count in manifest.shards():
+    for _, shards, count in manifest.shards():
         clips += count
-        infos += [read_info(folder / f"{name}.parquet") for name in names]
-    sums = summed(infos)
-    rejects = manifest.rejects()
-    seconds: Counter[str] = Counter()
-    for report in reports:
-        seconds.update(report.seconds)
+        names += shards
+    sums = summed(read_info(folder / f"{name}.parquet") for name in names)
+    rejects = Counter(reject.reason for reject in manifest.rejects())
     return Summary(
         videos=len(manifest.known()),
         videos_used=len(manifest.used()),
         clips=clips,
         encoded=sums["samples"],
-        shards=len(infos),
+        shards=sums["shards"],
         tokens=sums["tokens"],
         frames=sums["frames"],
         bytes=sums["bytes"],
-        rejects=dict(sorted(Counter(reject.reason for reject in rejects).items())),
+        rejects=dict(sorted(rejects.items())),
         digest=digest,
-        new_shards=sum(len(report.infos) for report in reports),
-        seconds={name: round(value, 3) for name, value in sorted(seconds.items())},
+        new_shards=run.new_shards,
+        seconds={name: round(value, 3) for name, value in sorted(run.seconds.items())},
     )
 
 

@@ -51,6 +51,9 @@ REJECTS = pa.schema(
 )
 """rejects.parquet: one row a refused video (begin and end empty) or stretch of one."""
 
+COMPACT: Mapping[str, Any] = {"compression": "zstd", "write_statistics": False}
+"""How tables of many row groups are written: minima and maxima of every column would be most of what a writer holds in memory."""
+
 MEMBERS = ("bits", "feat", "json", "txt")
 """Members of a sample; the columns MEMBER_offset, MEMBER_size and MEMBER_xxh3 say where the data of each lies in the tar."""
 

@@ -7,9 +7,10 @@ Called by: `videoar shards ...`, tests, pretrain's preflight.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.index import DatasetError, ShardDataset, excluded
+from pipeline.digest import dataset_digest, summed
+from pipeline.index import META, DatasetError, ShardDataset, excluded
 from pipeline.ledger import DATASET, INDEX, read_json
-from pipeline.manifest import FROM_SHARDS, Manifest, dataset_digest
+from pipeline.manifest import FROM_SHARDS, Manifest
 from pipeline.records import Bucket
 from pipeline.shards import CorruptSample, ShardInfo, read_info, read_sample, tar_digest
 from pipeline.video import write_video
@@ -90,7 +92,7 @@ def verify(folder: str | Path) -> Report:
             keys.update(found)
             used.update(rows["source"].to_pylist())
             refused.update(plain["key"] for plain in shard.rejects)
-            infos.append(shard)
+            infos.append(replace(shard, rejects=()))
     rejects = manifest.rejects()
     known = manifest.known()
     lost = sorted({reject.source for reject in rejects if reject.stage in FROM_SHARDS} - known)
@@ -163,18 +165,24 @@ def _check_shard(folder: Path, name: str, spec: CodecSpec) -> ShardInfo:
 def _check_index(folder: Path, info: dict[str, Any], infos: Sequence[ShardInfo], manifest: Manifest) -> list[str]:
     if not (folder / INDEX).exists():
         return [f"{INDEX} is missing: the job has not finished; run the same `videoar tokenize` again"]
+    infos = sorted(infos, key=lambda shard: shard.shard)
+    names = [shard.shard for shard in infos if shard.samples]
+    wrong = f"{INDEX} does not hold exactly the committed rows; delete it and run the same `videoar tokenize` again"
     try:
-        dataset = ShardDataset.open(folder)
-        table = pq.read_table(folder / INDEX)
-    except DatasetError as error:
-        return [str(error)]
-    names = sorted(shard.shard for shard in infos if shard.samples)
-    committed = pa.concat_tables([pq.read_table(folder / f"{name}.parquet") for name in names]) if names else table.slice(0, 0)
-    if not table.replace_schema_metadata(None).equals(committed.replace_schema_metadata(None)):
-        return [f"{INDEX} does not hold exactly the committed rows; delete it and run the same `videoar tokenize` again"]
+        with pq.ParquetFile(folder / INDEX) as index:
+            # One row group a shard, in order of name: compared one by one, so that memory does not grow with the folder.
+            if index.num_row_groups != len(names):
+                return [wrong]
+            for number, name in enumerate(names):
+                committed = pq.read_table(folder / f"{name}.parquet").replace_schema_metadata(None)
+                if not index.read_row_group(number).replace_schema_metadata(None).equals(committed):
+                    return [wrong]
+            recorded = json.loads((index.schema_arrow.metadata or {})[META])["digest"]
+    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+        return [f"{INDEX} is damaged ({error}); delete it and run the same `videoar tokenize` again"]
     found = dataset_digest(info, infos, manifest.rejects())
-    if not excluded(folder) and found != dataset.digest:
-        return [f"{INDEX} records digest {dataset.digest[:12]}, the content has {found[:12]}"]
+    if found != recorded:
+        return [f"{INDEX} records digest {recorded[:12]}, the content has {found[:12]}"]
     return []
 
 
@@ -186,15 +194,15 @@ def digest(folder: str | Path) -> str:
     folder = Path(folder)
     info, _ = open_folder(folder)
     manifest = Manifest(folder)
-    infos = []
-    for _, names, _ in manifest.shards():
-        for name in names:
+
+    def records() -> Iterator[ShardInfo]:
+        for name in sorted(name for _, names, _ in manifest.shards() for name in names):
             if not manifest.committed([name]):
                 raise DatasetError(f"{folder}: {name} is not committed; run the same `videoar tokenize` again")
             record = read_info(folder / f"{name}.parquet")
-            actual = tar_digest(folder / f"{name}.tar") if record.samples else ""
-            infos.append(ShardInfo(**{**record.__dict__, "tar_sha256": actual}))
-    return dataset_digest(info, infos, manifest.rejects())
+            yield replace(record, tar_sha256=tar_digest(folder / f"{name}.tar") if record.samples else "")
+
+    return dataset_digest(info, records(), manifest.rejects())
 
 
 def stat(folder: str | Path) -> dict[str, Any]:
@@ -202,20 +210,14 @@ def stat(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     dataset = ShardDataset.open(folder)
     manifest = Manifest(folder)
-    infos: dict[str, list[ShardInfo]] = {}
-    for _, names, _ in manifest.shards():
-        for name in names:
-            infos.setdefault(name.split("/")[0], []).append(read_info(folder / f"{name}.parquet"))
-    buckets = {
-        name: {
-            "shards": len(shards),
-            "samples": sum(shard.samples for shard in shards),
-            "frames": sum(shard.frames for shard in shards),
-            "tokens": sum(shard.tokens for shard in shards),
-            "bytes": sum(shard.tar_bytes for shard in shards),
-        }
-        for name, shards in sorted(infos.items())
-    }
+    names: dict[str, list[str]] = {}
+    for _, shards, _ in manifest.shards():
+        for name in shards:
+            names.setdefault(name.split("/")[0], []).append(name)
+    buckets = {}
+    for bucket, own in sorted(names.items()):
+        sums = summed(read_info(folder / f"{name}.parquet") for name in own)
+        buckets[bucket] = {what: sums[what] for what in ("shards", "samples", "frames", "tokens", "bytes")}
     refused = Counter(f"{reject.stage}/{reject.reason}" for reject in manifest.rejects())
     return {
         "folder": str(folder),
