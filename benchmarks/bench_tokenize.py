@@ -161,6 +161,8 @@ class Job:
     wanted: float = 0.0
     got: float = 0.0
     others: float = 0.0
+    driver_ready: float = 0.0
+    driver_peak: float = 0.0
 
 
 class Family:
@@ -171,6 +173,8 @@ class Family:
         self.seconds: dict[int, float] = {}
         self.kind: dict[int, str] = {}
         self.runnable = 0
+        self.memory = 0.0
+        """Resident bytes of the driver at the last look."""
         self.encoding: set[int] = set()
 
     def look(self) -> None:
@@ -187,9 +191,10 @@ class Family:
         line = " ".join(process.cmdline())
         if process.pid == self.root.pid:
             self.kind[process.pid] = "driver"
+            self.memory = process.memory_info().rss
         elif self.kind.get(process.pid) not in ("encoding workers", "planning workers"):
             self.kind[process.pid] = next((kind for word, kind in KINDS if word in line), "others")
-        if "encode group" in line:
+        if "ray::encode group" in line:
             self.encoding.add(process.pid)
         for state in Path(f"/proc/{process.pid}/task").glob("*/stat"):
             self.runnable += state.read_text().rpartition(")")[2].split()[0] == "R"
@@ -216,6 +221,9 @@ def run_job(config: Path, shards: Path, workers: int) -> Job:
                 found.ready, machine = time.monotonic(), psutil.cpu_times()
                 found.before = family.by_kind()
                 found.cpu_start = sum(found.before.values())
+                found.driver_ready = family.root.memory_info().rss
+            if found.ready and family.root.is_running():
+                found.driver_peak = max(found.driver_peak, family.memory)
             if not (shards / "index.parquet").exists():
                 found.ended, ended = time.monotonic(), psutil.cpu_times()
                 late = sum(family.seconds.values())
