@@ -47,6 +47,8 @@ from tokenizer.config import TrainingBucket
 from tokenizer.i3d import I3d, frechet
 
 FRAMES, SIDE, FPS = 9, 64, 8.0
+WIDE = 112
+"""Side at which the real videos are decoded; training squares are cut from it."""
 HELD_PEOPLE = (6, 7, 8)
 HELD_VIDEOS = (
     "imageio_cockatoo",
@@ -66,7 +68,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         **{"temporal_stride": 1, "kernel_t": 1},
     },
 }
-STEPS = {"ours": (2800, 5000), "2d": (1850, 3300)}
+STEPS = {"ours": (2400, 3600), "2d": (1600, 2400)}
 """Steps on single frames and on clips."""
 
 
@@ -92,14 +94,17 @@ def videos(held: bool) -> list[str]:
 
 
 class Mixed:
-    """Training clips: three of four from Weizmann's strips, the fourth from the real videos (20 s of each); a pure function of
-    the step."""
+    """Training clips, half from Weizmann's strips and half from the real videos (20 s of each), augmented; a pure function of
+    the step.
+
+    Six people and forty videos are few: without augmentation the training clips reach 30 dB while held-out ones stay at 26.
+    """
 
     def __init__(self, seed: int) -> None:
         self.strips = strips(held=False)
         self.videos = []
         for name in videos(held=False):
-            frames = [frame for _, frame in islice(iter_frames(Path(name), FPS, SIDE, SIDE), int(20 * FPS))]
+            frames = [frame for _, frame in islice(iter_frames(Path(name), FPS, WIDE, WIDE), int(20 * FPS))]
             if len(frames) >= FRAMES:
                 self.videos.append(np.stack(frames))
         self.seed = seed
@@ -109,12 +114,24 @@ class Mixed:
         made = []
         for number in range(rank * share, (rank + 1) * share):
             draw = np.random.Generator(np.random.Philox(key=self.seed, counter=[1, 0, number, step]))
-            kind = self.videos if (step * bucket.batch + number) % 4 == 3 else self.strips
+            kind = (self.strips, self.videos)[(step * bucket.batch + number) % 2]
             strip = kind[int(draw.integers(len(kind)))]
             begin = int(draw.integers(len(strip) - bucket.frames + 1))
-            clip = strip[begin : begin + bucket.frames]
-            made.append(clip[:, :, ::-1] if draw.random() < 0.5 else clip)
-        return torch.from_numpy(np.stack(made))
+            made.append(augmented(torch.from_numpy(strip[begin : begin + bucket.frames]), draw))
+        return torch.stack(made)
+
+
+def augmented(clip_THWC: Tensor, draw: np.random.Generator) -> Tensor:
+    """A random square of the clip at SIDE x SIDE, perhaps mirrored or backwards, with contrast, brightness and colour moved."""
+    whole = clip_THWC.shape[1]
+    side = int(draw.integers(44, whole + 1))
+    top, left = (int(draw.integers(whole - side + 1)) for _ in range(2))
+    x = clip_THWC[:, top : top + side, left : left + side].permute(0, 3, 1, 2).float()
+    x = torch.nn.functional.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+    gain = float(draw.uniform(0.7, 1.3)) * torch.from_numpy(draw.uniform(0.9, 1.1, (1, 3, 1, 1))).float()
+    x = ((x - 128) * gain + 128 + float(draw.uniform(-25, 25))).round().clamp(0, 255)
+    axes = [axis for axis in (0, 3) if draw.random() < 0.5]
+    return (x.flip(axes) if axes else x).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def configuration(name: str, out: Path, share: float) -> dict[str, Any]:
