@@ -38,12 +38,13 @@ from PIL import Image
 from torch import Tensor
 
 from cluster.config import load
+from pipeline.augment import augment
 from pipeline.config import CorpusConfig
 from pipeline.source import find
 from pipeline.tokenizer_scores import held_clips, quality
 from pipeline.video import iter_frames
 from tokenizer.codec import VideoCodec
-from tokenizer.config import TrainingBucket
+from tokenizer.config import AugmentConfig, TrainingBucket
 from tokenizer.i3d import I3d, frechet
 
 FRAMES, SIDE, FPS = 9, 64, 8.0
@@ -117,21 +118,10 @@ class Mixed:
             kind = (self.strips, self.videos)[(step * bucket.batch + number) % 2]
             strip = kind[int(draw.integers(len(kind)))]
             begin = int(draw.integers(len(strip) - bucket.frames + 1))
-            made.append(augmented(torch.from_numpy(strip[begin : begin + bucket.frames]), draw))
+            clip = torch.from_numpy(strip[begin : begin + bucket.frames])
+            varied = AugmentConfig(zoom=clip.shape[1] / 44, contrast=0.3, colour=0.1, brightness=25, backwards=True)
+            made.append(augment(clip, SIDE, SIDE, varied, True, draw))
         return torch.stack(made)
-
-
-def augmented(clip_THWC: Tensor, draw: np.random.Generator) -> Tensor:
-    """A random square of the clip at SIDE x SIDE, perhaps mirrored or backwards, with contrast, brightness and colour moved."""
-    whole = clip_THWC.shape[1]
-    side = int(draw.integers(44, whole + 1))
-    top, left = (int(draw.integers(whole - side + 1)) for _ in range(2))
-    x = clip_THWC[:, top : top + side, left : left + side].permute(0, 3, 1, 2).float()
-    x = torch.nn.functional.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
-    gain = float(draw.uniform(0.7, 1.3)) * torch.from_numpy(draw.uniform(0.9, 1.1, (1, 3, 1, 1))).float()
-    x = ((x - 128) * gain + 128 + float(draw.uniform(-25, 25))).round().clamp(0, 255)
-    axes = [axis for axis in (0, 3) if draw.random() < 0.5]
-    return (x.flip(axes) if axes else x).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def configuration(name: str, out: Path, share: float) -> dict[str, Any]:

@@ -21,9 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.augment import augment
 from pipeline.source import local
 from pipeline.video import VideoError, iter_frames, probe, read_frames
-from tokenizer.config import TrainingBucket
+from tokenizer.config import AugmentConfig, TrainingBucket
 
 ATTEMPTS = 64
 """Videos drawn for one clip before the corpus counts as unusable for the bucket."""
@@ -36,8 +37,18 @@ class ClipError(ValueError):
 class VideoClips:
     """`ClipSource` over video files. Short videos are decoded once a size and kept in memory, up to `cache_mb`."""
 
-    def __init__(self, videos: Sequence[str], fps: float, seed: int, *, cache_mb: float = 512.0, flip: bool = True) -> None:
+    def __init__(
+        self,
+        videos: Sequence[str],
+        fps: float,
+        seed: int,
+        *,
+        cache_mb: float = 512.0,
+        flip: bool = True,
+        augment: AugmentConfig | None = None,
+    ) -> None:
         self.videos, self.fps, self.seed, self.flip = list(videos), fps, seed, flip
+        self.augment = augment if augment is not None and augment.active else None
         self._room = int(cache_mb * 1e6)
         self._used = 0
         self._cache: OrderedDict[tuple[str, int, int], NDArray[np.uint8]] = OrderedDict()
@@ -62,11 +73,15 @@ class VideoClips:
             starts = self._length(video) - bucket.frames + 1
             if starts < 1:
                 continue
+            zoom = 1.0 if self.augment is None else self.augment.zoom
             try:
-                frames = self._read(video, int(place * starts), bucket)
+                frames = self._read(video, int(place * starts), bucket, zoom)
             except VideoError as error:
                 self._refuse(video, str(error))
                 continue
+            if self.augment is not None:
+                whole = torch.from_numpy(frames)
+                return augment(whole, bucket.height, bucket.width, self.augment, self.flip, draw).numpy()
             return np.ascontiguousarray(frames[:, :, ::-1]) if self.flip and mirrored else frames
         raise ClipError(
             f"no clip of {bucket.frames} frames at {self.fps} fps among {ATTEMPTS} draws from {len(self.videos)} videos: "
@@ -96,18 +111,20 @@ class VideoClips:
                 self._frames[video] = 0
                 print(f"left out: {message}", flush=True)
 
-    def _read(self, video: str, start: int, bucket: TrainingBucket) -> NDArray[np.uint8]:
-        length, size = self._length(video), bucket.height * bucket.width * 3
+    def _read(self, video: str, start: int, bucket: TrainingBucket, zoom: float) -> NDArray[np.uint8]:
+        """Frames of the clip; with a zoom larger by as much, so that the smallest part of them still has the bucket's pixels."""
+        height, width = round(bucket.height * zoom), round(bucket.width * zoom)
+        length, size = self._length(video), height * width * 3
         if length * size > self._room // 4:
             times = [(start + i) / self.fps for i in range(bucket.frames)]
             with local(video) as path:
-                return read_frames(path, times, bucket.height, bucket.width)
-        key = (video, bucket.height, bucket.width)
+                return read_frames(path, times, height, width)
+        key = (video, height, width)
         with self._lock:
             whole = self._cache.get(key)
             if whole is None:
                 with local(video) as path:
-                    frames = iter_frames(path, self.fps, bucket.height, bucket.width)
+                    frames = iter_frames(path, self.fps, height, width)
                     whole = np.stack([picture for _, (_, picture) in zip(range(length), frames)])
                 self._cache[key] = whole
                 self._used += whole.nbytes

@@ -46,7 +46,8 @@ def train(config: Config) -> None:
         return
     videos = [source.source for source in find(config.get(CorpusConfig))]
     training = tokenizer.training
-    run(config, VideoClips(videos, training.fps, config.get(RunConfig).seed, flip=training.mirror))
+    seed = config.get(RunConfig).seed
+    run(config, VideoClips(videos, training.fps, seed, flip=training.mirror, augment=training.augment))
 
 
 def roundtrip(codec: VideoCodec, frames_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -99,6 +99,26 @@ class TrainingBucket(Section):
     """Step from which the shape is used no more; none = to the end."""
 
 
+class AugmentConfig(Section):
+    """How training clips are varied; the defaults leave them as they are."""
+
+    zoom: float = Field(default=1.0, ge=1, le=4)
+    """Most enlargement: a random part of the frame, down to 1/zoom of its sides, becomes the clip."""
+    contrast: float = Field(default=0.0, ge=0, lt=1)
+    """Contrast is multiplied by a number drawn from 1 - this to 1 + this."""
+    colour: float = Field(default=0.0, ge=0, lt=1)
+    """The same for each colour channel by itself."""
+    brightness: float = Field(default=0.0, ge=0, le=128)
+    """Levels of 255 that are added, drawn from minus this to this."""
+    backwards: bool = False
+    """Play half of the clips backwards."""
+
+    @property
+    def active(self) -> bool:
+        """Whether any clip is changed."""
+        return self != AugmentConfig()
+
+
 class TokenizerTraining(Section):
     """`videoar tokenizer train`."""
 
@@ -110,6 +130,8 @@ class TokenizerTraining(Section):
     """Frames a second of the training clips."""
     mirror: bool = True
     """Mirror half of the clips; turn it off where a few clips are to be learnt in little time."""
+    augment: AugmentConfig = AugmentConfig()
+    """How clips are varied; a small corpus needs it (about zoom 2, contrast 0.3, colour 0.1, brightness 25, backwards)."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate (cosine to 0 after the warm-up)."""
     discriminator_factor: float = Field(default=2.0, gt=0)
