@@ -58,6 +58,27 @@ class FilterConfig(Section):
     """Luma up to which a row or column counts as black bar."""
 
 
+class CaptionerConfig(Section):
+    """A model that captions clips without a caption of their own."""
+
+    weights: Path | None = None
+    """Folder of an image-to-text model of Hugging Face transformers in safetensors; none: clips without caption stay so."""
+    prompt: str = ""
+    """Text that the model is given with the pictures; models made for captions alone need none."""
+    frames: int = Field(default=1, ge=1)
+    """Pictures of a clip that a chat model is shown, evenly spread; other models see the middle one of them."""
+    side: int = Field(default=384, ge=16)
+    """Shorter side of the pictures handed to the model's own preparation (pixels)."""
+    batch: int = Field(default=8, ge=1)
+    """Clips of one video that are captioned at once."""
+    max_tokens: int = Field(default=64, ge=1)
+    """Longest caption (tokens)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the model's weights."""
+    gpus: float = Field(default=0.0, ge=0)
+    """Ray GPUs that a planning task asks for, to caption on; may be a fraction. 0 captions on the CPU."""
+
+
 class DecodeLimits(Section):
     """What a decoding child may use before it is killed."""
 
@@ -113,6 +134,8 @@ class PipelineConfig(Section):
     """Shot boundaries."""
     filters: FilterConfig = FilterConfig()
     """Quality thresholds."""
+    captioner: CaptionerConfig = CaptionerConfig()
+    """Captions by a model."""
     limits: DecodeLimits = DecodeLimits()
     """Limits of a decoding child."""
     damaged: Literal["refuse", "prefix"] = "refuse"

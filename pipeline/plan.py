@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import xxhash
 
@@ -22,6 +23,9 @@ from pipeline.decoder import DecoderDied, DecoderProcess
 from pipeline.dedup import content_digest
 from pipeline.records import Bucket, Clip, Reject, SourceVideo, VideoPlan
 from pipeline.video import EPSILON, VideoError
+
+if TYPE_CHECKING:
+    from pipeline.captioner import Captioner
 
 
 @dataclass(frozen=True)
@@ -73,18 +77,34 @@ def suited(buckets: Sequence[Bucket], width: int, height: int, rule: str) -> tup
     return tuple(bucket for bucket, distance in zip(buckets, off) if distance <= min(off) + EPSILON)
 
 
-def plan_video(video: SourceVideo, config: PipelineConfig, decoder: DecoderProcess) -> VideoPlan:
-    """Look at one video and plan its clips. Never raises for a bad video: that is an outcome."""
+def plan_video(
+    video: SourceVideo, config: PipelineConfig, decoder: DecoderProcess, captioner: Captioner | None = None
+) -> VideoPlan:
+    """Look at one video and plan its clips. Never raises for a bad video: that is an outcome.
+
+    captioner: describes clips that have no caption.
+    """
     digest = ""
     try:
         with source.local(video.source) as path:
             digest = content_digest(path)
             found = _scan(path, config, decoder)
+            plan = _judged(video, digest, found, config)
+            if captioner is not None and plan.clips:
+                from pipeline.captioner import captioned
+
+                plan = captioned(
+                    plan, path, (found.height, found.width), captioner, config.captioner, decoder, config.limits.attempts
+                )
+            return plan
     except VideoError as error:
         return _refused(video, digest, "probe", error.reason, str(error))
     except DecoderDied as error:
         detail = f"{error}; quarantined after {config.limits.attempts} attempts"
         return _refused(video, digest, "probe", error.reason, detail)
+
+
+def _judged(video: SourceVideo, digest: str, found: Scan, config: PipelineConfig) -> VideoPlan:
     if found.damage and config.damaged == "refuse":
         return _refused(video, digest, "probe", "damaged", found.damage)
     if min(found.width, found.height) < config.filters.min_side:

@@ -207,7 +207,7 @@ def _plan(videos: Sequence[SourceVideo], config: PipelineConfig, manifest: Manif
         while todo or running:
             while todo and len(running) < 2 * _cpus():
                 number = todo.popleft()
-                task = plan_part.options(name=f"plan part {number}", max_retries=0)
+                task = plan_part.options(name=f"plan part {number}", max_retries=0, num_gpus=config.captioner.gpus)
                 running[task.remote(list(parts[number]), config, manifest.part(number).absolute(), Path.cwd())] = number
             for ref in ray.wait(list(running))[0]:
                 number = running.pop(ref)

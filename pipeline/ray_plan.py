@@ -30,9 +30,14 @@ def plan_part(videos: list[SourceVideo], config: PipelineConfig, path: Path, fol
     Returns the numbers of videos, of clips and of decoders that died.
     """
     stand_in(folder)
+    captioner = None
+    if config.captioner.weights is not None:
+        from pipeline.captioner import load
+
+        captioner = load(config.captioner.model_dump_json())
     with kept.DECODER.use(config.limits) as decoder:
         before = decoder.deaths
-        plans = [plan_video(video, config, decoder) for video in videos]
+        plans = [plan_video(video, config, decoder, captioner) for video in videos]
         deaths = decoder.deaths - before
     write_json(path, [plan.plain() for plan in plans])
     return len(plans), sum(len(plan.clips) for plan in plans), deaths

@@ -1,0 +1,185 @@
+"""Captions by a model, for clips that have none: the interface, and one implementation over Hugging Face transformers.
+
+In:  pictures of spans of a video, batch by batch.
+Out: one caption a span; `VideoPlan`s whose clips carry it, with the model's digest among the carried columns.
+Called by: the planning task (pipeline.ray_plan, pipeline.plan), when `pipeline.captioner.weights` is set.
+
+It runs where a video is planned: a planned part is committed with its captions, so a job that is killed captions what lacks a
+part and nothing twice. Batches are formed within a video, in the order of its spans, and decoding is greedy: a caption depends on
+the video, the configuration and the weights alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+
+from pipeline.config import CaptionerConfig
+from pipeline.decoder import DecoderDied, DecoderProcess
+from pipeline.records import Clip, VideoPlan
+from pipeline.video import Request, VideoError
+
+COLUMN = "captioner"
+"""Carried column that names the model (its digest) where a caption is a model's."""
+
+
+class CaptionerError(ValueError):
+    """A captioner that cannot be loaded or used; the message names the folder and the mend."""
+
+
+class Captioner(Protocol):
+    """What planning needs of a model."""
+
+    digest: str
+    """32 hex digits that change with the model's files."""
+
+    def describe(self, spans: Sequence[NDArray[np.uint8]]) -> list[str]:
+        """Return a caption for each span, uint8 (N, H, W, 3): N pictures spread over its time."""
+
+
+class HuggingFace:
+    """An image-to-text model of transformers (BLIP, GIT, LLaVA and their like) from a local folder of safetensors.
+
+    A processor with a chat template gets the pictures and the prompt as one message; any other one the middle picture.
+    """
+
+    def __init__(self, config: CaptionerConfig) -> None:
+        assert config.weights is not None
+        try:
+            from transformers import AutoModelForImageTextToText, AutoProcessor
+        except ImportError as error:
+            raise CaptionerError(
+                'pipeline.captioner needs transformers: pip install "videoar-pretrain[caption]" on every host that plans'
+            ) from error
+        self._config = config
+        self.digest = folder_digest(config.weights)
+        self._device = "cuda" if config.gpus > 0 and torch.cuda.is_available() else "cpu"
+        # No code from the folder is run and no pickle is read; nothing is asked of a network.
+        common = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            self._processor: Any = AutoProcessor.from_pretrained(config.weights, **common)
+            self._model: Any = AutoModelForImageTextToText.from_pretrained(
+                config.weights, use_safetensors=True, dtype=getattr(torch, config.dtype), **common
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise CaptionerError(f"{config.weights}: no image-to-text model of transformers in safetensors: {first}") from error
+        self._model.to(self._device).eval()
+        self._chat = bool(getattr(self._processor, "chat_template", None))
+
+    def describe(self, spans: Sequence[NDArray[np.uint8]]) -> list[str]:
+        """Caption a batch."""
+        config = self._config
+        inputs: dict[str, Any] = {"return_tensors": "pt", "padding": True}
+        if self._chat:
+            content = [{"type": "image"}] * config.frames + [{"type": "text", "text": config.prompt}]
+            message = [{"role": "user", "content": content}]
+            text = self._processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+            inputs |= {"images": [list(span) for span in spans], "text": [text] * len(spans)}
+        else:
+            inputs["images"] = [span[len(span) // 2] for span in spans]
+            if config.prompt:
+                inputs["text"] = [config.prompt] * len(spans)
+        batch = self._processor(**inputs).to(self._device, getattr(torch, config.dtype))
+        with torch.inference_mode():
+            made = self._model.generate(**batch, max_new_tokens=config.max_tokens, do_sample=False, num_beams=1)
+        if self._chat:  # the answer follows the question
+            made = made[:, batch["input_ids"].shape[1] :]
+        return [" ".join(text.split()) for text in self._processor.batch_decode(made, skip_special_tokens=True)]
+
+
+@cache
+def load(plain: str) -> Captioner:
+    """Return the captioner of a configuration (as JSON), once a process. Raises CaptionerError."""
+    return HuggingFace(CaptionerConfig.model_validate_json(plain))
+
+
+def folder_digest(folder: Path) -> str:
+    """Return xxh3-128 (hex) over names and bytes of a folder's files. Raises CaptionerError."""
+    hasher = xxhash.xxh3_128()
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        for path in files:
+            hasher.update(f"{path.name}\n{path.stat().st_size}\n".encode())
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 22):
+                    hasher.update(chunk)
+    except OSError as error:
+        raise CaptionerError(f"pipeline.captioner.weights: cannot read {error.filename}: {error.strerror}") from error
+    if not files:
+        raise CaptionerError(f"pipeline.captioner.weights: {folder} is empty")
+    return hasher.hexdigest()
+
+
+def captioned(
+    plan: VideoPlan,
+    path: Path,
+    shape: tuple[int, int],
+    captioner: Captioner,
+    config: CaptionerConfig,
+    decoder: DecoderProcess,
+    attempts: int,
+) -> VideoPlan:
+    """Return the plan with a caption for each span that lacks one; clips of one span share it.
+
+    attempts: tries that a decoder which dies over the video gets. path: local file. shape: height and width as shown, pixels.
+    A span that does not decode keeps its empty caption: the encoder, which reads the same frames, says why it is refused.
+    """
+    spans: dict[float, Clip] = {}
+    for clip in plan.clips:
+        if not clip.caption and (clip.begin not in spans or clip.end > spans[clip.begin].end):
+            spans[clip.begin] = clip
+    scale = config.side / min(shape)
+    height, width = round(shape[0] * scale), round(shape[1] * scale)
+    requests = [Request(_times(clip, config.frames), height, width, clip.crop) for clip in spans.values()]
+    captions: dict[float, str] = {}
+    waiting: list[tuple[float, NDArray[np.uint8]]] = []
+
+    def flush() -> None:
+        if waiting:
+            texts = captioner.describe([frames for _, frames in waiting])
+            captions.update(zip((begin for begin, _ in waiting), texts))
+            waiting.clear()
+
+    for begin, frames in zip(spans, _readable(decoder, path, requests, attempts)):
+        waiting.append((begin, frames))
+        if len(waiting) == config.batch:
+            flush()
+    flush()
+    clips = tuple(
+        replace(clip, caption=captions[clip.begin], extra={**clip.extra, COLUMN: captioner.digest})
+        if not clip.caption and captions.get(clip.begin)
+        else clip
+        for clip in plan.clips
+    )
+    return replace(plan, clips=clips)
+
+
+def _readable(decoder: DecoderProcess, path: Path, requests: list[Request], attempts: int) -> Iterator[NDArray[np.uint8]]:
+    """Give the frames of each request up to the first that cannot be read; a dead decoder gets another try."""
+    done = 0
+    for _ in range(attempts if requests else 0):
+        try:
+            for number, frames in enumerate(decoder.read(path, requests)):
+                if number >= done:
+                    done += 1
+                    yield frames
+        except DecoderDied:
+            continue
+        except VideoError:
+            return  # not lost: the encoder meets the same frames and records the refusal
+        return
+
+
+def _times(clip: Clip, count: int) -> tuple[float, ...]:
+    """Times of frames of the clip, spread evenly: the middle of each of `count` stretches."""
+    frames = [int((k + 0.5) * clip.bucket.frames / count) for k in range(count)]
+    return tuple(clip.begin + frame / clip.fps for frame in frames)
