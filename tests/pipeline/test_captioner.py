@@ -166,7 +166,7 @@ def test_planning_captions_what_has_none(clips: Path, blip: Path, tmp_path: Path
         plan = plan_video(SourceVideo(str(video), extra={"licence": "CC0"}), config, decoder, counting)
         begins = {clip.begin for clip in plan.clips}
         assert sum(counting.batches) == len(begins) and set(counting.batches[:-1]) == {4}, "each span once, in batches"
-        assert {clip.caption for clip in plan.clips} == {"2 pictures of 48x59"}
+        assert {clip.caption for clip in plan.clips} == {"2 pictures of 48x64"}
         assert all(clip.extra == {"licence": "CC0", COLUMN: counting.digest} for clip in plan.clips)
         assert clips_of(clip_rows(plan.clips, 0)) == list(plan.clips)
         counting.batches.clear()
