@@ -210,7 +210,9 @@ def run_job(config: Path, shards: Path, workers: int) -> Job:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     found, samples = Job(began=time.monotonic()), []
     machine = ended = psutil.cpu_times()
-    with subprocess.Popen([sys.executable, "-c", JOB, str(config)], env=environment, stdout=subprocess.DEVNULL) as job:
+    with subprocess.Popen(
+        [sys.executable, "-c", JOB, str(config)], env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+    ) as job:
         family = Family(psutil.Process(job.pid))
         while job.poll() is None:
             try:

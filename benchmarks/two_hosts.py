@@ -21,7 +21,7 @@ import psutil
 from cluster.ports import free_port
 
 OBJECT_STORE = 100_000_000
-START_SECONDS = 180.0
+START_SECONDS = 300.0
 
 
 def possible() -> bool:
@@ -60,16 +60,8 @@ class TwoHosts:
             call("ip", "-n", self.space, "link", "set", "eth0", "up")
             call("ip", "-n", self.space, "link", "set", "lo", "up")
             self._folder = undo.enter_context(tempfile.TemporaryDirectory(prefix="v2-", dir="/tmp", ignore_cleanup_errors=True))
-            port = self.environment["RAY_ADDRESS"].rpartition(":")[2]
-            self._head = self._ray(
-                0,
-                "--head",
-                f"--port={port}",
-                "--include-dashboard=false",
-                "--disable-usage-stats",
-                f"--temp-dir={self._folder}",
-            )
-            undo.callback(end, self._head)
+            self._head = self._start_head()
+            undo.callback(lambda: end(self._head))
             undo.callback(self.kill)
             self._wait(1)
             self.bring_up()
@@ -78,6 +70,11 @@ class TwoHosts:
 
     def __exit__(self, *_: object) -> None:
         self._undo.close()
+
+    def _start_head(self) -> subprocess.Popen[bytes]:
+        port = self.environment["RAY_ADDRESS"].rpartition(":")[2]
+        words = ("--head", f"--port={port}", "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={self._folder}")
+        return self._ray(0, *words)
 
     def _ray(self, host: int, *words: str) -> subprocess.Popen[bytes]:
         inside = ["ip", "netns", "exec", self.space] if host else []
@@ -98,6 +95,9 @@ class TwoHosts:
             )
             if done.returncode == 0 and int(done.stdout.split()[-1]) >= hosts:
                 return
+            if self._head.poll() is not None:  # Ray gives up after 30 s, which a crowded machine may need
+                end(self._head)
+                self._head = self._start_head()
         raise SystemExit(f"no Ray cluster of {hosts} hosts after {START_SECONDS:.0f} s: {done.stderr[-500:]}")
 
     def everyone(self) -> list[psutil.Process]:
@@ -130,6 +130,12 @@ class TwoHosts:
             self._node.kill()
             self._node.wait()
             self._node = None
+
+    def mend(self) -> None:
+        """Start the node again where its start has failed."""
+        if self._node is not None and self._node.poll() is not None:
+            self.kill()
+            self.bring_up()
 
     def bring_up(self) -> None:
         """Put the cable back and start the node anew, as a new host; returns at once."""

@@ -151,6 +151,7 @@ class Pool:
                     flush=True,
                 )
                 ray.kill(self._actors[slot])
+                del self._moved[slot]
 
     @property
     def busy(self) -> bool:
