@@ -116,10 +116,10 @@ def test_file_errors_name_file_line_and_mend(file: Path, wrong: str, right: str,
 
 
 def test_errors_inside_lists_have_their_own_line(file: Path) -> None:
-    file.write_text(GOOD.replace("frames: 1", "framse: 1").replace("steps: 4", "steps: 0"))
+    file.write_text(GOOD.replace("frames: 1", "framse: 1").replace("steps: 4", "steps: -1"))
     first, second = refused(file).splitlines()
     assert first == f"{file}:9: unknown key `curriculum.stages.0.mix.0.framse`; did you mean `frames`?"
-    assert second.startswith(f"{file}:11: `curriculum.stages.1.steps`: Input should be greater than or equal to 1")
+    assert second.startswith(f"{file}:11: `curriculum.stages.1.steps`: Input should be greater than or equal to 0")
 
 
 def test_a_key_written_twice_is_refused(file: Path) -> None:

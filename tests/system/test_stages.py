@@ -46,7 +46,7 @@ def test_three_stages_the_last_with_ulysses_with_kills_between(tmp_path: Path) -
         process = training.start(config, 2, disturbed)
         training.until(process, f"step {step}/{STEPS}")
         training.rank_process(process, 1).send_signal(signal.SIGKILL)
-        process.communicate(timeout=120)
+        process.communicate(timeout=training.PATIENCE)
         assert process.returncode not in (0, 75)
     training.train(config, 2, disturbed)
     training.compare(undisturbed, disturbed, exact_to=STEPS)

@@ -33,7 +33,7 @@ def undisturbed(config: Path) -> Path:
     address = (run / "metrics-address").read_text().strip()
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
         served = answer.read().decode()
-    rest, _ = process.communicate(timeout=240)
+    rest, _ = process.communicate(timeout=training.PATIENCE)
     assert process.returncode == 0, said + rest
     assert "videoar_train_step " in served and 'videoar_train_heartbeat_timestamp_seconds{rank="1"}' in served
     return run
@@ -74,7 +74,7 @@ def test_kills_damage_and_other_numbers_of_ranks_change_nothing(config: Path, un
     process = training.start(config, 2, run)
     training.until(process, "step 9/20")
     training.rank_process(process, 1).kill()
-    process.communicate(timeout=120)
+    process.communicate(timeout=training.PATIENCE)
     assert process.returncode not in (0, 75)
     # One byte of the newest checkpoint flips: the one before is used.
     newest = max((run / "checkpoints").glob("step-????????"))
@@ -87,7 +87,7 @@ def test_kills_damage_and_other_numbers_of_ranks_change_nothing(config: Path, un
     said = training.until(process, "step 10/20")
     assert f"checkpoint {newest.name} is passed over: zero/{file.name} does not match its sha256" in said
     training.rank_process(process, 1).send_signal(signal.SIGTERM)
-    rest, _ = process.communicate(timeout=120)
+    rest, _ = process.communicate(timeout=training.PATIENCE)
     assert process.returncode == 75, said + rest
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "stopped" and status["line"] == "SIGTERM" and 10 <= status["step"] < 16
@@ -158,9 +158,9 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(config: Path, undisturb
     run = config.parent / "full-disk"
     zero = "deepspeed.zero_optimization.stage=0"
     first = alone(config, run, zero, "train.stop_after=4")
-    assert first.communicate(timeout=120) and first.returncode == 75
+    assert first.communicate(timeout=training.PATIENCE) and first.returncode == 75
     second = alone(config, run, zero, limit=150_000)
-    said, _ = second.communicate(timeout=120)
+    said, _ = second.communicate(timeout=training.PATIENCE)
     assert second.returncode == 0, said
     assert "checkpoint of step 8 could not be written (rank 0: " in said and "older checkpoints stay, training goes on" in said
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000004"]
@@ -193,7 +193,7 @@ def test_validation_samples_bf16_and_a_corrupt_sample_in_one_run(tmp_path: Path)
         f"curriculum.validation=[{tmp_path / 'held-out'}]",
         "objective.condition_drop=0.0",
     )
-    said, _ = job.communicate(timeout=240)
+    said, _ = job.communicate(timeout=training.PATIENCE)
     assert job.returncode == 0, said
     lines = training.metrics(run)
     assert len(lines) == 20 and lines[-1]["loss"] < 0.8 * lines[0]["loss"]
@@ -222,7 +222,7 @@ def test_validation_samples_bf16_and_a_corrupt_sample_in_one_run(tmp_path: Path)
 def test_ranks_that_differ_are_refused_by_name(config: Path) -> None:
     port, run = training.free_port(), config.parent / "differ"
     both = [alone(config, run, f"train.clip={1.0 + rank}", rank=rank, world=2, port=port) for rank in range(2)]
-    said = [process.communicate(timeout=120)[0] for process in both]
+    said = [process.communicate(timeout=training.PATIENCE)[0] for process in both]
     assert [process.returncode for process in both] == [1, 1]
     for text in said:
         assert "rank 1 on " in text and "`train.clip` is 2.0 there and 1.0 on rank 0" in text

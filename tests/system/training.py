@@ -32,6 +32,8 @@ deepspeed: {zero_optimization: {stage: 3}}
 metrics: {port: 0}
 """
 STEPS = 20
+PATIENCE = 600
+"""Seconds after which a job is taken to hang: a crowded machine makes two minutes of ten seconds."""
 
 
 def prepare(folder: Path) -> Path:
@@ -65,7 +67,7 @@ def start(config: Path, ranks: int, run: Path, *overrides: str) -> subprocess.Po
 def train(config: Path, ranks: int, run: Path, *overrides: str, code: int = 0) -> str:
     """Run a job to its end, check the exit code, return its output."""
     process = start(config, ranks, run, *overrides)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, f"exit code {process.returncode}, {code} expected:\n{output}"
     return output
 
@@ -76,7 +78,7 @@ def several(config: Path, ranks: int, runs: dict[str, list[str]], *, code: int =
     command += ["--master_port", str(free_port()), "--no_local_rank", str(Path(__file__).with_name("several_worker.py"))]
     command += [str(config), str(code), json.dumps({str(config.parent / name): given for name, given in runs.items()})]
     done = subprocess.run(
-        command, env=environment(), cwd=config.parent, text=True, capture_output=True, timeout=400, check=False
+        command, env=environment(), cwd=config.parent, text=True, capture_output=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
