@@ -52,6 +52,8 @@ class FilterConfig(Section):
     """Variance of the Laplacian under which a clip counts as blurred."""
     min_side: int = Field(default=16, ge=1)
     """Videos whose shorter side is less are refused (pixels)."""
+    max_text: float = Field(default=1.0, ge=0, le=1)
+    """Share of the picture over which text (subtitles, titles) makes a clip be refused; 1 does not look for text."""
     letterbox: Literal["keep", "crop"] = "keep"
     """`crop` cuts off black bars that a video has throughout, before it is resized; clips.parquet says what was kept."""
     letterbox_luma: float = Field(default=16.0, ge=0, le=255)
@@ -94,6 +96,11 @@ class DecodeLimits(Section):
     """Pixels a frame."""
     attempts: int = Field(default=2, ge=1)
     """Decoder deaths (kill, crash, time-out) after which a video is quarantined."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The limits that decoding itself keeps."""
+        return {"max_frames": self.max_frames, "max_pixels": self.max_pixels}
 
 
 class PipelineConfig(Section):

@@ -10,6 +10,7 @@ TransNetV2 the tiny pictures it needs go out to the parent of the decoding child
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,10 @@ from scenedetect import FrameTimecode
 from scenedetect.detectors import ContentDetector
 
 from pipeline import video
-from pipeline.config import CutConfig
+from pipeline.config import CutConfig, FilterConfig
 from pipeline.letterbox import Bars
 from pipeline.near import RATE, SIDE, Print, Printer
+from pipeline.text import EVERY, TextDetector
 
 SHORT_SIDE = 72
 """Pixels of the shorter side of the pictures that are looked at; detectors and scores are defined at this size."""
@@ -56,17 +58,20 @@ class Scan:
     """Mean absolute luma difference to the frame before (0 for the first), 0 to 255."""
     sharpness: NDArray[np.float64]
     """Variance of the Laplacian of the luma."""
+    text: NDArray[np.float64]
+    """Share of the picture that text covers, 0 to 1, of the frames that were looked at; not a number for the others."""
     grey: Print
     """What is seen around k / near.RATE seconds, 8x8 greys each: the video's print for finding near copies."""
 
-    ARRAYS = ("times", "cut", "luma", "motion", "sharpness")
+    ARRAYS = ("times", "cut", "luma", "motion", "sharpness", "text")
 
 
 def scan(
     path: str | Path,
     cuts: CutConfig,
-    black: float | None = None,
+    filters: FilterConfig | None = None,
     *,
+    text: str = "",
     max_frames: int,
     max_pixels: int,
     beat: Callable[[], None] | None = None,
@@ -74,13 +79,14 @@ def scan(
 ) -> Scan:
     """Decode a video once, to its end. Raises VideoError as pipeline.video.probe does.
 
-    black: luma up to which a row or column counts as black bar; None does not look for bars.
+    filters: says whether black bars are looked for. text: file of the text detector's network; none: no look for text.
     pictures: takes blocks of the video's frames as uint8 (n, 27, 48, 3), for a detector that runs elsewhere.
     """
     block: list[NDArray[np.uint8]] = []
-    columns: list[tuple[float, float, float, float]] = []
+    columns: list[tuple[float, float, float, float, float]] = []
     printer = Printer()
-    bars = None if black is None else Bars(black)
+    bars = Bars(filters.letterbox_luma) if filters is not None and filters.letterbox == "crop" else None
+    reader_of_text = TextDetector(Path(text)) if text else None
     detector = None
     if cuts.method == "content":
         detector = ContentDetector(threshold=cuts.threshold, min_scene_len=cuts.min_frames)
@@ -89,14 +95,19 @@ def scan(
 
         def look() -> Iterator[tuple[float, Any]]:
             before: Any = None
-            looked = 0.0
+            looked = read = 0.0
             for index, (time, frame) in enumerate(reader.frames()):
                 small = video.thumbnail(frame, *_small(frame.height, frame.width))
                 grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
                 luma = grey.astype(np.float32)
                 comparable = before is not None and before.shape == luma.shape
                 motion = float(cv2.absdiff(luma, before).mean()) if comparable else 0.0
-                columns.append((0.0, float(luma.mean()), motion, float(cv2.Laplacian(grey, cv2.CV_32F).var())))
+                covered = math.nan
+                if reader_of_text is not None and time >= read:
+                    read = time + EVERY
+                    shown = video.thumbnail(frame, *TextDetector.size(frame.height, frame.width))
+                    covered = reader_of_text.coverage(shown)
+                columns.append((0.0, float(luma.mean()), motion, float(cv2.Laplacian(grey, cv2.CV_32F).var()), covered))
                 tiny = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
                 printer.add(time, np.asarray(tiny, np.uint8).reshape(-1))
                 before = luma
@@ -144,6 +155,7 @@ def scan(
         luma=table[:, 1].copy(),
         motion=table[:, 2].copy(),
         sharpness=table[:, 3].copy(),
+        text=table[:, 4].copy(),
         grey=printer.finish(),
     )
 

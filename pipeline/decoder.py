@@ -23,7 +23,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -32,9 +33,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import video
-from pipeline.config import CutConfig, DecodeLimits
+from pipeline.config import CutConfig, DecodeLimits, FilterConfig
 from pipeline.cuts import Scan, marks, scan
 from pipeline.near import SIDE
+from pipeline.text import text_network
 from pipeline.video import Frames, Request, VideoError
 
 if TYPE_CHECKING:
@@ -72,9 +74,11 @@ class DecoderProcess:
         """Process id of the living child, None when there is none."""
         return self._child.pid if self._child is not None and self._child.poll() is None else None
 
-    def scan(self, path: str | Path, cuts: CutConfig, black: float | None = None) -> Scan:
+    def scan(self, path: str | Path, cuts: CutConfig, filters: FilterConfig | None = None) -> Scan:
         """Look at a whole video (pipeline.cuts.scan). Raises VideoError, DecoderDied."""
-        request = {"op": "scan", "path": str(path), "cuts": cuts.model_dump(mode="json"), "black": black}
+        plain = (filters or FilterConfig()).model_dump()
+        text = text_network() if plain["max_text"] < 1 else ""
+        request = {"op": "scan", "path": str(path), "cuts": cuts.model_dump(), "filters": plain, "text": text}
         boundaries = self._boundaries() if cuts.method == "transnet" else None
         for header, data in self._ask(request):
             if boundaries is not None and header["kind"] == "pictures":
@@ -237,16 +241,16 @@ def _serve(limits: DecodeLimits, requests: queue.Queue[bytes], out: BinaryIO) ->
         try:
             if request["op"] == "scan":
                 cuts = CutConfig.model_validate(request["cuts"])
-                sizes = {"max_frames": limits.max_frames, "max_pixels": limits.max_pixels}
-                pictures = _pictures(out) if cuts.method == "transnet" else None
-                found = scan(request["path"], cuts, request["black"], **sizes, beat=beat, pictures=pictures)
+                wanted = FilterConfig.model_validate(request["filters"])
+                pictures = partial(_send, out) if cuts.method == "transnet" else None
+                found = scan(request["path"], cuts, wanted, text=request["text"], **limits.sizes, beat=beat, pictures=pictures)
                 arrays = np.stack([getattr(found, name) for name in Scan.ARRAYS])
                 data = arrays.tobytes() + found.grey.tobytes()
                 plain = {k: getattr(found, k) for k in ("codec", "width", "height", "seconds", "damage", "crop", "details")}
                 _answer(out, {"kind": "scan", "frames": len(found.times), "scan": plain}, data)
             else:
-                wanted = [Request(tuple(r["times"]), r["height"], r["width"], r["crop"]) for r in request["requests"]]
-                for frames in video.read_clips(request["path"], wanted, max_pixels=limits.max_pixels, beat=beat):
+                clips = [Request(tuple(r["times"]), r["height"], r["width"], r["crop"]) for r in request["requests"]]
+                for frames in video.read_clips(request["path"], clips, max_pixels=limits.max_pixels, beat=beat):
                     _answer(out, {"kind": "frames", "shape": frames.shape}, frames.tobytes())
             _answer(out, {"kind": "end"})
         except VideoError as error:
@@ -256,8 +260,8 @@ def _serve(limits: DecodeLimits, requests: queue.Queue[bytes], out: BinaryIO) ->
             _answer(out, {"kind": "error", "reason": "memory", "message": message})
 
 
-def _pictures(out: BinaryIO) -> Callable[[NDArray[np.uint8]], None]:
-    return lambda block: _answer(out, {"kind": "pictures", "shape": block.shape}, block.tobytes())
+def _send(out: BinaryIO, block: NDArray[np.uint8]) -> None:
+    _answer(out, {"kind": "pictures", "shape": block.shape}, block.tobytes())
 
 
 class _Beat:

@@ -8,24 +8,34 @@ Called by: pipeline.plan.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.config import FilterConfig
 from pipeline.cuts import Scan
 
 
 def scores(found: Scan, begin: float, end: float) -> dict[str, float]:
-    """Return luma, motion and sharpness of the frames shown in [begin, end): means, 0 to 255 (sharpness: a variance).
+    """Return luma, motion, sharpness (and text, where looked for) of the frames shown in [begin, end): means, 0 to 255 (sharpness: a variance).
 
     Motion leaves the first frame out: its difference is to a frame outside of the span.
     """
     first = max(0, int(np.searchsorted(found.times, begin + 1e-6, side="right")) - 1)
     last = max(first + 1, int(np.searchsorted(found.times, end - 1e-6, side="left")))
     motion = found.motion[first + 1 : last]
+    text = {"text": round(_seen(found.text, first, last), 4)} if np.isfinite(found.text).any() else {}
     return {
+        **text,
         "luma": round(float(found.luma[first:last].mean()), 4),
         "motion": round(float(motion.mean()), 4) if len(motion) else 0.0,
         "sharpness": round(float(found.sharpness[first:last].mean()), 4),
     }
+
+
+def _seen(values: NDArray[np.float64], first: int, last: int) -> float:
+    """Mean of the frames of a span that were looked at; where none was, the nearest one that was."""
+    looked = np.flatnonzero(np.isfinite(values))
+    inside = looked[(looked >= first) & (looked < last)]
+    return float(values[inside if len(inside) else looked[np.abs(looked - first).argmin()]].mean())
 
 
 def refusal(found: dict[str, float], config: FilterConfig, frames: int) -> tuple[str, str]:
@@ -42,4 +52,6 @@ def refusal(found: dict[str, float], config: FilterConfig, frames: int) -> tuple
             "blurred",
             f"sharpness {found['sharpness']:.1f} is under pipeline.filters.min_sharpness = {config.min_sharpness:g}",
         )
+    if found.get("text", 0.0) > config.max_text:
+        return "text", f"text covers {found['text']:.3f} of the picture; pipeline.filters.max_text is {config.max_text:g}"
     return "", ""

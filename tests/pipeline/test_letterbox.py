@@ -18,6 +18,7 @@ from pipeline.tables import clip_rows, clips_of
 from pipeline.video import Request, VideoError
 
 BLACK = 16.0
+CROP = FilterConfig(letterbox="crop")
 
 
 def boxed(clips: Path, out: Path, top: int, bottom: int, left: int, right: int, rotation: int = 0) -> Path:
@@ -48,7 +49,7 @@ def boxed(clips: Path, out: Path, top: int, bottom: int, left: int, right: int, 
 def test_bars_are_found_to_the_pixel(clips: Path, tmp_path: Path, bars: tuple[int, int, int, int], crop: str) -> None:
     path = boxed(clips, tmp_path / "boxed.mp4", *bars)
     with DecoderProcess(DecodeLimits()) as decoder:
-        found = decoder.scan(path, CutConfig(method="none"), BLACK)
+        found = decoder.scan(path, CutConfig(method="none"), CROP)
         assert found.crop == crop and (found.width, found.height) == (640, 272)
         assert decoder.scan(path, CutConfig(method="none")).crop == "", "they are looked for only when asked"
         (whole,) = decoder.read(clips / "bikes.mp4", [Request((0.0, 0.4), 64, 64)])
@@ -59,7 +60,7 @@ def test_bars_are_found_to_the_pixel(clips: Path, tmp_path: Path, bars: tuple[in
 def test_a_rotated_video_is_cut_before_it_is_turned(clips: Path, tmp_path: Path) -> None:
     path = boxed(clips, tmp_path / "turned.mp4", 64, 64, 0, 0, rotation=-90)
     with DecoderProcess(DecodeLimits()) as decoder:
-        found = decoder.scan(path, CutConfig(method="none"), BLACK)
+        found = decoder.scan(path, CutConfig(method="none"), CROP)
         (cut,) = decoder.read(path, [Request((0.0,), 64, 64, found.crop)])
     (upright,) = video.read_frames(clips / "bikes.mp4", [0.0], 64, 64)
     assert found.crop == "640:272:0:64" and (found.width, found.height) == (272, 640)

@@ -1,0 +1,52 @@
+"""How much of a picture is covered by text: burnt-in subtitles, titles, tickers.
+
+In:  a small RGB picture.
+Out: the share of its area, 0 to 1.
+Called by: pipeline.cuts in the decoding child, when `pipeline.filters.max_text` is under 1.
+
+The network is PP-OCRv4's detector (a DBNet of 4.7 MB, from PyPI's rapidocr-onnxruntime), run by OpenCV on one core; nothing is
+read out, so its script does not matter.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+EVERY = 0.5
+"""Seconds between the pictures that are looked at."""
+SHORT_SIDE, LONGEST_SIDE = 288, 960
+_TEXT = 0.5
+_MEAN, _SPREAD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+
+
+@cache
+def text_network() -> str:
+    """Path of the checked network, for the child to open. Raises WeightsError naming the mend."""
+    from tokenizer import weights  # loads torch, which the child has no need of
+
+    return str(weights.file("text"))
+
+
+class TextDetector:
+    """The network. Not thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        cv2.setNumThreads(1)
+        self._network = cv2.dnn.readNetFromONNX(str(path))
+
+    @staticmethod
+    def size(height: int, width: int) -> tuple[int, int]:
+        """Height and width to show a picture of this shape at: multiples of 32, as the network wants them."""
+        scale = min(SHORT_SIDE / min(height, width), LONGEST_SIDE / max(height, width))
+        return max(32, round(height * scale / 32) * 32), max(32, round(width * scale / 32) * 32)
+
+    def coverage(self, picture_HW3: NDArray[np.uint8]) -> float:
+        """Return the share of the picture's area that text covers."""
+        bgr = picture_HW3[..., ::-1].astype(np.float32) / 255
+        self._network.setInput(np.ascontiguousarray(((bgr - _MEAN) / _SPREAD).transpose(2, 0, 1)[None]))
+        return float((self._network.forward() > _TEXT).mean())
