@@ -16,7 +16,7 @@ import os
 import tempfile
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,9 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Su
         if manifest.generation() is None:
             _list(config.get(CorpusConfig), manifest, retry)
         damaged = _discard_damaged(manifest) if repair else {}
-        with _cluster(pipeline):
+        # A finished folder needs no Ray.
+        busy = manifest.generation() is not None or not all(manifest.committed(names) for _, names, _ in manifest.shards())
+        with _cluster(pipeline) if busy else nullcontext():
             if (videos := manifest.generation()) is not None:
                 _plan(videos, pipeline, manifest, meter)
             run = _encode(config, manifest, meter)

@@ -104,7 +104,9 @@ def test_every_video_has_one_outcome(undisturbed: ray_job.Summary) -> None:
     assert undisturbed.shards == undisturbed.new_shards > 4
 
 
-def test_two_workers_give_the_same_digest(undisturbed: ray_job.Summary, config: Path, tmp_path: Path, weights: Path) -> None:
+def test_two_workers_give_the_same_digest(
+    undisturbed: ray_job.Summary, config: Path, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     summary = ray_job.tokenize(load(config, ["pipeline.workers=2"]))
     assert summary.digest == undisturbed.digest == verify.digest(tmp_path / "shards")
     report = verify.verify(tmp_path / "shards")
@@ -119,7 +121,9 @@ def test_two_workers_give_the_same_digest(undisturbed: ray_job.Summary, config: 
     grid = verify.show(tmp_path / "shards", weights, tmp_path / "grid.mp4", count=4)
     assert grid.stat().st_size > 0
 
-    again = ray_job.tokenize(load(config, ["pipeline.workers=1"]))
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_job, "_cluster", lambda _: pytest.fail("a finished folder needs no Ray"))
+        again = ray_job.tokenize(load(config, ["pipeline.workers=1"]))
     assert (again.digest, again.new_shards) == (summary.digest, 0), "running again finds nothing to do"
     meter = Meter()
     assert ray_job._encode(load(config), Manifest(tmp_path / "shards"), meter).new_shards == 0
