@@ -43,7 +43,7 @@ class TwoHosts:
         subnet = f"10.{200 + tag % 50}.{tag % 250}"
         self.addresses = (f"{subnet}.1", f"{subnet}.2")
         self.environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        self.environment |= {"RAY_ADDRESS": f"{self.addresses[0]}:{free_port()}", "RAY_DISABLE_DOCKER_CPU_WARNING": "1"}
+        self.environment |= {"RAY_ADDRESS": f"{self.addresses[0]}:{free_port()}", "RAY_raylet_start_wait_time_s": "300"}
         self._undo = ExitStack()
         self._node: subprocess.Popen[bytes] | None = None
 

@@ -120,6 +120,8 @@ def _cluster(config: PipelineConfig) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
+    # Ray gives its servers 30 s, which a crowded machine may not manage; its own message names this variable.
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
     cpus = max(os.cpu_count() or 1, int(config.workers * config.cpus_per_worker + 0.999))
     # Ray's sockets live below this folder, and a socket's path may not exceed 107 bytes.
     with tempfile.TemporaryDirectory(prefix="r-", ignore_cleanup_errors=True) as folder:
