@@ -264,6 +264,7 @@ class _Blocks(torch.autograd.Function):
                     _scatter(dv[chosen], torch.bmm(weights.transpose(1, 2), grad_rows), group.keys, is_first)
                     dq[chosen, rows] = torch.bmm(d_scores, k_group)
                     _scatter(dk[chosen], torch.bmm(d_scores.transpose(1, 2), q_rows), group.keys, is_first)
+                    del weights, d_weights, d_scores  # not beside the next piece's
         begin, end = plan.tail
         dq[:, begin:end] = 0
         dv[:, begin:end] += grad[:, begin:end]

@@ -18,6 +18,7 @@ import torch
 
 from cluster.config import Config
 from pipeline.records import Bucket
+from pretrain.blocks import ROW_STEP, SCORES
 from pretrain.config import CurriculumConfig, DeepSpeedConfig, Mix, ModelConfig, ObjectiveConfig, Stage, TrainConfig
 from pretrain.curriculum import counted, share
 from pretrain.flops import PEAKS, causal_pairs, training_flops
@@ -28,6 +29,8 @@ from pretrain.ulysses import size_of
 from tokenizer.config import TokenizerConfig
 from tokenizer.spec import CodecSpec
 
+PIECES = 4
+"""Pieces of scores that block attention holds at once in its backward pass: scores, weights, and both of their gradients."""
 LIVE_PARAMETERS = 1e9
 """DeepSpeed's default of zero_optimization.stage3_max_live_parameters."""
 
@@ -134,18 +137,56 @@ def shape_of(mix: Mix, spec: CodecSpec) -> tuple[int, list[int]]:
     return latents, [r * c for r, c in spec.scales(rows, columns)]
 
 
+def block_bytes(model: ModelConfig, size: int) -> float:
+    """Return bytes a token that one block's forward pass keeps for its backward pass. size: bytes of an activation.
+
+    Both ways keep the block's input, two normed inputs, the three of queries, keys and values before and after their norm
+    and rotation, attention's output, the residual, and the feed-forward's gate, up and their product. Compiled element-wise
+    parts (model.compile) make the rest again; plain ones also keep silu(gate), and the float32 steps of the norms.
+    """
+    width, hidden = model.width, ffn_width(model)
+    if model.compile:
+        return size * (11.0 * width + 3 * hidden)
+    # Norms in float32: input and scaled input of two norms over the width, and of queries and keys (whose input is the product
+    # itself where activations are float32 too).
+    norms = 8 * 4.0 if size < 4 else 5 * 4.0
+    return norms * width + size * ((6 if size < 4 else 9) * width + 4.0 * hidden) + (size * width if size == 4 else 0)
+
+
 def activation_bytes(model: ModelConfig, tokens: int, bits: int, *, size: int, recompute: bool) -> float:
     """Return bytes that the forward pass of `tokens` positions keeps for the backward pass.
 
-    size: bytes of an activation. A block keeps, for each token: its input, two normed inputs, queries, keys and values
-    before and after their norm and rotation, attention's output, the residual, and gate, up and their product.
-    Recomputing keeps the blocks' inputs and one block's whole set. Attention weights are never kept (FlexAttention).
+    size: bytes of an activation. Recomputing keeps the blocks' inputs and one block's whole set. Attention weights are not
+    in it: FlexAttention never keeps them, `blocks` keeps those of short sequences only.
     """
-    width, hidden = model.width, ffn_width(model)
-    block = size * (14 * width + 4 * hidden)
+    width = model.width
+    block = block_bytes(model, size)
     kept = model.layers * size * width + block if recompute else model.layers * block
-    head = 3 * size * width + 12 * bits  # final norm and head; logits, labels and losses in float32
+    norm = 0 if model.compile else 8 * width if size < 4 else 4 * width
+    head = (
+        2 * size * width + norm + size * bits + 4 * width // model.heads
+    )  # final norm, hidden states' gradient, fed features, rotation
     return float(tokens) * (kept + head)
+
+
+def peak_bytes(
+    model: ModelConfig, length: int, bits: int, *, samples: int = 1, size: int, recompute: bool, blocks: bool
+) -> float:
+    """Return bytes at the worst moment of a step's forward and backward, weights and their gradients left out.
+
+    What the forward pass keeps, and the larger of two moments in the last block's backward pass: the feed-forward's (its
+    gradients beside all that is kept), or attention's, when the feed-forward's share is free again but the gradients of
+    queries, keys and values stand, on a CPU (`blocks`) those of keys and values in float32 and pieces of scores.
+    length: positions of a sample.
+    """
+    tokens, width, hidden = samples * length, model.width, ffn_width(model)
+    feed = tokens * size * (2.0 * hidden + width)
+    freed = tokens * size * (3.0 * hidden + 3 * width)
+    attention = tokens * size * 5.0 * width - freed
+    if blocks:
+        products = max(min(2, samples * model.heads), min(samples * model.heads, SCORES // (length * ROW_STEP)))
+        attention += tokens * 4.0 * width + PIECES * products * min(ROW_STEP, length) * length * size
+    return activation_bytes(model, tokens, bits, size=size, recompute=recompute) + max(feed, attention)
 
 
 def memory(config: Config, parameters: int, tokens: int, bits: int, ranks: int) -> Memory:
@@ -154,8 +195,8 @@ def memory(config: Config, parameters: int, tokens: int, bits: int, ranks: int) 
     stage = int(deepspeed.zero_optimization.get("stage", 3))
     size = 2 if train.dtype == "bfloat16" else 4
     live = min(parameters, float(deepspeed.zero_optimization.get("stage3_max_live_parameters", LIVE_PARAMETERS)))
-    activations = activation_bytes(
-        config.get(ModelConfig), tokens, bits, size=size, recompute=train.activation_checkpointing == "full"
+    activations = peak_bytes(
+        config.get(ModelConfig), tokens, bits, size=size, recompute=train.activation_checkpointing == "full", blocks=False
     )
     return Memory(
         weights=size * parameters / (ranks if stage == 3 else 1),
