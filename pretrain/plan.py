@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -29,8 +30,9 @@ from pretrain.ulysses import size_of
 from tokenizer.config import TokenizerConfig
 from tokenizer.spec import CodecSpec
 
-PIECES = 4
-"""Pieces of scores that block attention holds at once in its backward pass: scores, weights, and both of their gradients."""
+PIECES = 3
+"""Pieces of scores that block attention holds at once in its backward pass: weights, and the gradients of weights and scores."""
+Checkpointing = Literal["none", "selective", "full"]
 LIVE_PARAMETERS = 1e9
 """DeepSpeed's default of zero_optimization.stage3_max_live_parameters."""
 
@@ -137,67 +139,64 @@ def shape_of(mix: Mix, spec: CodecSpec) -> tuple[int, list[int]]:
     return latents, [r * c for r, c in spec.scales(rows, columns)]
 
 
-def block_bytes(model: ModelConfig, size: int) -> float:
+def block_bytes(model: ModelConfig, size: int, policy: Checkpointing) -> float:
     """Return bytes a token that one block's forward pass keeps for its backward pass. size: bytes of an activation.
 
-    Both ways keep the block's input, two normed inputs, the three of queries, keys and values before and after their norm
-    and rotation, attention's output, the residual, and the feed-forward's gate, up and their product. Compiled element-wise
-    parts (model.compile) make the rest again; plain ones also keep silu(gate), and the float32 steps of the norms.
+    Always: the block's input, two normed inputs, the three of queries, keys and values before and after norm and rotation,
+    attention's output before and after its map, gate and up. Without `selective` also the product of gate and up, and where
+    the element-wise parts are not compiled, silu(gate) and the float32 steps of the norms.
     """
     width, hidden = model.width, ffn_width(model)
+    if policy == "selective":
+        return size * (11.0 * width + 2 * hidden)
     if model.compile:
         return size * (11.0 * width + 3 * hidden)
-    # Norms in float32: input and scaled input of two norms over the width, and of queries and keys (whose input is the product
-    # itself where activations are float32 too).
-    norms = 8 * 4.0 if size < 4 else 5 * 4.0
-    return norms * width + size * ((6 if size < 4 else 9) * width + 4.0 * hidden) + (size * width if size == 4 else 0)
+    return size * ((15.0 if size == 4 else 22.0) * width + 4 * hidden)
 
 
-def activation_bytes(model: ModelConfig, tokens: int, bits: int, *, size: int, recompute: bool) -> float:
+def activation_bytes(model: ModelConfig, tokens: int, bits: int, *, size: int, policy: Checkpointing) -> float:
     """Return bytes that the forward pass of `tokens` positions keeps for the backward pass.
 
-    size: bytes of an activation. Recomputing keeps the blocks' inputs and one block's whole set. Attention weights are not
-    in it: FlexAttention never keeps them, `blocks` keeps those of short sequences only.
+    size: bytes of an activation. policy `full` keeps the blocks' inputs; the one block that the backward pass makes again
+    is counted whole. Attention weights are not in it: FlexAttention never keeps them, `blocks` those of short sequences only.
     """
     width = model.width
-    block = block_bytes(model, size)
-    kept = model.layers * size * width + block if recompute else model.layers * block
-    norm = 0 if model.compile else 8 * width if size < 4 else 4 * width
-    head = (
-        2 * size * width + norm + size * bits + 4 * width // model.heads
-    )  # final norm, hidden states' gradient, fed features, rotation
+    block = block_bytes(model, size, policy)
+    kept = model.layers * size * width + block if policy == "full" else model.layers * block
+    # Final norm, gradient of the hidden states, fed features, rotation.
+    head = (size if model.compile else 8) * width + size * width + size * bits + 4 * width // model.heads
     return float(tokens) * (kept + head)
 
 
 def peak_bytes(
-    model: ModelConfig, length: int, bits: int, *, samples: int = 1, size: int, recompute: bool, blocks: bool
+    model: ModelConfig, length: int, bits: int, *, samples: int = 1, size: int, policy: Checkpointing, blocks: bool
 ) -> float:
     """Return bytes at the worst moment of a step's forward and backward, weights and their gradients left out.
 
-    What the forward pass keeps, and the larger of two moments in the last block's backward pass: the feed-forward's (its
-    gradients beside all that is kept), or attention's, when the feed-forward's share is free again but the gradients of
-    queries, keys and values stand, on a CPU (`blocks`) those of keys and values in float32 and pieces of scores.
+    That is what the forward pass keeps, and the larger of two moments in the last block's backward pass: the feed-forward's,
+    whose gradients stand beside all that is kept, and attention's, when the feed-forward's share is free again. There the
+    backend `blocks` (a CPU) holds the gradients of keys and values in float32, and pieces of scores. The attention weights
+    that it keeps of short sequences (`pretrain.blocks.KEPT`) are not in it.
     length: positions of a sample.
     """
     tokens, width, hidden = samples * length, model.width, ffn_width(model)
-    feed = tokens * size * (2.0 * hidden + width)
-    freed = tokens * size * (3.0 * hidden + 3 * width)
-    attention = tokens * size * 5.0 * width - freed
+    beside = 4.0 if policy == "selective" else 2.0 if model.compile else 3.0
+    feed = tokens * size * (beside * hidden + width)
+    freed = tokens * size * ((2.0 if policy == "selective" else 3.0) * hidden + 3 * width)
+    attention = tokens * (3.0 * size + (8 if blocks else 2 * size)) * width - freed
     if blocks:
-        products = max(min(2, samples * model.heads), min(samples * model.heads, SCORES // (length * ROW_STEP)))
-        attention += tokens * 4.0 * width + PIECES * products * min(ROW_STEP, length) * length * size
-    return activation_bytes(model, tokens, bits, size=size, recompute=recompute) + max(feed, attention)
+        rows, products = min(ROW_STEP, length), samples * model.heads
+        attention += PIECES * min(products, max(2, SCORES // (length * rows))) * rows * length * size
+    return activation_bytes(model, tokens, bits, size=size, policy=policy) + max(feed, attention)
 
 
-def memory(config: Config, parameters: int, tokens: int, bits: int, ranks: int) -> Memory:
-    """Return what a rank holds. tokens: positions of its micro-batch."""
+def memory(config: Config, parameters: int, tokens: int, bits: int, ranks: int, policy: Checkpointing) -> Memory:
+    """Return what a rank holds. tokens: positions of its micro-batch. policy: activation checkpointing."""
     train, deepspeed = config.get(TrainConfig), config.get(DeepSpeedConfig)
     stage = int(deepspeed.zero_optimization.get("stage", 3))
     size = 2 if train.dtype == "bfloat16" else 4
     live = min(parameters, float(deepspeed.zero_optimization.get("stage3_max_live_parameters", LIVE_PARAMETERS)))
-    activations = peak_bytes(
-        config.get(ModelConfig), tokens, bits, size=size, recompute=train.activation_checkpointing == "full", blocks=False
-    )
+    activations = peak_bytes(config.get(ModelConfig), tokens, bits, size=size, policy=policy, blocks=False)
     return Memory(
         weights=size * parameters / (ranks if stage == 3 else 1),
         gradients=size * parameters / (ranks if stage >= 2 else 1),
@@ -251,11 +250,18 @@ def make(config: Config, machine: Machine, *, spec: CodecSpec | None = None, tex
     words = model.text_length if text is None else text
     parameters = parameters_of(model, spec.bits)
     shapes = [(stage, *shape_of(mix, spec)) for stage in stages for mix in stage.mix]
-    held = max(
-        max(train.micro_batch * (words + latents * sum(scales)), train.pack_tokens) // size_of(stage, machine.gpus)
+    needs = [
+        memory(
+            config,
+            parameters,
+            max(train.micro_batch * (words + latents * sum(scales)), train.pack_tokens) // size_of(stage, machine.gpus),
+            spec.bits,
+            machine.gpus,
+            stage.activation_checkpointing or train.activation_checkpointing,
+        )
         for stage, latents, scales in shapes
-    )
-    need = memory(config, parameters, held, spec.bits, machine.gpus)
+    ]
+    need = max(needs, key=lambda each: each.total)
     return Plan(
         parameters=parameters,
         memory=need,
