@@ -227,6 +227,14 @@ def wait_for(job: subprocess.Popen[str], path: Path, pattern: str) -> None:
             job.wait(timeout=0.05)
 
 
+def command_of(process: psutil.Process) -> str:
+    """Command line of a process; empty when it has ended, whether its parent has noticed or not."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # psutil's zombies too
+        return ""
+
+
 def test_kills_leave_no_trace(undisturbed: ray_job.Summary, config: Path, tmp_path: Path) -> None:
     """kill -9 of the driver while planning, then of a worker and a decoder while encoding, then of the driver again; at last
     a worker freezes, is found by its heartbeat, and ended."""
@@ -240,15 +248,15 @@ def test_kills_leave_no_trace(undisturbed: ray_job.Summary, config: Path, tmp_pa
         with urllib.request.urlopen(f"http://{(shards / 'metrics-address').read_text().strip()}/metrics") as answer:
             assert "videoar_pipeline_shards_committed_total" in answer.read().decode()
         for child in psutil.Process(job.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if "_EncodeActor" in " ".join(child.cmdline()) or "pipeline.decoder" in child.cmdline():
+            if "_EncodeActor" in command_of(child) or "pipeline.decoder" in command_of(child):
+                with contextlib.suppress(psutil.NoSuchProcess):
                     child.send_signal(signal.SIGKILL)
         wait_for(job, shards, "*/shard-000002.parquet")
 
     with job_of(config, "pipeline.stall_seconds=25", "pipeline.worker_deaths=1000") as job:
         wait_for(job, shards, "*/shard-000003.parquet")
         below = psutil.Process(job.pid).children(recursive=True)
-        (frozen,) = (c for c in below if re.search(r"ray::.*(encode|_EncodeActor)", " ".join(c.cmdline())))
+        (frozen,) = (c for c in below if re.search(r"ray::.*(encode|_EncodeActor)", command_of(c)))
         frozen.suspend()
         out, _ = job.communicate(timeout=240)
         assert job.returncode == 0, out
