@@ -138,6 +138,7 @@ class Pool:
             except LOST:
                 continue
             self._meter.set("pipeline_worker_heartbeat_timestamp_seconds", time.time(), worker=str(slot))
+            # The first answer starts the clock: from then on a worker that freezes is found, also while it loads its codec.
             if steps != self._steps.get(slot):
                 self._steps[slot], self._moved[slot] = steps, now
         waiting = set(self._beats.values())

@@ -83,7 +83,7 @@ def test_what_else_is_in_the_batch_has_no_part_in_a_sample(config: Config) -> No
     again, cow = made(setting, ["a cat", "a cow"], seed=3).float()
     # The sums of float32 may be taken in another order (threads of a busy machine): a level or two, never another picture.
     assert float((again - cat).abs().mean()) < 0.5
-    assert float((cow - dog).abs().mean()) > 4
+    assert float((cow - dog).abs().mean()) > 1
 
 
 def test_streamed_frames_equal_decoding_the_whole(config: Config) -> None:
