@@ -13,7 +13,7 @@ deepspeed launcher, with the same data and losses, first on single frames, then 
 Not trained: webp (Pillow, every frame by itself) and h264 (PyAV, libx264, every clip by itself, stream bytes without the
 container), both at the coarsest quality step that still uses at least as many bits a frame as ours.
 Held out: people 6, 7 and 8 of Weizmann, and the videos that HELD_VIDEOS names (with their copies in other containers).
-Prints a table and one JSON line; writes pictures.
+Prints a table and one JSON line; writes pictures. Exit code 1 while the bar is missed on either kind, as it is on the videos.
 """
 
 from __future__ import annotations
@@ -270,20 +270,25 @@ def main() -> int:
     record: dict[str, Any] = {"name": "proof-tokenizer", "steps": STEPS, "share": options.share, "train_cpu_seconds": seconds}
     for name, clips in tables.items():
         record[name] = table(name, clips, out, chosen)
-    ours = record["weizmann"]["ours"]
     better = {
-        other: {
-            "psnr": ours["psnr"] > figures["psnr"],
-            "lpips": ours["lpips_alex"] < figures["lpips_alex"] and ours["lpips_vgg"] < figures["lpips_vgg"],
-            "rfvd": ours["rfvd"] < figures["rfvd"],
-        }
-        for other, figures in record["weizmann"].items()
-        if other != "ours"
+        name: {other: beats(record[name]["ours"], row) for other, row in record[name].items() if other != "ours"}
+        for name in tables
     }
     record["better"] = better
     (out / "proof.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record))
-    return 0 if all(better["2d"].values()) and better["webp"]["lpips"] and better["webp"]["rfvd"] else 1
+    # The bar, on people and on videos: the 2D tokenizer in every score, WebP in LPIPS and rFVD.
+    met = all(all(row["2d"].values()) and row["webp"]["lpips"] and row["webp"]["rfvd"] for row in better.values())
+    return 0 if met else 1
+
+
+def beats(ours: dict[str, Any], other: dict[str, Any]) -> dict[str, bool]:
+    """In which scores ours is better; LPIPS counts only in both networks."""
+    return {
+        "psnr": ours["psnr"] > other["psnr"],
+        "lpips": ours["lpips_alex"] < other["lpips_alex"] and ours["lpips_vgg"] < other["lpips_vgg"],
+        "rfvd": ours["rfvd"] < other["rfvd"],
+    }
 
 
 def weizmann(most: int) -> Tensor:
