@@ -41,6 +41,14 @@ def _options(group: Any, words: list[str]) -> tuple[str, set[str] | None]:
     }
 
 
+def _required(group: Any, words: list[str]) -> list[set[str]]:
+    """The options, under all their names, that the command which `words` begin with cannot do without."""
+    command = group
+    while hasattr(command, "commands"):
+        command, words = command.commands[words[0].split("/")[0]], words[1:]
+    return [set(item.opts) for item in command.params if item.required and item.param_type_name == "option"]
+
+
 def _named(text: str) -> Iterator[list[str]]:
     for match in COMMAND.finditer(text):
         words = match.group(1).replace("\\\n", " ").replace("#", " ").split()
@@ -72,6 +80,9 @@ def test_named_commands_exist(path: Path) -> None:
         if known is not None:
             given = {word.split("=")[0].rstrip(".,:") for word in words if re.match(r"--?[a-z]", word)}
             assert given <= known, f"{path.name}: `{name}` has no option {sorted(given - known)}"
+            # prose may name a command alone or with one switch; a call with its configuration must carry what it cannot do without
+            lacking = [options for options in _required(group, words) if not given & options]
+            assert not given & {"-c", "--config"} or not lacking, f"{path.name}: `{name}` needs {lacking}"
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
