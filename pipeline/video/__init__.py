@@ -1,0 +1,37 @@
+"""The one door to `av`: what a video holds, its frames at given times, and writing an mp4.
+
+In:  paths of local files and times in seconds from the video's first shown frame.
+Out: `VideoInfo`, uint8 RGB frames, H.264 mp4 files; every failure is a `VideoError` with a one-word reason.
+Called by: pipeline.cuts (all frames, small), pipeline.decoder (clips, in a killable child), the tokenizer's and the
+transformer's training, sampling and reports (VideoWriter, write_video).
+
+Frame sampling, resize and crop are defined here and nowhere else:
+- the frame at time t is the last one whose own time is at most t (what a player shows at t), never an index (sampling.py);
+- rotation and mirroring of the file's display matrix and the pixel aspect ratio are applied (picture.py);
+- the picture is resized (bicubic, antialiased) so that it just covers height x width, and cropped in the middle;
+- colours become RGB by the matrix and range that the file names; a file that names none is read as BT.601.
+Decoding takes one thread: parallelism comes from processes.
+"""
+
+from pipeline.video.picture import Frames, luma, thumbnail
+from pipeline.video.reader import Reader, VideoError, VideoInfo, describe, probe
+from pipeline.video.sampling import EPSILON, Request, iter_frames, read_clips, read_frames
+from pipeline.video.writer import VideoWriter, write_video
+
+__all__ = [
+    "EPSILON",
+    "Frames",
+    "Reader",
+    "Request",
+    "VideoError",
+    "VideoInfo",
+    "VideoWriter",
+    "describe",
+    "iter_frames",
+    "luma",
+    "probe",
+    "read_clips",
+    "read_frames",
+    "thumbnail",
+    "write_video",
+]
