@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.config import Config
 from pipeline.config import CorpusConfig, PipelineConfig
-from pipeline.ledger import FORMAT
+from pipeline.ledger import FORMAT, flat
 from tokenizer.spec import CodecSpec
 
 FPS_RULE = "frame k of a clip is the frame that the video shows at begin + k / fps seconds from its first frame"
@@ -32,9 +32,7 @@ _NOT_CONTENT = {
 def dataset(config: Config, spec: CodecSpec) -> dict[str, Any]:
     """Return dataset.json: what every shard of the folder has in common, and the settings that shape their content."""
     pipeline, corpus = config.get(PipelineConfig), config.get(CorpusConfig)
-    plain = pipeline.model_dump(mode="json")
-    settings = {key: value for key, value in plain.items() if key not in _NOT_CONTENT}
-    listing = {key: value for key, value in corpus.model_dump(mode="json").items() if key in ("captions", "columns")}
+    chosen, usual = _settings(pipeline, corpus), flat(defaults())
     return {
         "format": FORMAT,
         "spec": spec.plain(),
@@ -43,8 +41,21 @@ def dataset(config: Config, spec: CodecSpec) -> dict[str, Any]:
         "buckets": [bucket.name for bucket in pipeline.buckets],
         "features": pipeline.features,
         "scales": {b.name: _scales(spec, b.frames, b.height, b.width) for b in pipeline.buckets},
-        "pipeline": settings,
-        "corpus": listing,
+        **chosen,
+        # A later version that has no such key any more can tell whether it mattered here.
+        "not_default": sorted(key for key, value in flat(chosen).items() if usual[key] != value),
+    }
+
+
+def defaults() -> dict[str, Any]:
+    """Return the settings that shape content, each with its default."""
+    return _settings(PipelineConfig(), CorpusConfig())
+
+
+def _settings(pipeline: PipelineConfig, corpus: CorpusConfig) -> dict[str, Any]:
+    return {
+        "pipeline": {key: value for key, value in pipeline.model_dump(mode="json").items() if key not in _NOT_CONTENT},
+        "corpus": {key: value for key, value in corpus.model_dump(mode="json").items() if key in ("captions", "columns")},
     }
 
 

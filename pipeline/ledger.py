@@ -120,8 +120,11 @@ def read_json(path: Path) -> Any:
         raise LedgerError(f"{path}: not valid JSON ({error.msg}); restore it or begin a new output folder") from error
 
 
-def begin(folder: Path, dataset: Mapping[str, Any]) -> None:
-    """Write dataset.json, or check that the folder was begun with the same one. Raises ConfigChanged with the differences."""
+def begin(folder: Path, dataset: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
+    """Write dataset.json, or check that the folder was begun with the same one. Raises ConfigChanged with the differences.
+
+    defaults: settings with the values that they have unless told otherwise, nested as in `dataset`.
+    """
     path = folder / DATASET
     plain = json.loads(json.dumps(dataset))
     if not path.exists():
@@ -130,8 +133,7 @@ def begin(folder: Path, dataset: Mapping[str, Any]) -> None:
             raise LedgerError(f"{folder}: holds {foreign[0]} but no {DATASET}; choose an empty folder as pipeline.output")
         write_json(path, plain)
         return
-    old = read_json(path)
-    changes = list(differences(old, plain))
+    changes = list(differences(read_json(path), plain, defaults or {}))
     if changes:
         raise ConfigChanged(
             f"{folder} was begun with another configuration:\n"
@@ -140,13 +142,33 @@ def begin(folder: Path, dataset: Mapping[str, Any]) -> None:
         )
 
 
-def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
-    """Give one line `key: old -> new` for each value that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(set(old) | set(new)):
-            yield from differences(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
-    elif old != new:
-        yield f"{where}: {json.dumps(old)} -> {json.dumps(new)}"
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[str]:
+    """Give one line `key: old -> new` for each value that differs between two dataset.json.
+
+    A setting that an older version did not know held its default then. One that this version does not know any more is no
+    difference where the folder says that it held its default (it is not in `not_default`).
+    """
+    set_before = old.get("not_default")
+    before, after = ({k: v for k, v in flat(side).items() if k != "not_default"} for side in (old, new))
+    usual = flat(json.loads(json.dumps(defaults)))
+    for key in sorted(set(before) | set(after)):
+        if key not in after and key not in usual and set_before is not None and key not in set_before:
+            continue
+        first, second = (side.get(key, usual.get(key)) for side in (before, after))
+        if first != second:
+            yield f"{key}: {json.dumps(first)} -> {json.dumps(second)}"
+
+
+def flat(plain: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, its keys joined by dots; lists and empty mappings are values."""
+    found: dict[str, Any] = {}
+    for key, value in plain.items():
+        name = f"{where}.{key}" if where else str(key)
+        if isinstance(value, Mapping) and value:
+            found.update(flat(value, name))
+        else:
+            found[name] = value
+    return found
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -31,7 +31,7 @@ from cluster.metrics import Meter
 from cluster.progress import ProgressBar
 from pipeline import ledger
 from pipeline.config import CorpusConfig, PipelineConfig
-from pipeline.dataset import dataset
+from pipeline.dataset import dataset, defaults
 from pipeline.dedup import content_digest
 from pipeline.ledger import ADDRESS, INDEX, Lock
 from pipeline.manifest import Manifest
@@ -62,7 +62,7 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Su
     spec = _spec(config)
     with Lock(pipeline.output), _meter(config) as meter:
         ledger.remove_leftovers(pipeline.output)
-        ledger.begin(pipeline.output, dataset(config, spec))
+        ledger.begin(pipeline.output, dataset(config, spec), defaults())
         manifest = Manifest(pipeline.output)
         if manifest.generation() is None:
             _list(config.get(CorpusConfig), manifest, retry)

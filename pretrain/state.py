@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import Config
-from pretrain.config import CurriculumConfig
+from pretrain.config import CurriculumConfig, ModelConfig
 
 PACKAGES = ("torch", "deepspeed", "numpy", "pyarrow", "zstandard", "safetensors")
 
@@ -83,14 +83,12 @@ class TrainState:
         def refuse(key: str, old: object, new: object, mend: str) -> None:
             raise ResumeError(f"{folder}: `{key}` was {old} in this run and is {new} now; {mend}")
 
-        if self.model != now.model:
-            names = sorted(k for k in {**self.model, **now.model} if self.model.get(k) != now.model.get(k))
-            refuse(
-                f"model.{names[0]}",
-                self.model.get(names[0]),
-                now.model.get(names[0]),
-                "restore it, or set run.dir to a new folder",
-            )
+        # A key that an older version did not know held its default then.
+        usual = ModelConfig().model_dump(mode="json")
+        old_model, new_model = {**usual, **self.model}, {**usual, **now.model}
+        for name in sorted({*old_model, *new_model}):
+            if old_model.get(name) != new_model.get(name):
+                refuse(f"model.{name}", old_model.get(name), new_model.get(name), "restore it, or set run.dir to a new folder")
         for key, old, new in (
             ("run.seed", self.seed, now.seed),
             ("tokenizer digest of the shards", self.tokenizer["digest"][:12], now.tokenizer["digest"][:12]),

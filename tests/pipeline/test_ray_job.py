@@ -170,6 +170,14 @@ def test_a_changed_configuration_is_refused(config: Path, tmp_path: Path, cluste
     with pytest.raises(ConfigChanged, match=r"pipeline\.filters\.min_luma: 8\.0 -> 9\.0"):
         ray_job.tokenize(load(config, [*only, "pipeline.filters.min_luma=9"]))
     assert ray_job.tokenize(load(config, [*only, "pipeline.workers=2", "pipeline.limits.seconds=77"])).new_shards == 0
+    record = tmp_path / "shards" / "dataset.json"
+    plain = json.loads(record.read_text())
+    assert plain["not_default"] == ["pipeline.batch", "pipeline.buckets", "pipeline.clips_per_shard"]
+    del plain["pipeline"]["near_dedup"], plain["pipeline"]["cuts"]["margin"], plain["not_default"]
+    record.write_text(json.dumps(plain))
+    assert ray_job.tokenize(load(config, only)).new_shards == 0, "a folder begun before these keys existed"
+    with pytest.raises(ConfigChanged, match=r"pipeline\.near_dedup: 0\.0 -> 0\.9"):
+        ray_job.tokenize(load(config, [*only, "pipeline.near_dedup=0.9"]))
 
 
 def test_user_errors_are_one_line(config: Path, tmp_path: Path, weights: Path, cluster: None) -> None:

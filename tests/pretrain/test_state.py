@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from made_state import STATE
 
-from pretrain.config import CurriculumConfig, Mix, Stage
+from pretrain.config import CurriculumConfig, Mix, ModelConfig, Stage
 from pretrain.guard import Guard, TrainingHalted
 from pretrain.state import (
     RankMismatch,
@@ -51,6 +51,13 @@ def test_state_round_trips_and_refuses_another_format(tmp_path: Path) -> None:
 def test_a_resume_that_would_not_continue_is_refused(change: dict[str, object], words: str, tmp_path: Path) -> None:
     with pytest.raises(ResumeError, match=words):
         STATE.check(replace(STATE, **change), accept_new_data=False, folder=tmp_path)  # type: ignore[arg-type]
+
+
+def test_a_key_that_a_newer_version_added_is_no_change_while_it_holds_its_default(tmp_path: Path) -> None:
+    key, value = "qk_norm", ModelConfig().qk_norm
+    STATE.check(replace(STATE, model={**STATE.model, key: value}), accept_new_data=False, folder=tmp_path)
+    with pytest.raises(ResumeError, match=rf"`model\.{key}` was {value} in this run and is {not value} now"):
+        STATE.check(replace(STATE, model={**STATE.model, key: not value}), accept_new_data=False, folder=tmp_path)
 
 
 def test_new_data_may_be_accepted_and_other_world_sizes_go_on(tmp_path: Path) -> None:
