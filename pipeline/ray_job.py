@@ -11,9 +11,6 @@ numbers and reports pass through Ray; no pixel and no token does. SHARDS must be
 
 from __future__ import annotations
 
-import logging
-import os
-import tempfile
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -35,6 +32,7 @@ from pipeline.dataset import dataset, defaults
 from pipeline.dedup import content_digest
 from pipeline.ledger import ADDRESS, INDEX, Lock
 from pipeline.manifest import Manifest
+from pipeline.ray_cluster import cluster
 from pipeline.ray_plan import plan_part
 from pipeline.ray_pool import LOST, JobError, Pool, cause
 from pipeline.records import SourceVideo
@@ -69,7 +67,7 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Su
         damaged = _discard_damaged(manifest) if repair else {}
         # A finished folder needs no Ray.
         busy = manifest.generation() is not None or not all(manifest.committed(names) for _, names, _ in manifest.shards())
-        with _cluster(pipeline) if busy else nullcontext():
+        with cluster(pipeline) if busy else nullcontext():
             if (videos := manifest.generation()) is not None:
                 _plan(videos, pipeline, manifest, meter)
             run = _encode(config, manifest, meter)
@@ -104,32 +102,6 @@ def _meter(config: Config) -> Iterator[Meter]:
     finally:
         meter.close()
         (folder / ADDRESS).unlink(missing_ok=True)
-
-
-@contextmanager
-def _cluster(config: PipelineConfig) -> Iterator[None]:
-    """Join the cluster that RAY_ADDRESS names (as inside `ray job submit`), or start one in this process for the job."""
-    if ray.is_initialized():
-        yield
-        return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", log_to_driver=True)
-        print(f"ray: joined the cluster at {os.environ['RAY_ADDRESS']}", flush=True)
-        try:
-            yield
-        finally:
-            ray.shutdown()
-        return
-    # Ray gives its servers 30 s, which a crowded machine may not manage; its own message names this variable.
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
-    cpus = max(os.cpu_count() or 1, int(config.workers * config.cpus_per_worker + 0.999))
-    # Ray's sockets live below this folder, and a socket's path may not exceed 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="r-", ignore_cleanup_errors=True) as folder:
-        ray.init(num_cpus=cpus, include_dashboard=False, _temp_dir=folder, logging_level=logging.WARNING, log_to_driver=True)
-        try:
-            yield
-        finally:
-            ray.shutdown()
 
 
 # ---- planning -----------------------------------------------------------------------------------------------------

@@ -35,8 +35,11 @@ UNPICKLERS = {
     "tokenizer/importer.py",  # only the name of pickle's error; it reads through torch.load(weights_only=True)
 }
 """Files that may import pickle, to read it with an unpickler that admits a closed list of types."""
-CARRIERS = {"pipeline/encode.py"}
-"""Files with a thread that takes any error of its work and raises it in the thread that waits for it."""
+CARRIERS = {
+    "pipeline/encode.py",  # a thread takes any error of its work and raises it in the thread that waits for it
+    "pipeline/ray_cluster.py",  # ray.init raises `Exception` itself when its servers do not come up; it becomes a JobError
+}
+"""Files that may take any error, because they raise it again."""
 
 
 @cache

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from pipeline.plan import clip_key
 from pipeline.records import Bucket, Clip
 from pipeline.shards import Encoded
+from tokenizer.codec import save
+from tokenizer.config import NetworkConfig
+from tokenizer.network import Network
 from tokenizer.spec import CodecSpec
 
 
@@ -103,3 +106,11 @@ def encoded(number: int, **fields: Any) -> Encoded:
     planned = clip(number, **fields)
     latents, rows, columns = FakeCodec.spec.grid(planned.bucket.frames, planned.bucket.height, planned.bucket.width)
     return Encoded(planned, np.random.default_rng(number).bytes(latents * FakeCodec.spec.frame_bytes(rows, columns)))
+
+
+def tiny_tokenizer(folder: Path) -> Path:
+    """Save a real tokenizer with random weights, as small as they get."""
+    torch.manual_seed(0)
+    config = NetworkConfig(bits=8, width=8, multipliers=(1, 1, 1, 1), blocks=1, groups=4)
+    save(folder, config, Network(config).state_dict(), {"made": "random weights for a test"})
+    return folder

@@ -28,9 +28,9 @@ from pipeline.ledger import ConfigChanged, Lock, Locked
 from pipeline.manifest import Manifest
 from pipeline.records import Bucket
 from pipeline.source import SourceError
-from tokenizer.codec import CodecError, VideoCodec, save
-from tokenizer.config import NetworkConfig
-from tokenizer.network import Network
+from tokenizer.codec import CodecError, VideoCodec
+
+from .fakes import tiny_tokenizer
 
 pytestmark = pytest.mark.system
 
@@ -39,11 +39,7 @@ FIRST, SECOND = Bucket(frames=5, height=32, width=32), Bucket(frames=9, height=3
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    config = NetworkConfig(bits=8, width=8, multipliers=(1, 1, 1, 1), blocks=1, groups=4)
-    folder = tmp_path_factory.mktemp("tokenizer") / "tiny"
-    save(folder, config, Network(config).state_dict(), {"made": "random weights for a test"})
-    return folder
+    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +118,7 @@ def test_two_workers_give_the_same_digest(
     assert grid.stat().st_size > 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(ray_job, "_cluster", lambda _: pytest.fail("a finished folder needs no Ray"))
+        patch.setattr(ray_job, "cluster", lambda _: pytest.fail("a finished folder needs no Ray"))
         again = ray_job.tokenize(load(config, ["pipeline.workers=1"]))
     assert (again.digest, again.new_shards) == (summary.digest, 0), "running again finds nothing to do"
     meter = Meter()

@@ -1,0 +1,96 @@
+"""The Ray that a job runs on: the cluster that RAY_ADDRESS names, or one in this process for as long as the job lasts.
+
+In:  the configuration and the environment.
+Out: an initialised Ray, or a `JobError` that names the address and the mend.
+Called by: pipeline.ray_job.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import ray
+
+from pipeline.config import PipelineConfig
+from pipeline.ray_pool import JobError, one_line
+
+_ANSWER = 5.0
+"""Seconds that a cluster's head gets to take a connection; Ray itself tries for minutes before it says anything."""
+_PAUSE = 0.25
+_SERVERS = "300"
+"""Seconds that Ray's servers on this machine get to come up (its own default of 30 is too short on a crowded machine)."""
+
+
+@contextmanager
+def cluster(config: PipelineConfig) -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS names (as inside `ray job submit`), or start one in this process for the job.
+
+    Raises JobError where nobody answers at the address, or the servers do not come up.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    with tempfile.TemporaryDirectory(prefix="r-", ignore_cleanup_errors=True) as folder:
+        if address:
+            _join(address)
+        else:
+            _start(config, folder)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _join(address: str) -> None:
+    mend = "start it with `ray start --head`, correct RAY_ADDRESS, or unset it to run on this machine alone"
+    if refusal := _unanswered(address):
+        raise JobError(f"cannot join the Ray cluster at RAY_ADDRESS={address}: {refusal}; {mend}")
+    try:
+        ray.init(address="auto", log_to_driver=True)
+    except Exception as error:  # Ray raises many kinds, `Exception` itself among them
+        raise JobError(f"cannot join the Ray cluster at RAY_ADDRESS={address}: {one_line(error)}; {mend}") from error
+    print(f"ray: joined the cluster at {address}", flush=True)
+
+
+def _unanswered(address: str) -> str:
+    """Say why no connection to HOST:PORT comes about; empty where one does, or for the names that only Ray can resolve."""
+    try:
+        parts = urlsplit(address if "://" in address else f"ray://{address}")
+        place = (parts.hostname or "", parts.port or 0)
+    except ValueError:
+        return ""
+    if not all(place):
+        return ""
+    end = time.monotonic() + _ANSWER
+    while True:
+        try:
+            socket.create_connection(place, timeout=max(_PAUSE, end - time.monotonic())).close()
+        except OSError as error:
+            if time.monotonic() + _PAUSE > end:
+                return f"nobody answers there ({error.strerror or error})"
+            time.sleep(_PAUSE)
+        else:
+            return ""
+
+
+def _start(config: PipelineConfig, folder: str) -> None:
+    # Ray's own message names this variable.
+    patience = os.environ.setdefault("RAY_raylet_start_wait_time_s", _SERVERS)
+    cpus = max(os.cpu_count() or 1, int(config.workers * config.cpus_per_worker + 0.999))
+    try:
+        # Ray's sockets live below the folder, and a socket's path may not exceed 107 bytes.
+        ray.init(num_cpus=cpus, include_dashboard=False, _temp_dir=folder, logging_level=logging.WARNING, log_to_driver=True)
+    except Exception as error:  # Ray raises `Exception` itself when its servers do not come up
+        ray.shutdown()
+        raise JobError(
+            f"Ray's servers did not come up on this machine: {one_line(error)}; see that memory, processes (ulimit -u) and "
+            f"room under {tempfile.gettempdir()} suffice, or raise RAY_raylet_start_wait_time_s (now {patience}), and run again"
+        ) from error

@@ -1,0 +1,73 @@
+"""Where Ray cannot be had, the job ends with one line that says what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import ray_cluster
+from pipeline.config import PipelineConfig
+from pipeline.ray_pool import JobError
+
+from .fakes import tiny_tokenizer
+
+
+@pytest.mark.system
+def test_an_address_where_nobody_listens_ends_the_job_with_one_line(tmp_path: Path, clips: Path) -> None:
+    """Through the program, as a user meets it."""
+    config = tmp_path / "config.yaml"
+    plain = {
+        "corpus": {"videos": [str(clips / "bikes.mp4")]},
+        "tokenizer": {"weights": str(tiny_tokenizer(tmp_path / "tiny"))},
+        "pipeline": {
+            "output": str(tmp_path / "shards"),
+            "buckets": [{"frames": 5, "height": 32, "width": 32}],
+            "min_free_gb": 0,
+        },
+        "metrics": {"port": 0},
+    }
+    config.write_text(json.dumps(plain))
+    with socket.socket() as taken:  # bound and never listening: nobody else can get the port
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [sys.executable, "-m", "cluster.cli", "tokenize", "-c", str(config)]
+        began = time.monotonic()
+        job = subprocess.run(
+            command, env={**os.environ, "RAY_ADDRESS": address}, capture_output=True, text=True, timeout=240, check=False
+        )
+    assert job.returncode == 1 and "Traceback" not in job.stderr, job.stderr
+    (line,) = job.stderr.strip().splitlines()
+    assert f"cannot join the Ray cluster at RAY_ADDRESS={address}: nobody answers there" in line, line
+    assert "`ray start --head`" in line and "unset it" in line
+    assert time.monotonic() - began < 120, "Ray alone would try for minutes"
+    assert not (tmp_path / "shards" / "index.parquet").exists()
+
+
+@pytest.mark.parametrize("kind", [Exception, RuntimeError, ConnectionError, TimeoutError])
+def test_servers_that_do_not_come_up(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise kind("The current node timed out during startup.\nmore lines")
+
+    monkeypatch.setattr(ray_cluster.ray, "init", fail)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    words = r"did not come up on this machine: The current node timed out during startup\.; .*RAY_raylet_start_wait_time_s"
+    with pytest.raises(JobError, match=words), ray_cluster.cluster(PipelineConfig()):
+        pytest.fail("there is no Ray")
+    with socket.create_server(("127.0.0.1", 0)) as server:  # someone listens, but it is no Ray
+        monkeypatch.setenv("RAY_ADDRESS", f"ray://127.0.0.1:{server.getsockname()[1]}")
+        with (
+            pytest.raises(JobError, match="cannot join the Ray cluster at RAY_ADDRESS=ray://"),
+            ray_cluster.cluster(PipelineConfig()),
+        ):
+            pytest.fail("there is no Ray")
+
+
+def test_names_that_only_ray_resolves_are_left_to_it() -> None:
+    assert [ray_cluster._unanswered(name) for name in ("auto", "local", "host:port")] == ["", "", ""]
