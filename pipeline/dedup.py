@@ -11,7 +11,7 @@ from pathlib import Path
 
 import xxhash
 
-from pipeline.video import VideoError
+from pipeline.video import VideoError, regular
 
 _CHUNK = 1 << 20
 
@@ -20,6 +20,7 @@ def content_digest(path: Path) -> str:
     """Return xxh3-128 (hex) over the file's bytes. Raises VideoError: not_found, no_permission, unreadable."""
     hasher = xxhash.xxh3_128()
     try:
+        regular(path)
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 hasher.update(chunk)

@@ -141,7 +141,11 @@ def _copy(filesystem: Any, inner: str, path: Path) -> None:
 
 
 def sidecar(name: str) -> str:
-    """Return the caption beside a video: the text of NAME.txt, else `caption` or `text` of NAME.json, else nothing."""
+    """Return the caption beside a video: the text of NAME.txt, else `caption` or `text` of NAME.json, else nothing.
+
+    Raises VideoError (no_permission, unreadable, unreachable) for one that is there and cannot be read: going on without it
+    would lose it silently.
+    """
     first, chain, rest = name.partition("::")
     stem, dot, ending = first.rpartition(".")
     if not dot or "/" in ending:
@@ -162,13 +166,19 @@ def _beside(name: str) -> str | None:
     if not is_url(name):
         try:
             return Path(name).read_text(errors="replace")
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
+        except OSError as error:
+            reason = "no_permission" if isinstance(error, PermissionError) else "unreadable"
+            raise VideoError(reason, f"{name} (the caption beside the video): {error.strerror}") from error
     filesystem, inner = fsspec.core.url_to_fs(name)
     try:
         return str(retried(lambda: filesystem.cat_file(inner)).decode(errors="replace"))
-    except (FileNotFoundError, KeyError):
+    except (FileNotFoundError, KeyError, PermissionError):
+        # S3 answers 403, not 404, for an object that does not exist, to those who may not list the bucket.
         return None
+    except UNREACHABLE as error:
+        raise VideoError("unreachable", f"{name} (the caption beside the video): {error}") from error
 
 
 def retried(call: Callable[[], _T]) -> _T:

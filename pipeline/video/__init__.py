@@ -14,7 +14,7 @@ Decoding takes one thread: parallelism comes from processes.
 """
 
 from pipeline.video.picture import Frames, luma, thumbnail
-from pipeline.video.reader import Reader, VideoError, VideoInfo, describe, probe
+from pipeline.video.reader import Reader, VideoError, VideoInfo, describe, probe, regular
 from pipeline.video.sampling import EPSILON, Request, iter_frames, read_clips, read_frames
 from pipeline.video.writer import VideoWriter, write_video
 
@@ -32,6 +32,7 @@ __all__ = [
     "probe",
     "read_clips",
     "read_frames",
+    "regular",
     "thumbnail",
     "write_video",
 ]

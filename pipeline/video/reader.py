@@ -8,6 +8,7 @@ Called by: pipeline/video/sampling.py, pipeline/cuts.py, whoever probes a video.
 from __future__ import annotations
 
 import math
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -89,7 +90,7 @@ class Reader:
         self.path = str(path)
         self._beat = beat
         try:
-            size = Path(path).stat().st_size
+            size = regular(path)
             if size == 0:
                 raise VideoError("empty_file", f"{path}: the file is empty")
             self._container = av.open(self.path, metadata_errors="replace")
@@ -202,6 +203,14 @@ class Reader:
         except av.error.FFmpegError as error:
             raise VideoError("unseekable", f"{self.path}: cannot seek to {seconds:.3f} s: {error.strerror}") from error
         self._last = None
+
+
+def regular(path: str | Path) -> int:
+    """Return the size of a file in bytes. Raises OSError, and VideoError for a pipe, socket or device: opening one may wait for ever."""
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise VideoError("unreadable", f"{path}: no regular file")
+    return status.st_size
 
 
 def probe(path: str | Path, *, max_frames: int = 1_000_000, max_pixels: int = 8192 * 8192) -> VideoInfo:

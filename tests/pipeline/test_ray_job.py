@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -198,6 +199,46 @@ def test_a_full_disk_stops_the_job_and_running_again_goes_on(config: Path, tmp_p
 
 
 RUN = "import sys; from cluster.config import load; from pipeline.ray_job import tokenize; tokenize(load(sys.argv[1], sys.argv[2:]))"
+
+
+def bound_by_permissions() -> None:
+    """Take from root, before a program starts, what lets it read files without permission; others cannot anyway."""
+    if os.geteuid() == 0:
+        drop, override, search = 24, 1, 2  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        library = ctypes.CDLL(None)
+        assert library.prctl(drop, override, 0, 0, 0) == 0 and library.prctl(drop, search, 0, 0, 0) == 0
+
+
+def test_videos_without_permission_are_refused_and_the_job_goes_on(
+    config: Path, tmp_path: Path, clips: Path, weights: Path
+) -> None:
+    """Of a video, and of the caption beside one. With permission and `--retry` both come in."""
+    own = tmp_path / "corpus"
+    own.mkdir()
+    for name in ("bikes", "carphone_distorted", "carphone_pristine"):
+        shutil.copy(clips / f"{name}.mp4", own / f"{name}.mp4")
+    (own / "carphone_distorted.txt").write_text("a caption\n")
+    locked = (own / "bikes.mp4", own / "carphone_distorted.txt")
+    for path in locked:
+        path.chmod(0)
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "cluster.cli", "tokenize", "-c", str(config), f"corpus.videos=[{own}]"]
+    job = subprocess.run(
+        command, env=environment, preexec_fn=bound_by_permissions, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert job.returncode == 0, job.stdout + job.stderr
+    manifest = Manifest(tmp_path / "shards")
+    rejects = [r for r in manifest.rejects() if r.reason != "too_short"]
+    assert [(Path(r.source).name, r.stage, r.reason) for r in sorted(rejects, key=lambda r: r.source)] == [
+        ("bikes.mp4", "probe", "no_permission"),
+        ("carphone_distorted.mp4", "probe", "no_permission"),
+    ]
+    assert manifest.outcomes() == (1, 2) and verify.verify(tmp_path / "shards").sound
+    for path in locked:
+        path.chmod(0o644)
+    job = subprocess.run([*command, "--retry"], env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert manifest.outcomes() == (3, 0) and verify.verify(tmp_path / "shards").sound
 
 
 @contextlib.contextmanager

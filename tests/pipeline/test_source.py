@@ -13,8 +13,9 @@ import pytest
 
 from pipeline import source
 from pipeline.config import CorpusConfig
-from pipeline.source import SourceError, find
-from pipeline.video import VideoError
+from pipeline.dedup import content_digest
+from pipeline.source import SourceError, find, sidecar
+from pipeline.video import VideoError, probe
 
 
 def names(*videos: object, **fields: object) -> list[str]:
@@ -168,3 +169,27 @@ def test_webdataset_tars_of_videos(tmp_path: Path, clips: Path) -> None:
     (tmp_path / "broken.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(SourceError, match=r"cannot read .*broken\.tar"):
         names(tmp_path / "broken.tar")
+
+
+def test_a_caption_that_cannot_be_read_is_no_missing_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder.txt").mkdir()
+    assert sidecar(str(tmp_path / "folder.mp4")) == "" and sidecar(str(tmp_path / "none.mp4")) == ""
+    for kind, reason in ((PermissionError(13, "Permission denied"), "no_permission"), (OSError(5, "I/O error"), "unreadable")):
+
+        def fail(*_: object, error: OSError = kind, **__: object) -> str:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", fail)
+            with pytest.raises(VideoError, match=r"a\.txt \(the caption beside the video\)") as caught:
+                sidecar(str(tmp_path / "a.mp4"))
+        assert caught.value.reason == reason
+
+
+def test_a_pipe_that_calls_itself_a_video_hangs_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.mp4")
+    with pytest.raises(VideoError, match="no regular file") as caught:
+        content_digest(tmp_path / "a.mp4")
+    assert caught.value.reason == "unreadable"
+    with pytest.raises(VideoError, match="no regular file"):
+        probe(tmp_path / "a.mp4")
