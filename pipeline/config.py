@@ -155,7 +155,8 @@ class PipelineConfig(Section):
     """Deaths of an encoding actor over one shard after which the job stops and names the shard."""
     stall_seconds: float = Field(default=3600.0, gt=0)
     """Seconds without one more encoded clip after which an encoding worker counts as hung and is replaced; loading the codec
-    counts too."""
+    counts too. A planning task counts as hung after so long without a decoded frame or a finished video (copying one from a URL
+    must fit in); the video it hangs over `limits.attempts` times is quarantined."""
     dedup: bool = True
     """Refuse a file whose content digest was seen before."""
     near_dedup: float = Field(default=0.0, ge=0, le=1)

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -68,6 +68,8 @@ class DecoderProcess:
         self._buffer = bytearray()
         self._network: TransNet | None = None
         self.deaths = 0
+        self.beat: Callable[[], None] | None = None
+        """Called for each sign of life of the child, and each of its answers."""
 
     @property
     def pid(self) -> int | None:
@@ -164,6 +166,8 @@ class DecoderProcess:
             while True:
                 line, waited = self._line(path, waited)
                 header = json.loads(line)
+                if self.beat is not None:
+                    self.beat()
                 if header["kind"] == "beat":
                     continue
                 if header["kind"] == "end":

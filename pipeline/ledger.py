@@ -27,6 +27,7 @@ from typing import Any
 FORMAT = 1
 DATASET, CLIPS, REJECTS, INDEX = "dataset.json", "clips.parquet", "rejects.parquet", "index.parquet"
 PLAN, LOCK, PRINTS, ADDRESS = ".plan", ".lock", ".prints.parquet", "metrics-address"
+SOURCES = "sources.json"
 
 
 class LedgerError(ValueError):

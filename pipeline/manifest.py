@@ -26,7 +26,7 @@ from pipeline.copies import NearCopies, without_copies
 from pipeline.dedup import Seen
 from pipeline.digest import dataset_digest
 from pipeline.index import META, hidden
-from pipeline.ledger import CLIPS, DATASET, INDEX, PLAN, PRINTS, REJECTS, committing, read_json, write_json
+from pipeline.ledger import CLIPS, DATASET, INDEX, PLAN, PRINTS, REJECTS, SOURCES, committing, read_json, write_json
 from pipeline.records import Clip, Reject, SourceVideo, VideoPlan
 from pipeline.shards import ShardInfo, read_info
 from pipeline.tables import CLIPS as CLIP_SCHEMA
@@ -75,7 +75,7 @@ class Manifest:
     def generation(self) -> list[SourceVideo] | None:
         """Videos of the generation that is being planned, None when there is none."""
         try:
-            plain = read_json(self._plan / "sources.json")
+            plain = read_json(self._plan / SOURCES)
         except FileNotFoundError:
             return None
         return [SourceVideo(**video) for video in plain["videos"]]
@@ -90,7 +90,7 @@ class Manifest:
             "videos": [asdict(video) for video in videos],
             "clips": [replace(clip, shard="").plain() for clip in retried],
         }
-        write_json(self._plan / "sources.json", plain)
+        write_json(self._plan / SOURCES, plain)
 
     def part(self, number: int) -> Path:
         """Path of a planned part."""
@@ -101,7 +101,7 @@ class Manifest:
 
         Returns (videos with clips, videos without) of the generation. Idempotent: killed at any moment, it is run again.
         """
-        listing = read_json(self._plan / "sources.json")
+        listing = read_json(self._plan / SOURCES)
         first_group = listing["first_group"]
         names = {video["source"] for video in listing.pop("videos")}
         rejects = [reject for reject in self.rejects() if reject.source not in names]
@@ -124,7 +124,7 @@ class Manifest:
         self._write_rejects(rejects)
         near.save()
         # The listing goes first: without it there is no generation, and what is left of the folder means nothing.
-        (self._plan / "sources.json").unlink()
+        (self._plan / SOURCES).unlink()
         shutil.rmtree(self._plan)
         return used, len(names) - used
 

@@ -98,18 +98,18 @@ def plan_video(
                 )
             return plan
     except VideoError as error:
-        return _refused(video, digest, "probe", error.reason, str(error))
+        return refused(video, digest, "probe", error.reason, str(error))
     except DecoderDied as error:
         detail = f"{error}; quarantined after {config.limits.attempts} attempts"
-        return _refused(video, digest, "probe", error.reason, detail)
+        return refused(video, digest, "probe", error.reason, detail)
 
 
 def _judged(video: SourceVideo, digest: str, found: Scan, config: PipelineConfig) -> VideoPlan:
     if found.damage and config.damaged == "refuse":
-        return _refused(video, digest, "probe", "damaged", found.damage)
+        return refused(video, digest, "probe", "damaged", found.damage)
     if min(found.width, found.height) < config.filters.min_side:
         detail = f"{found.width}x{found.height} pixels; pipeline.filters.min_side is {config.filters.min_side}"
-        return _refused(video, digest, "filters", "too_small", detail)
+        return refused(video, digest, "filters", "too_small", detail)
     return _lay(video, digest, found, config)
 
 
@@ -160,5 +160,6 @@ def _scan(path: Path, config: PipelineConfig, decoder: DecoderProcess) -> Scan:
     raise AssertionError("attempts is at least 1")
 
 
-def _refused(video: SourceVideo, digest: str, stage: str, reason: str, detail: str) -> VideoPlan:
+def refused(video: SourceVideo, digest: str, stage: str, reason: str, detail: str) -> VideoPlan:
+    """Return the plan of a video that is refused whole."""
     return VideoPlan(video.source, digest, (), (Reject(video.source, stage, reason, detail),))

@@ -11,17 +11,10 @@ numbers and reports pass through Ray; no pixel and no token does. SHARDS must be
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
-import ray
-from ray.exceptions import (
-    RayTaskError,
-)
 
 from cluster.config import Config, MetricsConfig
 from cluster.metrics import Meter
@@ -33,9 +26,8 @@ from pipeline.dedup import content_digest
 from pipeline.ledger import ADDRESS, INDEX, Lock
 from pipeline.manifest import Manifest
 from pipeline.ray_cluster import cluster
-from pipeline.ray_plan import plan_part
-from pipeline.ray_pool import LOST, JobError, Pool, cause
-from pipeline.records import SourceVideo
+from pipeline.ray_planning import plan
+from pipeline.ray_pool import JobError, Pool
 from pipeline.shards import ShardInfo, read_info
 from pipeline.source import find, local
 from pipeline.summary import Run, Summary, describe, summarize
@@ -45,7 +37,6 @@ from tokenizer.codec import read_json
 from tokenizer.config import TokenizerConfig
 from tokenizer.spec import CodecSpec
 
-_TASK_TRIES = 3
 _COUNTED = ("pipeline_frames_total", "pipeline_tokens_total", "pipeline_shards_committed_total")
 
 
@@ -69,7 +60,7 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Su
         busy = manifest.generation() is not None or not all(manifest.committed(names) for _, names, _ in manifest.shards())
         with cluster(pipeline) if busy else nullcontext():
             if (videos := manifest.generation()) is not None:
-                _plan(videos, pipeline, manifest, meter)
+                plan(videos, pipeline, manifest, meter)
             run = _encode(config, manifest, meter)
         # Of workers that died while the job went on.
         ledger.remove_leftovers(pipeline.output)
@@ -168,45 +159,6 @@ def _compare(manifest: Manifest, damaged: Mapping[str, str]) -> None:
             f"{', '.join(other)}: made again with other bytes than before (another processor or library version?); "
             "the folder is sound, but its digest has changed"
         )
-
-
-def _plan(videos: Sequence[SourceVideo], config: PipelineConfig, manifest: Manifest, meter: Meter) -> None:
-    size = config.videos_per_task
-    parts = [videos[at : at + size] for at in range(0, len(videos), size)]
-    todo = deque(number for number in range(len(parts)) if not manifest.part(number).exists())
-    done = len(videos) - sum(len(parts[number]) for number in todo)
-    meter.inc("pipeline_retries_total", 0, stage="plan")
-    meter.inc("pipeline_decoder_deaths_total", 0, stage="plan")
-    running: dict[Any, int] = {}
-    failures: Counter[int] = Counter()
-    with ProgressBar("plan", len(videos), done=done) as progress:
-        while todo or running:
-            while todo and len(running) < 2 * _cpus():
-                number = todo.popleft()
-                task = plan_part.options(name=f"plan part {number}", max_retries=0, num_gpus=config.captioner.gpus)
-                running[task.remote(list(parts[number]), config, manifest.part(number).absolute(), Path.cwd())] = number
-            for ref in ray.wait(list(running))[0]:
-                number = running.pop(ref)
-                try:
-                    count, clips, deaths = ray.get(ref)
-                except LOST as error:
-                    failures[number] += 1
-                    meter.inc("pipeline_retries_total", stage="plan")
-                    if failures[number] == _TASK_TRIES:
-                        raise JobError(
-                            f"planning part {number} ({parts[number][0].source} ...) died {_TASK_TRIES} times"
-                        ) from error
-                    todo.append(number)
-                except RayTaskError as error:
-                    raise cause(error) from error
-                else:
-                    progress.update(count, note=f"{clips} clips in the last part")
-                    meter.inc("pipeline_decoder_deaths_total", deaths, stage="plan")
-    manifest.merge(config, len(parts))
-
-
-def _cpus() -> int:
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def _encode(config: Config, manifest: Manifest, meter: Meter) -> Run:

@@ -1,6 +1,6 @@
 """The planning task: some videos in, one part file out. It stands alone so that its workers need not import torch.
 
-Called by: pipeline.ray_job.
+Called by: pipeline.ray_planning.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import ray
 
 from pipeline import kept
 from pipeline.config import PipelineConfig
-from pipeline.ledger import write_json
-from pipeline.plan import plan_video
+from pipeline.ledger import SOURCES, write_json
+from pipeline.plan import plan_video, refused
 from pipeline.records import SourceVideo
+from pipeline.signs import Sign
 
 
 def stand_in(folder: Path) -> None:
@@ -23,21 +24,47 @@ def stand_in(folder: Path) -> None:
         os.chdir(folder)
 
 
+def sign_of(part: Path) -> Path:
+    """Where the task of a part says how far it is (pipeline.signs)."""
+    return part.with_suffix(".at")
+
+
+def listed(part: Path) -> int:
+    """When the list of the generation that is being planned was written (nanoseconds); 0 for none."""
+    try:
+        return part.with_name(SOURCES).stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 @ray.remote
-def plan_part(videos: list[SourceVideo], config: PipelineConfig, path: Path, folder: Path) -> tuple[int, int, int]:
+def plan_part(
+    videos: list[SourceVideo], config: PipelineConfig, path: Path, folder: Path, hung: dict[int, str], stamp: int
+) -> tuple[int, int, int]:
     """Plan some videos and commit their part file. folder: the driver's.
 
+    hung: videos, by their place, that are refused unseen because the task stood still over them, and what is said of each.
+    stamp: `listed` when the task was made; a task that was given up and wakes up later writes nothing into another generation.
     Returns the numbers of videos, of clips and of decoders that died.
     """
     stand_in(folder)
+    sign = Sign(sign_of(path))
+    sign.at(0)
     captioner = None
     if config.captioner.weights is not None:
         from pipeline.captioner import load
 
         captioner = load(config.captioner.model_dump_json())
     with kept.DECODER.use(config.limits) as decoder:
-        before = decoder.deaths
-        plans = [plan_video(video, config, decoder, captioner) for video in videos]
+        before, decoder.beat = decoder.deaths, sign.beat
+        plans = []
+        for number, video in enumerate(videos):
+            sign.at(number)
+            if number in hung:
+                plans.append(refused(video, "", "probe", "stalled", hung[number]))
+            else:
+                plans.append(plan_video(video, config, decoder, captioner))
         deaths = decoder.deaths - before
-    write_json(path, [plan.plain() for plan in plans])
+    if listed(path) == stamp:
+        write_json(path, [plan.plain() for plan in plans])
     return len(plans), sum(len(plan.clips) for plan in plans), deaths

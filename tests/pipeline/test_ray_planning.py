@@ -1,0 +1,75 @@
+"""A planning task that hangs outside of its decoding child: found by its signs, tried again, its video quarantined."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from cluster.metrics import Meter
+from pipeline import ray_planning
+from pipeline.config import DecodeLimits, PipelineConfig
+from pipeline.ledger import PLAN
+from pipeline.manifest import Manifest
+from pipeline.records import Bucket, SourceVideo
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    folder = tempfile.mkdtemp(prefix="r-", dir="/tmp")
+    ray.init(num_cpus=1, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_video_that_planning_hangs_over_is_quarantined_alone(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A server takes the connection and never answers, so copying the video waits: no child's limit binds that."""
+    monkeypatch.setattr(ray_planning, "_LOOK", 1.0)
+    config = PipelineConfig(
+        output=tmp_path,
+        buckets=(Bucket(frames=5, height=32, width=32),),
+        limits=DecodeLimits(attempts=2),
+        stall_seconds=12,
+        min_free_gb=0,
+    )
+    manifest, meter = Manifest(tmp_path), Meter()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        names = [
+            str(clips / "carphone_pristine.mp4"),
+            f"http://127.0.0.1:{silent.getsockname()[1]}/video.mp4",
+            str(clips / "bikes.mp4"),
+        ]
+        manifest.begin_generation([SourceVideo(name) for name in names])
+        videos = manifest.generation()
+        assert videos is not None
+        ray_planning.plan(videos, config, manifest, meter)
+    assert capfd.readouterr().out.count(f"nothing moved for pipeline.stall_seconds = 12 s over {names[1]}") == 2
+    (reject,) = [r for r in manifest.rejects() if r.reason != "too_short"]
+    assert (reject.source, reject.stage, reject.reason) == (names[1], "probe", "stalled")
+    assert "quarantined after 2 attempts" in reject.detail
+    assert {clip.source for group in range(manifest.groups()) for clip in manifest.clips(group)} == {names[0], names[2]}
+    assert manifest.outcomes() == (2, 1) and manifest.quarantined()[0] == {names[1]}, "--retry takes it up again"
+    assert meter.registry.get_sample_value("videoar_pipeline_retries_total", {"stage": "plan"}) == 2
+    assert not (tmp_path / PLAN).exists()
+
+
+def test_a_task_that_wakes_up_late_writes_nothing_into_another_generation(clips: Path, tmp_path: Path) -> None:
+    config, manifest = PipelineConfig(output=tmp_path), Manifest(tmp_path)
+    video = SourceVideo(str(clips / "carphone_distorted.mp4"))
+    manifest.begin_generation([video])
+    part = manifest.part(0).absolute()
+    stamp = ray_planning.listed(part)
+    task = ray_planning.plan_part
+    manifest.begin_generation([video])  # the next one
+    assert ray.get(task.remote([video], config, part, Path.cwd(), {}, stamp))[0] == 1 and not part.exists()
+    assert ray.get(task.remote([video], config, part, Path.cwd(), {}, ray_planning.listed(part)))[0] == 1 and part.exists()
