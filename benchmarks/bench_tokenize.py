@@ -192,10 +192,12 @@ class Family:
         if process.pid == self.root.pid:
             self.kind[process.pid] = "driver"
             self.memory = process.memory_info().rss
-        elif self.kind.get(process.pid) not in ("encoding workers", "planning workers"):
+        elif line and self.kind.get(process.pid) not in ("encoding workers", "planning workers"):
+            # One that has just ended has no command line any more: it stays what it was.
             self.kind[process.pid] = next((kind for word, kind in KINDS if word in line), "others")
         if "ray::encode group" in line:
             self.encoding.add(process.pid)
+        self.kind.setdefault(process.pid, "others")
         for state in Path(f"/proc/{process.pid}/task").glob("*/stat"):
             self.runnable += state.read_text().rpartition(")")[2].split()[0] == "R"
 
