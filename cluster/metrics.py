@@ -52,6 +52,12 @@ METRICS: Mapping[str, Metric] = {
         Metric("pipeline_shards_committed_total", "counter", "Shards committed."),
         Metric("pipeline_stage_seconds", "histogram", "Seconds of one unit of work in a stage.", ("stage",)),
         Metric("pipeline_retries_total", "counter", "Units of work given to another worker after a death.", ("stage",)),
+        Metric(
+            "pipeline_software_decodes_total",
+            "counter",
+            "Videos that the decoding card left to the CPU.",
+            ("stage", "codec"),
+        ),
         Metric("pipeline_decoder_deaths_total", "counter", "Decoding children that died or were ended.", ("stage",)),
         Metric(
             "pipeline_worker_heartbeat_timestamp_seconds", "gauge", "Unix time of an encoding worker's last sign.", ("worker",)

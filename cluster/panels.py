@@ -192,6 +192,16 @@ TOKENIZATION = Dashboard(
             ),
         ),
         Panel(
+            "videos that the decoding card left to the CPU",
+            "By codec, where pipeline.decode_device is a card; all of them means that its decoder library is missing.",
+            (
+                (
+                    f"sum by (stage, codec) (increase(videoar_pipeline_software_decodes_total{{{RUN}}}{RATE}))",
+                    "{{stage}}: {{codec}}",
+                ),
+            ),
+        ),
+        Panel(
             "seconds since each worker's last sign",
             "Signs come every few seconds; one worker far above the others sits on a dead or frozen host.",
             ((f"time() - videoar_pipeline_worker_heartbeat_timestamp_seconds{{{RUN}}}", "worker {{worker}}"),),

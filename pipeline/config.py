@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.config import Section
 from pipeline.records import Bucket
@@ -97,11 +97,6 @@ class DecodeLimits(Section):
     attempts: int = Field(default=2, ge=1)
     """Decoder deaths (kill, crash, time-out) after which a video is quarantined."""
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The limits that decoding itself keeps."""
-        return {"max_frames": self.max_frames, "max_pixels": self.max_pixels}
-
 
 class PipelineConfig(Section):
     """`videoar tokenize`: corpus to shards."""
@@ -123,6 +118,11 @@ class PipelineConfig(Section):
     decoders: int = Field(default=1, ge=1)
     """Decoding children beside an encoding worker: one keeps a CPU worker fed; a GPU that encodes faster than one core decodes
     needs more. Bytes do not depend on it."""
+    decode_device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    """Decodes video: `cpu`, or `cuda`, the card that Ray gives to a worker (`cuda:1`: the second of several). Frames come down to host
+    memory and are resized there, as any others; what the card cannot decode the CPU does."""
+    decode_gpus: float = Field(default=0.25, gt=0)
+    """Ray GPUs that a planning task asks for where `decode_device` is a card; may be a fraction."""
     workers: int = Field(default=1, ge=1)
     """Encoding actors (one per accelerator, or CPU workers)."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
@@ -162,3 +162,17 @@ class PipelineConfig(Section):
     near_dedup: float = Field(default=0.0, ge=0, le=1)
     """Refuse a span whose pictures agree with an earlier video by at least this much (0.9 finds re-encoded, rescaled and re-cut
     copies); 0 does not look."""
+
+    @property
+    def planning_gpus(self) -> float:
+        """Ray GPUs that a planning task asks for. One card serves its decoder and its captioner."""
+        return max(self.captioner.gpus, 0.0 if self.decode_device == "cpu" else self.decode_gpus)
+
+    @model_validator(mode="after")
+    def _cards(self) -> PipelineConfig:
+        if self.decode_device != "cpu" and self.gpus_per_worker == 0:
+            raise ValueError(
+                f"decode_device is {self.decode_device}, but gpus_per_worker is 0, and Ray hides every card from such a worker; "
+                "raise gpus_per_worker (a fraction will do), or set decode_device to cpu"
+            )
+        return self

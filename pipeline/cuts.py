@@ -2,7 +2,7 @@
 
 In:  a local video, decoded once by pipeline.video in small pictures.
 Out: `Scan` (true frame times, cut times, luma, motion and sharpness of each frame, a print).
-Called by: the decoding child (pipeline.decoder); `shots` by pipeline.plan.
+Called by: the decoding child (pipeline.decoder_child); `shots` by pipeline.plan.
 
 The light detector is PySceneDetect's ContentDetector; it is fed with frames from pipeline.video, so there is one decoder. For
 TransNetV2 the tiny pictures it needs go out to the parent of the decoding child, a block at a time (pipeline.transnet).
@@ -27,6 +27,7 @@ from pipeline.config import CutConfig, FilterConfig
 from pipeline.letterbox import Bars
 from pipeline.near import RATE, SIDE, Print, Printer
 from pipeline.text import EVERY, TextDetector
+from pipeline.video import Device
 
 SHORT_SIDE = 72
 """Pixels of the shorter side of the pictures that are looked at; detectors and scores are defined at this size."""
@@ -76,6 +77,7 @@ def scan(
     max_pixels: int,
     beat: Callable[[], None] | None = None,
     pictures: Callable[[NDArray[np.uint8]], None] | None = None,
+    device: Device | None = None,
 ) -> Scan:
     """Decode a video once, to its end. Raises VideoError as pipeline.video.probe does.
 
@@ -91,7 +93,7 @@ def scan(
     if cuts.method == "content":
         detector = ContentDetector(threshold=cuts.threshold, min_scene_len=cuts.min_frames)
     begins: set[int] = set()
-    with video.Reader(path, max_pixels=max_pixels, beat=beat) as reader:
+    with video.Reader(path, max_pixels=max_pixels, beat=beat, device=device) as reader:
 
         def look() -> Iterator[tuple[float, Any]]:
             before: Any = None

@@ -19,6 +19,7 @@ _NOT_CONTENT = {
     "output",
     "workers",
     "decoders",
+    "decode_gpus",
     "cpus_per_worker",
     "gpus_per_worker",
     "min_free_gb",

@@ -1,8 +1,8 @@
 """Decoding in a killable child process with limits of time and memory.
 
 In:  a local path and what is wanted of it: a scan of the whole video, or clips at given times.
-Out: pipeline.cuts.Scan, or uint8 frames; a bad video is `VideoError`, a dead child `DecoderDied`.
-Called by: pipeline.plan and pipeline.encode (through `DecoderProcess`); `python -m pipeline.decoder` is the child.
+Out: pipeline.cuts.Scan, or uint8 frames; a bad video is `VideoError`, a dead child `DecoderDied`, a missing card `DeviceError`.
+Called by: pipeline.plan and pipeline.encode (through `DecoderProcess`); pipeline.decoder_child is the child.
 
 Native decoders hang and crash on hostile files, and a thread cannot be killed; a process can. The child takes one JSON
 line on its standard input, and answers with JSON lines, each followed by the raw bytes it announces. It ends when the
@@ -14,37 +14,34 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
-import resource
 import select
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline import video
 from pipeline.config import CutConfig, DecodeLimits, FilterConfig
-from pipeline.cuts import Scan, marks, scan
+from pipeline.cuts import Scan, marks
 from pipeline.near import SIDE
 from pipeline.text import text_network
-from pipeline.video import Frames, Request, VideoError
+from pipeline.video import CPU, DeviceError, Frames, Request, VideoError
 
 if TYPE_CHECKING:
     from pipeline.transnet import Boundaries, TransNet
 
-_READ = 1 << 20
+READ = 1 << 20
 _START = 120.0
 """Seconds that a child may take to start."""
+DEVICE = "device"
+"""Reason of an error that is the decoding device's, not the video's."""
 
 
 class DecoderDied(RuntimeError):
@@ -61,8 +58,10 @@ class DecoderDied(RuntimeError):
 class DecoderProcess:
     """One child that decodes videos one after the other; a dead one is replaced at the next call. Not thread-safe."""
 
-    def __init__(self, limits: DecodeLimits) -> None:
-        self.limits = limits
+    def __init__(self, limits: DecodeLimits, device: str = CPU) -> None:
+        self.limits, self.device = limits, device
+        self.software: Counter[str] = Counter()
+        """Videos by codec that the device has left to the CPU (pipeline.device)."""
         self._child: subprocess.Popen[bytes] | None = None
         self._log: Any = None
         self._buffer = bytearray()
@@ -130,7 +129,7 @@ class DecoderProcess:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self._buffer.clear()
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.decoder", json.dumps(self.limits.model_dump(mode="json"))],
+            [sys.executable, "-m", "pipeline.decoder_child", self.limits.model_dump_json(), self.device],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -140,7 +139,11 @@ class DecoderProcess:
         while b"\n" not in self._buffer:
             if not self._receive("its start", _START):
                 raise DecoderDied("time_out", f"the decoder did not start within {_START:g} s")
+        answer = json.loads(self._buffer)
         self._buffer.clear()
+        if answer["kind"] == "error":
+            self._kill()
+            raise DeviceError(answer["message"])
         return self._child
 
     def _kill(self) -> None:
@@ -172,9 +175,12 @@ class DecoderProcess:
                     continue
                 if header["kind"] == "end":
                     finished = True
+                    self.software.update(header["software"])
                     return
                 if header["kind"] == "error":
                     finished = True
+                    if header["reason"] == DEVICE:
+                        raise DeviceError(header["message"])
                     raise VideoError(header["reason"], header["message"])
                 data, waited = self._bytes(path, header["size"], waited)
                 yield header, data
@@ -216,7 +222,7 @@ class DecoderProcess:
         ready, _, _ = select.select([self._child.stdout], [], [], seconds)
         if not ready:
             return False
-        chunk = os.read(self._child.stdout.fileno(), _READ)
+        chunk = os.read(self._child.stdout.fileno(), READ)
         if not chunk:
             self._dead(path)
         self._buffer += chunk
@@ -232,77 +238,3 @@ class DecoderProcess:
             raise DecoderDied("killed", f"{path}: the decoder was killed from outside (out of memory?)")
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         raise DecoderDied("crash", f"{path}: the decoder died of {how}{': ' + tail[0] if tail else ''}")
-
-
-def _serve(limits: DecodeLimits, requests: queue.Queue[bytes], out: BinaryIO) -> None:
-    """The child's loop: one answer a request."""
-    size = int(limits.memory_gb * 2**30)
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    beat = _Beat(out)
-    _answer(out, {"kind": "ready"})
-    while True:
-        request = json.loads(requests.get())
-        try:
-            if request["op"] == "scan":
-                cuts = CutConfig.model_validate(request["cuts"])
-                wanted = FilterConfig.model_validate(request["filters"])
-                pictures = partial(_send, out) if cuts.method == "transnet" else None
-                found = scan(request["path"], cuts, wanted, text=request["text"], **limits.sizes, beat=beat, pictures=pictures)
-                arrays = np.stack([getattr(found, name) for name in Scan.ARRAYS])
-                data = arrays.tobytes() + found.grey.tobytes()
-                plain = {k: getattr(found, k) for k in ("codec", "width", "height", "seconds", "damage", "crop", "details")}
-                _answer(out, {"kind": "scan", "frames": len(found.times), "scan": plain}, data)
-            else:
-                clips = [Request(tuple(r["times"]), r["height"], r["width"], r["crop"]) for r in request["requests"]]
-                for frames in video.read_clips(request["path"], clips, max_pixels=limits.max_pixels, beat=beat):
-                    _answer(out, {"kind": "frames", "shape": frames.shape}, frames.tobytes())
-            _answer(out, {"kind": "end"})
-        except VideoError as error:
-            _answer(out, {"kind": "error", "reason": error.reason, "message": str(error)})
-        except MemoryError:
-            message = f"{request['path']}: decoding needs more than pipeline.limits.memory_gb = {limits.memory_gb:g} GiB"
-            _answer(out, {"kind": "error", "reason": "memory", "message": message})
-
-
-def _send(out: BinaryIO, block: NDArray[np.uint8]) -> None:
-    _answer(out, {"kind": "pictures", "shape": block.shape}, block.tobytes())
-
-
-class _Beat:
-    """Tells the parent once a second that frames are still coming."""
-
-    def __init__(self, out: BinaryIO) -> None:
-        self._out, self._last = out, time.monotonic()
-
-    def __call__(self) -> None:
-        now = time.monotonic()
-        if now - self._last >= 1.0:
-            self._last = now
-            _answer(self._out, {"kind": "beat"})
-
-
-def _answer(out: BinaryIO, header: dict[str, Any], data: bytes = b"") -> None:
-    out.write(json.dumps({**header, "size": len(data)}).encode() + b"\n")
-    out.write(data)
-    out.flush()
-
-
-def _listen(requests: queue.Queue[bytes]) -> None:
-    """Pass on the parent's lines; leave at once, even from the middle of a native call, when the parent is gone."""
-    for line in sys.stdin.buffer:
-        requests.put(line)
-    os._exit(0)
-
-
-def main() -> None:
-    """The child process."""
-    limits = DecodeLimits.model_validate_json(sys.argv[1])
-    out = os.fdopen(os.dup(1), "wb", buffering=_READ)
-    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
-    requests: queue.Queue[bytes] = queue.Queue()
-    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
-    _serve(limits, requests, out)
-
-
-if __name__ == "__main__":
-    main()

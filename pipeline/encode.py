@@ -14,6 +14,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -54,6 +55,8 @@ class GroupReport:
     seconds: dict[str, float] = field(default_factory=dict)
     """decode_wait, encode, write: wall-clock seconds of the actor's loop."""
     decoder_deaths: int = 0
+    software: dict[str, int] = field(default_factory=dict)
+    """Videos by codec that `pipeline.decode_device` left to the CPU."""
 
 
 Outcome = tuple[Clip, "Frames | Reject"]
@@ -118,6 +121,11 @@ class Feed:
         """Children that have died so far."""
         return sum(lane.decoder.deaths for lane in self._lanes)
 
+    @property
+    def software(self) -> Counter[str]:
+        """Videos by codec that the decoding device has left to the CPU so far."""
+        return sum((lane.decoder.software for lane in self._lanes), Counter())
+
     def ask(self, group: int) -> None:
         """Queue a group for decoding, unless it is queued already."""
         if group in self._asked:
@@ -153,7 +161,7 @@ class _Lane:
 
     def __init__(self, manifest: Manifest, config: PipelineConfig) -> None:
         self._folder, self._config = manifest.folder, config
-        self.decoder = DecoderProcess(config.limits)
+        self.decoder = DecoderProcess(config.limits, config.decode_device)
         self.jobs: queue.Queue[list[Clip] | None] = queue.Queue()
         self._items: queue.Queue[Outcome | BaseException | None] = queue.Queue(maxsize=2 * config.batch * len(config.buckets))
         # A daemon: a worker that is told to end must not wait for a decoder.
@@ -190,7 +198,7 @@ class GroupEncoder:
 
     def encode(self, group: int, ahead: int | None = None) -> GroupReport:
         """Encode and commit those shards of `group` that are not committed yet; the decoder goes on with `ahead` meanwhile. Raises DiskFull."""
-        deaths = self.feed.deaths
+        deaths, software = self.feed.deaths, self.feed.software
         self.feed.ask(group)
         if ahead is not None:
             self.feed.ask(ahead)
@@ -208,7 +216,7 @@ class GroupEncoder:
         began = time.monotonic()
         infos = tuple(self._write(batch) for batch in batches.values())
         seconds["write"] = time.monotonic() - began
-        return GroupReport(group, infos, seconds, self.feed.deaths - deaths)
+        return GroupReport(group, infos, seconds, self.feed.deaths - deaths, dict(self.feed.software - software))
 
     def _write(self, batch: _Batches) -> ShardInfo:
         self.steps += 1

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from pipeline.config import DecodeLimits
 from pipeline.decoder import DecoderProcess
+from pipeline.video import CPU
 
 _IDLE = 5.0
 """Seconds without a task after which the child is ended."""
@@ -27,15 +28,15 @@ class KeptDecoder:
         self._timer: threading.Timer | None = None
 
     @contextmanager
-    def use(self, limits: DecodeLimits) -> Iterator[DecoderProcess]:
+    def use(self, limits: DecodeLimits, device: str = CPU) -> Iterator[DecoderProcess]:
         """Give the child for one task."""
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()
-            if self._decoder is not None and self._decoder.limits != limits:
+            if self._decoder is not None and (self._decoder.limits, self._decoder.device) != (limits, device):
                 self._decoder.close()
                 self._decoder = None
-            self._decoder = self._decoder or DecoderProcess(limits)
+            self._decoder = self._decoder or DecoderProcess(limits, device)
             try:
                 yield self._decoder
             finally:

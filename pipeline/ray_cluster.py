@@ -44,6 +44,7 @@ def cluster(config: PipelineConfig) -> Iterator[None]:
         else:
             _start(config, folder)
         try:
+            _look_for_cards(config, joined=bool(address))
             yield
         finally:
             ray.shutdown()
@@ -94,3 +95,19 @@ def _start(config: PipelineConfig, folder: str) -> None:
             f"Ray's servers did not come up on this machine: {one_line(error)}; see that memory, processes (ulimit -u) and "
             f"room under {tempfile.gettempdir()} suffice, or raise RAY_raylet_start_wait_time_s (now {patience}), and run again"
         ) from error
+
+
+def _look_for_cards(config: PipelineConfig, joined: bool) -> None:
+    """A worker that asks for a card where there is none waits for ever."""
+    keys = {"gpus_per_worker": config.gpus_per_worker, "captioner.gpus": config.captioner.gpus}
+    asked = [f"pipeline.{key}={value:g}" for key, value in keys.items() if value > 0]
+    if config.decode_device != "cpu":
+        asked.append(f"pipeline.decode_device={config.decode_device}")
+    if not asked or ray.cluster_resources().get("GPU", 0) > 0:
+        return
+    if joined:  # it may grow
+        print(f"ray: the cluster has no GPU yet, and the job waits for one ({', '.join(asked)})", flush=True)
+    else:
+        raise JobError(
+            f"Ray finds no GPU on this machine, and {', '.join(asked)} asks for one; set to 0 and cpu, or install the driver"
+        )

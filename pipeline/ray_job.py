@@ -27,7 +27,7 @@ from pipeline.ledger import ADDRESS, INDEX, Lock
 from pipeline.manifest import Manifest
 from pipeline.ray_cluster import cluster
 from pipeline.ray_planning import plan
-from pipeline.ray_pool import JobError, Pool
+from pipeline.ray_pool import Fallbacks, JobError, Pool
 from pipeline.shards import ShardInfo, read_info
 from pipeline.source import find, local
 from pipeline.summary import Run, Summary, describe, summarize
@@ -184,7 +184,7 @@ def _encode(config: Config, manifest: Manifest, meter: Meter) -> Run:
     if not todo:
         return run
     (pipeline.output / INDEX).unlink(missing_ok=True)
-    pool = Pool(config, todo, meter)
+    pool, fallbacks = Pool(config, todo, meter), Fallbacks(pipeline.decode_device, meter)
     try:
         with ProgressBar("encode", total, done=done) as progress:
             while pool.busy:
@@ -196,6 +196,7 @@ def _encode(config: Config, manifest: Manifest, meter: Meter) -> Run:
                     for stage, seconds in report.seconds.items():
                         meter.observe("pipeline_stage_seconds", seconds, stage=stage)
                     meter.inc("pipeline_decoder_deaths_total", report.decoder_deaths, stage="encode")
+                    fallbacks.add("encode", report.software)
                     meter.set("pipeline_progress_ratio", ready / shards)
                     progress.update(clips_of[report.group], note=f"{ready}/{shards} shards, {run.refused} clips refused")
     finally:

@@ -6,6 +6,7 @@ Called by: pipeline.ray_planning.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import ray
@@ -14,7 +15,7 @@ from pipeline import kept
 from pipeline.config import PipelineConfig
 from pipeline.ledger import SOURCES, write_json
 from pipeline.plan import plan_video, refused
-from pipeline.records import SourceVideo
+from pipeline.records import PartReport, SourceVideo
 from pipeline.signs import Sign
 
 
@@ -40,12 +41,11 @@ def listed(part: Path) -> int:
 @ray.remote
 def plan_part(
     videos: list[SourceVideo], config: PipelineConfig, path: Path, folder: Path, hung: dict[int, str], stamp: int
-) -> tuple[int, int, int]:
+) -> PartReport:
     """Plan some videos and commit their part file. folder: the driver's.
 
     hung: videos, by their place, that are refused unseen because the task stood still over them, and what is said of each.
     stamp: `listed` when the task was made; a task that was given up and wakes up later writes nothing into another generation.
-    Returns the numbers of videos, of clips and of decoders that died.
     """
     stand_in(folder)
     sign = Sign(sign_of(path))
@@ -55,8 +55,8 @@ def plan_part(
         from pipeline.captioner import load
 
         captioner = load(config.captioner.model_dump_json())
-    with kept.DECODER.use(config.limits) as decoder:
-        before, decoder.beat = decoder.deaths, sign.beat
+    with kept.DECODER.use(config.limits, config.decode_device) as decoder:
+        deaths, software, decoder.beat = decoder.deaths, Counter(decoder.software), sign.beat
         plans = []
         for number, video in enumerate(videos):
             sign.at(number)
@@ -64,7 +64,7 @@ def plan_part(
                 plans.append(refused(video, "", "probe", "stalled", hung[number]))
             else:
                 plans.append(plan_video(video, config, decoder, captioner))
-        deaths = decoder.deaths - before
+        deaths, software = decoder.deaths - deaths, decoder.software - software
     if listed(path) == stamp:
         write_json(path, [plan.plain() for plan in plans])
-    return len(plans), sum(len(plan.clips) for plan in plans), deaths
+    return PartReport(len(plans), sum(len(plan.clips) for plan in plans), deaths, dict(software))

@@ -21,7 +21,7 @@ from cluster.progress import ProgressBar
 from pipeline.config import PipelineConfig
 from pipeline.manifest import Manifest
 from pipeline.ray_plan import listed, plan_part, sign_of
-from pipeline.ray_pool import LOST, JobError, cause
+from pipeline.ray_pool import LOST, Fallbacks, JobError, cause
 from pipeline.records import SourceVideo
 from pipeline.signs import Watch
 
@@ -59,6 +59,7 @@ class _Tasks:
         self._todo = deque(todo)
         self._running: dict[Any, int] = {}
         self._watch = Watch(config.stall_seconds)
+        self._fallbacks = Fallbacks(config.decode_device, meter)
         self._failures: Counter[int] = Counter()
         self._stalls: Counter[tuple[int, int]] = Counter()
 
@@ -70,14 +71,15 @@ class _Tasks:
             for ref in ray.wait(list(self._running), timeout=_LOOK)[0]:
                 number = self._running.pop(ref)
                 try:
-                    count, clips, deaths = ray.get(ref)
+                    report = ray.get(ref)
                 except LOST as error:
                     self._again(number, "died", error)
                 except RayTaskError as error:
                     raise cause(error) from error
                 else:
-                    progress.update(count, note=f"{clips} clips in the last part")
-                    self._meter.inc("pipeline_decoder_deaths_total", deaths, stage="plan")
+                    progress.update(report.videos, note=f"{report.clips} clips in the last part")
+                    self._meter.inc("pipeline_decoder_deaths_total", report.decoder_deaths, stage="plan")
+                    self._fallbacks.add("plan", report.software)
             for ref, number in list(self._running.items()):
                 if self._watch.stands_still(sign_of(self._path[number]), time.monotonic()):
                     # Nobody waits for what comes of it: a frozen process ends when its host lets it.
@@ -95,7 +97,7 @@ class _Tasks:
         }
         path = self._path[number]
         self._watch.begin(sign_of(path))
-        task = plan_part.options(name=f"plan part {number}", max_retries=0, num_gpus=self._config.captioner.gpus)
+        task = plan_part.options(name=f"plan part {number}", max_retries=0, num_gpus=self._config.planning_gpus)
         self._running[task.remote(list(self._parts[number]), self._config, path, Path.cwd(), hung, listed(path))] = number
 
     def _stalled(self, number: int) -> None:

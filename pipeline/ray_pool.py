@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,24 @@ def cause(error: RayTaskError) -> BaseException:
     """The error as the task raised it: the driver's caller shows it as one line."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, ValueError | OSError | RuntimeError) else error
+
+
+class Fallbacks:
+    """Tells and counts what a decoding card has left to the CPU; each codec is told of once."""
+
+    def __init__(self, device: str, meter: Meter) -> None:
+        self._device, self._meter = device, meter
+        self._told: set[str] = set()
+
+    def add(self, stage: str, software: Mapping[str, int]) -> None:
+        """Take the videos by codec of one report."""
+        for codec, videos in sorted(software.items()):
+            self._meter.inc("pipeline_software_decodes_total", videos, stage=stage, codec=codec)
+            if codec not in self._told:
+                self._told.add(codec)
+                print(
+                    f"decode_device {self._device}: videos in {codec} that it cannot decode are decoded on the CPU", flush=True
+                )
 
 
 @_remote(max_restarts=0, concurrency_groups={"heartbeat": 1})

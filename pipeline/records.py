@@ -6,7 +6,7 @@ import base64
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -153,3 +153,13 @@ class TokenSample:
     """The sample's KEY.json."""
     features: bytes | None = None
     """Optional bfloat16 features, shape (latent frames, d, h, w), row-major."""
+
+
+class PartReport(NamedTuple):
+    """What a planning task tells the driver of its part: figures."""
+
+    videos: int
+    clips: int
+    decoder_deaths: int
+    software: dict[str, int]
+    """Videos by codec that `pipeline.decode_device` left to the CPU."""

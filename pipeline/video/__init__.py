@@ -2,7 +2,7 @@
 
 In:  paths of local files and times in seconds from the video's first shown frame.
 Out: `VideoInfo`, uint8 RGB frames, H.264 mp4 files; every failure is a `VideoError` with a one-word reason.
-Called by: pipeline.cuts (all frames, small), pipeline.decoder (clips, in a killable child), the tokenizer's and the
+Called by: pipeline.cuts (all frames, small), pipeline.decoder_child (clips, killable), the tokenizer's and the
 transformer's training, sampling and reports (VideoWriter, write_video).
 
 Frame sampling, resize and crop are defined here and nowhere else:
@@ -10,16 +10,20 @@ Frame sampling, resize and crop are defined here and nowhere else:
 - rotation and mirroring of the file's display matrix and the pixel aspect ratio are applied (picture.py);
 - the picture is resized (bicubic, antialiased) so that it just covers height x width, and cropped in the middle;
 - colours become RGB by the matrix and range that the file names; a file that names none is read as BT.601.
-Decoding takes one thread: parallelism comes from processes.
+Decoding takes one thread, or a card (device.py): parallelism comes from processes.
 """
 
+from pipeline.video.device import CPU, Device, DeviceError
 from pipeline.video.picture import Frames, luma, thumbnail
 from pipeline.video.reader import Reader, VideoError, VideoInfo, describe, probe, regular
 from pipeline.video.sampling import EPSILON, Request, iter_frames, read_clips, read_frames
 from pipeline.video.writer import VideoWriter, write_video
 
 __all__ = [
+    "CPU",
     "EPSILON",
+    "Device",
+    "DeviceError",
     "Frames",
     "Reader",
     "Request",

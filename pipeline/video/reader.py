@@ -20,6 +20,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.video.device import Device
 from pipeline.video.picture import ROTATIONS, colour_name, frame_seconds, orientation_of, pixel_aspect, shown_size
 
 
@@ -82,23 +83,36 @@ class Reader:
     """One open video, decoded in order by one thread. Use as a context manager; not thread-safe.
 
     max_pixels: pixels of a stored frame above which the file is refused before a frame is allocated.
-    beat: called for each decoded frame, as a sign of life.
-    Raises VideoError.
+    beat: called for each decoded frame, as a sign of life. device: decodes; None is the CPU.
+    Raises VideoError, DeviceError.
     """
 
-    def __init__(self, path: str | Path, *, max_pixels: int = 8192 * 8192, beat: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        max_pixels: int = 8192 * 8192,
+        beat: Callable[[], None] | None = None,
+        device: Device | None = None,
+    ) -> None:
         self.path = str(path)
         self._beat = beat
+        self._device = device if device is not None and device.hardware else None
+        self._in_software = False
         try:
             size = regular(path)
             if size == 0:
                 raise VideoError("empty_file", f"{path}: the file is empty")
-            self._container = av.open(self.path, metadata_errors="replace")
+            accelerator = None if self._device is None else self._device.accelerator()
+            self._container = av.open(self.path, metadata_errors="replace", hwaccel=accelerator)
         except OSError as error:
             missing = isinstance(error, FileNotFoundError | IsADirectoryError)
+            if not missing:
+                self._blame_device()
             reason = "not_found" if missing else "no_permission" if isinstance(error, PermissionError) else "unreadable"
             raise VideoError(reason, f"{path}: {error.strerror}") from error
         except av.error.FFmpegError as error:
+            self._blame_device()
             raise VideoError("unreadable", f"{path}: {error.strerror}") from error
         try:
             self._open(max_pixels)
@@ -128,6 +142,11 @@ class Reader:
         self.dropped = 0
         self._crops: dict[tuple[Any, ...], tuple[Any, Any, Any]] = {}
 
+    def _blame_device(self) -> None:
+        """Opening a file opens the card too: one that is gone must not make every video of the corpus unreadable."""
+        if self._device is not None:
+            self._device.check()
+
     def __enter__(self) -> Reader:
         return self
 
@@ -152,6 +171,9 @@ class Reader:
             for frame in frames:
                 if self._beat is not None:
                     self._beat()
+                if self._device is not None and not self._in_software:
+                    self._in_software = self.stream.codec_context.pix_fmt != self._device.pixel_format
+                    self._device.software[self.codec] += self._in_software
                 if frame.pts is not None:
                     time = Fraction(frame.pts) * Fraction(frame.time_base)
                 else:

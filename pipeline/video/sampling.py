@@ -2,7 +2,7 @@
 
 In:  the path of a local file, times in seconds from its first shown frame, a height and width.
 Out: uint8 (T, H, W, 3) a clip.
-Called by: pipeline/decoder.py (clips, in a killable child), pipeline/clips.py, reports.
+Called by: pipeline/decoder_child.py (clips, in a killable child), pipeline/clips.py, reports.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 
+from pipeline.video.device import Device
 from pipeline.video.picture import Frames, frame_seconds, picture
 from pipeline.video.reader import Reader, VideoError
 
@@ -49,6 +50,7 @@ def read_clips(
     *,
     max_pixels: int = 8192 * 8192,
     beat: Callable[[], None] | None = None,
+    device: Device | None = None,
 ) -> Iterator[Frames]:
     """Give uint8 (T, height, width, 3) for each request, in order, in one pass over the video.
 
@@ -60,7 +62,7 @@ def read_clips(
             raise ValueError(f"{path}: the times of a clip must be at least 0 and must not fall")
     if any(b.times[0] < a.times[0] for a, b in pairwise(requests)):
         raise ValueError(f"{path}: clips must be asked for in order of their first frame")
-    with Reader(path, max_pixels=max_pixels, beat=beat) as reader:
+    with Reader(path, max_pixels=max_pixels, beat=beat, device=device) as reader:
         pending = [_Pending(request) for request in requests]
         done = 0
         for time, frame, until in _spans(reader, pending):

@@ -14,7 +14,8 @@ import pytest
 from pipeline import video
 from pipeline.config import CutConfig, DecodeLimits
 from pipeline.cuts import scan
-from pipeline.decoder import DecoderDied, DecoderProcess, _Beat
+from pipeline.decoder import DecoderDied, DecoderProcess
+from pipeline.decoder_child import _Beat
 from pipeline.video import Request, VideoError
 
 TIMES = tuple(i / 8 for i in range(9))
@@ -99,7 +100,7 @@ def test_a_sign_of_life_for_each_frame_and_at_most_one_a_second_on_the_wire(
     scan(clips / "carphone_distorted.mp4", CutConfig(), max_frames=1000, max_pixels=10**8, beat=lambda: beats.append(1))
     assert len(beats) == 120
     clock = iter([0.0, 0.2, 0.9, 1.0, 1.5, 1.99, 2.0, 7.0])
-    monkeypatch.setattr("pipeline.decoder.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("pipeline.decoder_child.time.monotonic", lambda: next(clock))
     out = io.BytesIO()
     beat = _Beat(out)
     for _ in range(7):

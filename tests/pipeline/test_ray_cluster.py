@@ -71,3 +71,19 @@ def test_servers_that_do_not_come_up(kind: type[Exception], monkeypatch: pytest.
 
 def test_names_that_only_ray_resolves_are_left_to_it() -> None:
     assert [ray_cluster._unanswered(name) for name in ("auto", "local", "host:port")] == ["", "", ""]
+
+
+def test_a_card_that_ray_does_not_have(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its workers would wait for ever: an error on this machine, a line on a cluster, which may grow."""
+    look, cards = ray_cluster._look_for_cards, {"CPU": 2.0}
+    monkeypatch.setattr(ray_cluster.ray, "cluster_resources", lambda: cards)
+    look(PipelineConfig(), joined=False)
+    config = PipelineConfig(decode_device="cuda", gpus_per_worker=0.5)
+    with pytest.raises(
+        JobError, match=r"no GPU on this machine, and pipeline\.gpus_per_worker=0\.5, pipeline\.decode_device=cuda"
+    ):
+        look(config, joined=False)
+    look(config, joined=True)
+    assert "the cluster has no GPU yet, and the job waits for one" in capsys.readouterr().out
+    cards["GPU"] = 1.0
+    look(config, joined=False)

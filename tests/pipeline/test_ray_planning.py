@@ -17,6 +17,7 @@ from pipeline.config import DecodeLimits, PipelineConfig
 from pipeline.ledger import PLAN
 from pipeline.manifest import Manifest
 from pipeline.records import Bucket, SourceVideo
+from pipeline.video import DeviceError
 
 pytestmark = pytest.mark.system
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.system
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="r-", dir="/tmp")
-    ray.init(num_cpus=1, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
+    ray.init(num_cpus=1, num_gpus=1, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
@@ -73,3 +74,15 @@ def test_a_task_that_wakes_up_late_writes_nothing_into_another_generation(clips:
     manifest.begin_generation([video])  # the next one
     assert ray.get(task.remote([video], config, part, Path.cwd(), {}, stamp))[0] == 1 and not part.exists()
     assert ray.get(task.remote([video], config, part, Path.cwd(), {}, ray_planning.listed(part)))[0] == 1 and part.exists()
+
+
+def test_a_card_that_is_not_there_stops_the_job_and_refuses_no_video(clips: Path, tmp_path: Path) -> None:
+    """Ray is told of a card that nobody can open; a corpus must not be quarantined for that."""
+    config = PipelineConfig(output=tmp_path, decode_device="cuda:63", gpus_per_worker=0.5, min_free_gb=0)
+    manifest = Manifest(tmp_path)
+    manifest.begin_generation([SourceVideo(str(clips / "bikes.mp4"))])
+    videos = manifest.generation()
+    assert videos is not None
+    with pytest.raises(DeviceError, match=r"pipeline\.decode_device: cannot open cuda:63 .* set pipeline\.decode_device=cpu"):
+        ray_planning.plan(videos, config, manifest, Meter())
+    assert manifest.rejects() == [] and manifest.groups() == 0 and manifest.generation() == videos, "running again goes on"

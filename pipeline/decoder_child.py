@@ -1,0 +1,116 @@
+"""The decoding child: `python -m pipeline.decoder_child LIMITS DEVICE`.
+
+In:  one JSON line a request on standard input.
+Out: JSON lines on standard output, each followed by the raw bytes it announces.
+Called by: pipeline.decoder, the parent's end of the same protocol.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import resource
+import sys
+import threading
+import time
+from functools import partial
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import video
+from pipeline.config import CutConfig, DecodeLimits, FilterConfig
+from pipeline.cuts import Scan, scan
+from pipeline.decoder import DEVICE, READ
+from pipeline.video import Device, DeviceError, Request, VideoError
+
+
+def _serve(limits: DecodeLimits, device: Device, requests: queue.Queue[bytes], out: BinaryIO) -> None:
+    """The child's loop: one answer a request."""
+    size = int(limits.memory_gb * 2**30)
+    # A CUDA context reserves far more addresses than it uses; what it writes to counts as data.
+    resource.setrlimit(resource.RLIMIT_DATA if device.hardware else resource.RLIMIT_AS, (size, size))
+    try:
+        device.check()
+    except DeviceError as error:
+        _answer(out, {"kind": "error", "reason": DEVICE, "message": str(error)})
+        return
+    _answer(out, {"kind": "ready"})
+    while True:
+        _one(limits, device, json.loads(requests.get()), out)
+
+
+def _one(limits: DecodeLimits, device: Device, request: dict[str, Any], out: BinaryIO) -> None:
+    """Answer one request."""
+    common: dict[str, Any] = {"max_pixels": limits.max_pixels, "beat": _Beat(out), "device": device}
+    device.software.clear()
+    try:
+        if request["op"] == "scan":
+            cuts = CutConfig.model_validate(request["cuts"])
+            wanted = FilterConfig.model_validate(request["filters"])
+            pictures = partial(_send, out) if cuts.method == "transnet" else None
+            found = scan(
+                request["path"], cuts, wanted, text=request["text"], max_frames=limits.max_frames, pictures=pictures, **common
+            )
+            arrays = np.stack([getattr(found, name) for name in Scan.ARRAYS])
+            data = arrays.tobytes() + found.grey.tobytes()
+            plain = {k: getattr(found, k) for k in ("codec", "width", "height", "seconds", "damage", "crop", "details")}
+            _answer(out, {"kind": "scan", "frames": len(found.times), "scan": plain}, data)
+        else:
+            clips = [Request(tuple(r["times"]), r["height"], r["width"], r["crop"]) for r in request["requests"]]
+            for frames in video.read_clips(request["path"], clips, **common):
+                _answer(out, {"kind": "frames", "shape": frames.shape}, frames.tobytes())
+        _answer(out, {"kind": "end", "software": device.software})
+    except VideoError as error:
+        _answer(out, {"kind": "error", "reason": error.reason, "message": str(error)})
+    except DeviceError as error:
+        _answer(out, {"kind": "error", "reason": DEVICE, "message": str(error)})
+    except MemoryError:
+        message = f"{request['path']}: decoding needs more than pipeline.limits.memory_gb = {limits.memory_gb:g} GiB"
+        _answer(out, {"kind": "error", "reason": "memory", "message": message})
+
+
+def _send(out: BinaryIO, block: NDArray[np.uint8]) -> None:
+    _answer(out, {"kind": "pictures", "shape": block.shape}, block.tobytes())
+
+
+class _Beat:
+    """Tells the parent once a second that frames are still coming."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out, self._last = out, time.monotonic()
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self._last >= 1.0:
+            self._last = now
+            _answer(self._out, {"kind": "beat"})
+
+
+def _answer(out: BinaryIO, header: dict[str, Any], data: bytes = b"") -> None:
+    out.write(json.dumps({**header, "size": len(data)}).encode() + b"\n")
+    out.write(data)
+    out.flush()
+
+
+def _listen(requests: queue.Queue[bytes]) -> None:
+    """Pass on the parent's lines; leave at once, even from the middle of a native call, when the parent is gone."""
+    for line in sys.stdin.buffer:
+        requests.put(line)
+    os._exit(0)
+
+
+def main() -> None:
+    """The child process."""
+    limits = DecodeLimits.model_validate_json(sys.argv[1])
+    out = os.fdopen(os.dup(1), "wb", buffering=READ)
+    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
+    requests: queue.Queue[bytes] = queue.Queue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    _serve(limits, Device(sys.argv[2]), requests, out)
+
+
+if __name__ == "__main__":
+    main()
