@@ -58,7 +58,7 @@ class NearCopies:
         """Return the plan without the spans that an earlier video shows."""
         if not self._threshold or not plan.clips:
             return plan
-        grey = _unpacked(plan.grey)
+        prints = [_unpacked(one) for one in plan.prints]
         clips: list[Clip] = []
         rejects = list(plan.rejects)
         for begin, own in groupby(plan.clips, key=lambda clip: clip.begin):
@@ -66,16 +66,18 @@ class NearCopies:
             end = max(clip.end for clip in span)
             first, last = math.ceil(begin * RATE - 1e-6), math.ceil(end * RATE - 1e-6)
             # A short span says too little; what follows it (or, at the end, what comes before) helps.
-            last = min(len(grey), max(last, first + CONTEXT))
+            last = min(len(prints[0]), max(last, first + CONTEXT))
             first = max(0, min(first, last - CONTEXT))
-            source, score = self._index.find(grey[first:last])
+            # A copy that was given bars, or lost them, agrees in what is between them.
+            source, score = max((self._index.find(one[first:last]) for one in prints), key=lambda found: found[1])
             if score >= self._threshold:
                 scores = {**span[0].scores, "agreement": round(score, 4)}
                 rejects.append(Reject(plan.source, "dedup", "near_copy", f"shows what {source} shows", begin, end, scores))
             else:
                 clips += span
         if clips:
-            self._keep(plan.source, plan.grey)
+            for one in plan.prints:
+                self._keep(plan.source, one)
         return replace(plan, clips=tuple(clips), rejects=tuple(rejects))
 
     def save(self) -> None:

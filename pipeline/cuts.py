@@ -25,13 +25,15 @@ from scenedetect.detectors import ContentDetector
 from pipeline import video
 from pipeline.config import CutConfig, FilterConfig
 from pipeline.letterbox import Bars
-from pipeline.near import RATE, SIDE, Print, Printer
+from pipeline.near import FINE, RATE, SIDE, Print, Printer, inner
 from pipeline.text import EVERY, TextDetector
 from pipeline.video import Device
 
 SHORT_SIDE = 72
 """Pixels of the shorter side of the pictures that are looked at; detectors and scores are defined at this size."""
 LONGEST_SIDE = 320
+_EDGE = 16.0
+"""Luma up to which a line of the small picture counts as black bar, for prints."""
 PICTURE_HEIGHT, PICTURE_WIDTH, BLOCK = 27, 48, 100
 """Size of TransNetV2's pictures, and how many of them go out at once (400 kB)."""
 
@@ -63,6 +65,8 @@ class Scan:
     """Share of the picture that text covers, 0 to 1, of the frames that were looked at; not a number for the others."""
     grey: Print
     """What is seen around k / near.RATE seconds, 8x8 greys each: the video's print for finding near copies."""
+    inner: Print
+    """The same of the picture without its black bars; empty where it has none."""
 
     ARRAYS = ("times", "cut", "luma", "motion", "sharpness", "text")
 
@@ -86,7 +90,7 @@ def scan(
     """
     block: list[NDArray[np.uint8]] = []
     columns: list[tuple[float, float, float, float, float]] = []
-    printer = Printer()
+    printer, fine, edges = Printer(), Printer(FINE), Bars(_EDGE)
     bars = Bars(filters.letterbox_luma) if filters is not None and filters.letterbox == "crop" else None
     reader_of_text = TextDetector(Path(text)) if text else None
     detector = None
@@ -97,7 +101,7 @@ def scan(
 
         def look() -> Iterator[tuple[float, Any]]:
             before: Any = None
-            looked = read = 0.0
+            looked = sought = read = 0.0
             for index, (time, frame) in enumerate(reader.frames()):
                 small = video.thumbnail(frame, *_small(frame.height, frame.width))
                 grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
@@ -112,6 +116,10 @@ def scan(
                 columns.append((0.0, float(luma.mean()), motion, float(cv2.Laplacian(grey, cv2.CV_32F).var()), covered))
                 tiny = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
                 printer.add(time, np.asarray(tiny, np.uint8).reshape(-1))
+                fine.add(time, np.asarray(cv2.resize(grey, (FINE, FINE), interpolation=cv2.INTER_AREA), np.uint8).reshape(-1))
+                if time >= sought:
+                    sought = time + 1 / RATE
+                    edges.add(np.asarray(grey, np.uint8))
                 before = luma
                 if bars is not None and time >= looked:
                     looked = time + 1 / RATE
@@ -159,6 +167,7 @@ def scan(
         sharpness=table[:, 3].copy(),
         text=table[:, 4].copy(),
         grey=printer.finish(),
+        inner=inner(fine.finish(), *part) if (part := edges.shares()) else np.zeros((0, SIDE * SIDE), np.uint8),
     )
 
 

@@ -86,11 +86,12 @@ class DecoderProcess:
                 boundaries.feed(np.frombuffer(data, dtype=np.uint8).reshape(header["shape"]))
         count = header["frames"]
         arrays = np.frombuffer(data, dtype=np.float64, count=count * len(Scan.ARRAYS)).reshape(len(Scan.ARRAYS), count)
-        grey = np.frombuffer(data, dtype=np.uint8, offset=arrays.nbytes).reshape(-1, SIDE * SIDE)
+        prints = np.frombuffer(data, dtype=np.uint8, offset=arrays.nbytes).reshape(-1, SIDE * SIDE)
+        grey, inner = np.split(prints, [header["print"]])
         columns: dict[str, Any] = dict(zip(Scan.ARRAYS, arrays))
         if boundaries is not None:
             columns["cut"] = marks(boundaries.finish()[:count], cuts.probability, cuts.min_frames)
-        return Scan(**header["scan"], **columns, grey=grey)
+        return Scan(**header["scan"], **columns, grey=grey, inner=inner)
 
     def _boundaries(self) -> Boundaries:
         """TransNetV2 runs on this side: the child needs no torch, and is killed without harm to the network."""

@@ -55,9 +55,9 @@ def _one(limits: DecodeLimits, device: Device, request: dict[str, Any], out: Bin
                 request["path"], cuts, wanted, text=request["text"], max_frames=limits.max_frames, pictures=pictures, **common
             )
             arrays = np.stack([getattr(found, name) for name in Scan.ARRAYS])
-            data = arrays.tobytes() + found.grey.tobytes()
+            data = arrays.tobytes() + found.grey.tobytes() + found.inner.tobytes()
             plain = {k: getattr(found, k) for k in ("codec", "width", "height", "seconds", "damage", "crop", "details")}
-            _answer(out, {"kind": "scan", "frames": len(found.times), "scan": plain}, data)
+            _answer(out, {"kind": "scan", "frames": len(found.times), "print": len(found.grey), "scan": plain}, data)
         else:
             clips = [Request(tuple(r["times"]), r["height"], r["width"], r["crop"]) for r in request["requests"]]
             for frames in video.read_clips(request["path"], clips, **common):

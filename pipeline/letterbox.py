@@ -2,7 +2,7 @@
 
 In:  full-size luma of frames spread over a video.
 Out: the rectangle that holds the picture, as `W:H:X:Y` in stored pixels (ffmpeg's crop filter reads the same).
-Called by: pipeline.cuts, when `pipeline.filters.letterbox` is `crop`.
+Called by: pipeline.cuts, when `pipeline.filters.letterbox` is `crop`; and, on small pictures, for the print of near copies.
 
 A row or column belongs to the picture when, in over one frame in fifty that show anything, it is somewhere lighter than black.
 So a dark scene does not narrow the picture, a flash does not widen it, and subtitles inside of a bar keep that bar.
@@ -55,27 +55,42 @@ class Bars:
         self._count += 1
 
     def crop(self) -> str:
-        """Return `W:H:X:Y`, or nothing where the picture fills the frame, changes its size, or is not to be told."""
+        """Return `W:H:X:Y`, inwards to even numbers, or nothing where the picture fills the frame, changes its size, or is not to be told."""
+        found = self._part(2)
+        if found is None:
+            return ""
+        (top, bottom), (left, right) = found
+        return f"{right - left}:{bottom - top}:{left}:{top}"
+
+    def shares(self) -> tuple[tuple[float, float], tuple[float, float]] | None:
+        """Return where the picture begins and ends, of the height and of the width, 0 to 1; None as `crop` returns nothing."""
+        found = self._part(1)
+        if found is None:
+            return None
+        (top, bottom), (left, right) = found
+        height, width = len(self._rows), len(self._columns)
+        return (top / height, bottom / height), (left / width, right / width)
+
+    def _part(self, grain: int) -> tuple[tuple[int, int], tuple[int, int]] | None:
         if self._mixed or self._count < _FEWEST:
-            return ""
-        top, bottom = _extent(self._rows, self._count)
-        left, right = _extent(self._columns, self._count)
-        height, width = bottom - top, right - left
+            return None
+        rows, columns = _extent(self._rows, self._count, grain), _extent(self._columns, self._count, grain)
+        height, width = rows[1] - rows[0], columns[1] - columns[0]
         if (height, width) == (len(self._rows), len(self._columns)):
-            return ""
+            return None
         if height < _LEAST * len(self._rows) or width < _LEAST * len(self._columns):
-            return ""
-        return f"{width}:{height}:{left}:{top}"
+            return None
+        return rows, columns
 
 
-def _extent(lit: NDArray[np.int64], count: int) -> tuple[int, int]:
-    """First and past-last line of the picture, inwards to even numbers (pictures share colours between two lines)."""
+def _extent(lit: NDArray[np.int64], count: int, grain: int) -> tuple[int, int]:
+    """First and past-last line of the picture, inwards to multiples of `grain` (2: lines share their colours in pairs)."""
     size = len(lit)
     places = np.flatnonzero(lit > _SHARE * count)
     if not len(places):
         return 0, size
     least = max(2, math.ceil(_THINNEST * size))
     first, last = int(places[0]), int(places[-1]) + 1
-    begin = first + first % 2 if first >= least else 0
-    end = last - last % 2 if size - last >= least else size
+    begin = first + first % grain if first >= least else 0
+    end = last - last % grain if size - last >= least else size
     return begin, end

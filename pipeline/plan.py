@@ -146,8 +146,8 @@ def _lay(video: SourceVideo, digest: str, found: Scan, config: PipelineConfig) -
                 )
                 for bucket in span.buckets
             ]
-    grey = zlib.compress(found.grey.tobytes()) if config.near_dedup else b""
-    return VideoPlan(video.source, digest, tuple(clips), tuple(rejects), grey)
+    prints = [zlib.compress(p.tobytes()) for p in (found.grey, found.inner) if config.near_dedup and len(p)]
+    return VideoPlan(video.source, digest, tuple(clips), tuple(rejects), tuple(prints))
 
 
 def _scan(path: Path, config: PipelineConfig, decoder: DecoderProcess) -> Scan:

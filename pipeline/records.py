@@ -119,8 +119,9 @@ class VideoPlan:
     clips: tuple[Clip, ...]
     """Clips without a shard yet, in order of begin, then of the configuration's buckets."""
     rejects: tuple[Reject, ...]
-    grey: bytes = b""
-    """The video's print (pipeline.near), zlib-compressed; empty where near copies are not looked for."""
+    prints: tuple[bytes, ...] = ()
+    """The video's print (pipeline.near), zlib-compressed, and a second one without black bars where it has such; none where near
+    copies are not looked for."""
 
     def plain(self) -> dict[str, Any]:
         """JSON values; `VideoPlan.parse` reads them back."""
@@ -129,7 +130,7 @@ class VideoPlan:
             "digest": self.digest,
             "clips": [clip.plain() for clip in self.clips],
             "rejects": [asdict(reject) for reject in self.rejects],
-            "grey": base64.b64encode(self.grey).decode(),
+            "prints": [base64.b64encode(one).decode() for one in self.prints],
         }
 
     @classmethod
@@ -137,7 +138,8 @@ class VideoPlan:
         """Read `plain()`."""
         clips = tuple(Clip.parse(clip) for clip in plain["clips"])
         rejects = tuple(Reject(**reject) for reject in plain["rejects"])
-        return cls(plain["source"], plain["digest"], clips, rejects, base64.b64decode(plain["grey"]))
+        prints = tuple(base64.b64decode(one) for one in plain["prints"])
+        return cls(plain["source"], plain["digest"], clips, rejects, prints)
 
 
 @dataclass(frozen=True)

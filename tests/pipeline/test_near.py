@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -11,7 +12,7 @@ from pipeline.cuts import scan
 from pipeline.decoder import DecoderProcess
 from pipeline.ledger import write_json
 from pipeline.manifest import Manifest
-from pipeline.near import RATE, SIDE, NearIndex, Print, Printer
+from pipeline.near import FINE, RATE, SIDE, NearIndex, Print, Printer, inner
 from pipeline.plan import plan_video
 from pipeline.records import Bucket, SourceVideo
 
@@ -22,13 +23,24 @@ def grey(path: Path) -> Print:
     return scan(path, CutConfig(method="none"), max_frames=10**6, max_pixels=10**8).grey
 
 
-def copy(path: Path, out: Path, *, height: int = 180, skip: float = 0.8, step: int = 1) -> Path:
-    """Cut the beginning off, make it smaller, keep every step-th frame, encode it anew."""
+Bars = tuple[int, int, int, int]
+
+
+def prints(path: Path) -> list[Print]:
+    """The print of a video, and where it has black bars that of the picture between them."""
+    found = scan(path, CutConfig(method="none"), max_frames=10**6, max_pixels=10**8)
+    return [one for one in (found.grey, found.inner) if len(one)]
+
+
+def copy(path: Path, out: Path, *, height: int = 180, skip: float = 0.8, step: int = 1, bars: Bars = (0, 0, 0, 0)) -> Path:
+    """Cut the beginning off, make it smaller, keep every step-th frame, add bars (top, bottom, left, right), encode it anew."""
     info = video.probe(path)
     fps = round(info.fps)
     width = round(height * info.width / info.height / 2) * 2
     frames = [image for time, image in video.iter_frames(path, fps=fps, height=height, width=width) if time >= skip]
-    video.write_video(out, np.stack(frames[::step]), fps / step)
+    top, bottom, left, right = bars
+    padded = np.pad(np.stack(frames[::step]), ((0, 0), (top, bottom), (left, right), (0, 0)))
+    video.write_video(out, padded, fps / step)
     return out
 
 
@@ -60,17 +72,55 @@ def test_copies_of_the_bundled_clips_are_found_and_others_are_not(clips: Path, t
     assert index.find(grey(clips / "bikes.mp4")[: RATE // 2]) == ("", 0.0), "too short to say"
 
 
+@pytest.mark.parametrize("bars", [(36, 36, 0, 0), (0, 0, 60, 60), (50, 20, 10, 0)])
+def test_copies_with_black_bars_are_found_both_ways(clips: Path, tmp_path: Path, bars: Bars) -> None:
+    names = ["bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4"]
+    whole = {name: prints(clips / name) for name in names}
+    barred = {name: prints(copy(clips / name, tmp_path / name, bars=bars)) for name in names}
+    assert all(len(found) == 2 for found in barred.values()), "the bars are seen"
+    for first, second in ((whole, barred), (barred, whole)):
+        index = NearIndex()
+        for name in names:
+            for one in first[name]:
+                index.add(name, one)
+        for name in names:
+            begin = 0 if second is barred else RATE  # the copies lack the first 0.8 s
+            source, score = max((index.find(one[begin : begin + 3 * RATE]) for one in second[name]), key=lambda f: f[1])
+            assert source == name and score >= THRESHOLD, (name, source, score)
+    alone = NearIndex()
+    for name in names:
+        for one in barred[name]:
+            assert alone.find(one[: 3 * RATE])[1] < THRESHOLD, f"{name} with bars is like no other with the same bars"
+        for one in barred[name]:
+            alone.add(name, one)
+
+
+def test_the_part_of_a_fine_print_is_the_print_of_the_part() -> None:
+    """Also where the part's edges cut a fine line in two."""
+    rng = np.random.default_rng(0)
+    smooth = cv2.resize(rng.uniform(40, 220, (5, 5)), (240, 160), interpolation=cv2.INTER_CUBIC).clip(20, 235)
+    for top, left in ((0, 0), (37, 0), (11, 53)):
+        frame = np.zeros((160 + 2 * top, 240 + 2 * left))
+        frame[top : top + 160, left : left + 240] = smooth
+        fine = np.rint(cv2.resize(frame, (FINE, FINE), interpolation=cv2.INTER_AREA)).astype(np.uint8).reshape(1, -1)
+        height, width = frame.shape
+        found = inner(fine, (top / height, (top + 160) / height), (left / width, (left + 240) / width))
+        wanted = cv2.resize(smooth, (SIDE, SIDE), interpolation=cv2.INTER_AREA).reshape(-1)
+        assert np.abs(found[0] - wanted).max() <= 6 and np.abs(found[0] - wanted).mean() <= 1.5
+
+
 def test_the_shared_clips(shared: Path, tmp_path: Path) -> None:
     """Many show one person in one room; only four films come in several encodings."""
     folder = shared / "data" / "videos"
     names = sorted(p.name for p in folder.iterdir() if p.stat().st_size < 700_000 and p.suffix in (".mp4", ".mkv", ".webm"))
     index, found = NearIndex(), {}
     for name in names:
-        own = grey(folder / name)
-        source, score = index.find(own)
+        own = prints(folder / name)
+        source, score = max((index.find(one) for one in own), key=lambda f: f[1])
         if score >= THRESHOLD:
             found[name] = source
-        index.add(name, own)
+        for one in own:
+            index.add(name, one)
     assert set(found) <= {"mdn_rabbit320.webm", "mdn_flower.webm", "mdn_stream-of-water.webm", "skv_carphone_pristine.mp4"}, (
         found
     )
@@ -80,6 +130,9 @@ def test_the_shared_clips(shared: Path, tmp_path: Path) -> None:
     for name in copied:
         source, score = index.find(grey(copy(folder / name, tmp_path / f"{name}.mp4")))
         assert source == name and score >= THRESHOLD, (name, source, score)
+        barred = prints(copy(folder / name, tmp_path / f"{name}-barred.mp4", bars=(24, 24, 0, 0)))
+        source, score = max((index.find(one) for one in barred), key=lambda f: f[1])
+        assert len(barred) == 2 and source == name and score >= THRESHOLD, ("with bars", name, source, score)
 
 
 @pytest.mark.parametrize("frames", [5, 17])
@@ -87,13 +140,18 @@ def test_near_copies_are_refused_span_by_span_across_generations(clips: Path, tm
     config = PipelineConfig(buckets=(Bucket(frames=frames, height=32, width=32),), near_dedup=THRESHOLD, min_free_gb=0)
     manifest = Manifest(tmp_path / "shards")
     again = copy(clips / "carphone_pristine.mp4", tmp_path / "again.mp4", skip=0.5)
+    barred = copy(clips / "carphone_pristine.mp4", tmp_path / "barred.mp4", bars=(30, 30, 0, 0))
     with DecoderProcess(DecodeLimits()) as decoder:
-        for path in (clips / "carphone_pristine.mp4", again, clips / "bigbuckbunny.mp4"):
+        for path in (clips / "carphone_pristine.mp4", again, barred, clips / "bigbuckbunny.mp4"):
             manifest.begin_generation([SourceVideo(str(path))])
             write_json(manifest.part(0), [plan_video(SourceVideo(str(path)), config, decoder).plain()])
             manifest.merge(config, 1)
     near = [r for r in manifest.rejects() if r.reason == "near_copy"]
-    assert {r.source for r in near} == {str(again)} and near[0].begin == 0.0 and near[0].scores["agreement"] >= THRESHOLD
+    assert (
+        {r.source for r in near} == {str(again), str(barred)}
+        and near[0].begin == 0.0
+        and near[0].scores["agreement"] >= THRESHOLD
+    )
     assert {c.source for g in range(manifest.groups()) for c in manifest.clips(g)} == {
         str(clips / "carphone_pristine.mp4"),
         str(clips / "bigbuckbunny.mp4"),
