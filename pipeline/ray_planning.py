@@ -82,7 +82,7 @@ class _Tasks:
                     self._fallbacks.add("plan", report.software)
             for ref, number in list(self._running.items()):
                 if self._watch.stands_still(sign_of(self._path[number]), time.monotonic()):
-                    # Nobody waits for what comes of it: a frozen process ends when its host lets it.
+                    # Ray ends a worker that is frozen, too. Nobody waits for it: its host may be cut off.
                     ray.cancel(ref, force=True)
                     del self._running[ref]
                     self._stalled(number)

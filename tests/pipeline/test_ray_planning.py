@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -31,10 +35,25 @@ def cluster() -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def freeze(sign: Path, found: list[psutil.Process]) -> None:
+    """Suspend our planning worker when it is at the second video, as a host in trouble would."""
+    while not (sign.exists() and sign.read_text().startswith("1 ")):
+        time.sleep(0.05)
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "ray::plan" in " ".join(process.cmdline()):
+                process.suspend()
+                found.append(process)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
 def test_a_video_that_planning_hangs_over_is_quarantined_alone(
-    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], frozen: bool
 ) -> None:
-    """A server takes the connection and never answers, so copying the video waits: no child's limit binds that."""
+    """A server takes the connection and never answers, so copying the video waits: no child's limit binds that.
+
+    frozen: the first time the whole worker stands still beside; on this cluster of one CPU it must be gone before another begins.
+    """
     monkeypatch.setattr(ray_planning, "_LOOK", 1.0)
     config = PipelineConfig(
         output=tmp_path,
@@ -53,7 +72,11 @@ def test_a_video_that_planning_hangs_over_is_quarantined_alone(
         manifest.begin_generation([SourceVideo(name) for name in names])
         videos = manifest.generation()
         assert videos is not None
+        suspended: list[psutil.Process] = []
+        if frozen:
+            threading.Thread(target=freeze, args=(ray_planning.sign_of(manifest.part(0)), suspended), daemon=True).start()
         ray_planning.plan(videos, config, manifest, meter)
+    assert len(suspended) == frozen and psutil.wait_procs(suspended, timeout=30)[1] == [], "the frozen worker is gone"
     assert capfd.readouterr().out.count(f"nothing moved for pipeline.stall_seconds = 12 s over {names[1]}") == 2
     (reject,) = [r for r in manifest.rejects() if r.reason != "too_short"]
     assert (reject.source, reject.stage, reject.reason) == (names[1], "probe", "stalled")
