@@ -170,7 +170,7 @@ class Pool:
                     flush=True,
                 )
                 ray.kill(self._actors[slot])
-                del self._moved[slot]
+                self._moved[slot] = now  # should this not end it, it is tried again
 
     @property
     def busy(self) -> bool:
