@@ -28,6 +28,7 @@ from torch import Tensor
 from tokenizer.blocks import CausalConv
 from tokenizer.codec import VideoCodec, save
 from tokenizer.config import NetworkConfig
+from tokenizer.heap import keep_freed_memory
 from tokenizer.network import Network
 
 
@@ -116,6 +117,7 @@ def main() -> int:
         if options.memory:
             return memory(folder, options.side)
         codec = VideoCodec.load(folder, dtype=dtype)
+    keep_freed_memory()  # as the jobs do
     frames = torch.randint(0, 256, (1, options.frames, options.side, options.side, 3), dtype=torch.uint8)
     bits = codec.encode(frames).bits
     peak = convolution_peak(dtype)

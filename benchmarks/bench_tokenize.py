@@ -38,6 +38,7 @@ from pipeline.plan import clip_times
 from pipeline.video import Request, read_clips
 from tokenizer.codec import VideoCodec, save
 from tokenizer.config import NetworkConfig
+from tokenizer.heap import keep_freed_memory
 from tokenizer.network import Network
 
 JOB = "import sys; from cluster.config import load; from pipeline.ray_job import tokenize; tokenize(load(sys.argv[1]))"
@@ -260,6 +261,7 @@ def run_alone(folder: Path, workers: int) -> tuple[float, float, int]:
 def alone(folder: Path, share: int, workers: int) -> tuple[float, float, int]:
     """CPU seconds of decoding this share of the planned clips, and of encoding them in the job's batches."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the job's workers do
     manifest = Manifest(folder / "shards")
     codec = VideoCodec.load(folder / "tokenizer")
     decoding = encoding = 0.0

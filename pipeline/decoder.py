@@ -33,6 +33,7 @@ from pipeline.cuts import Scan, marks
 from pipeline.near import SIDE
 from pipeline.text import text_network
 from pipeline.video import CPU, DeviceError, Frames, Request, VideoError
+from tokenizer.heap import ENVIRONMENT
 
 if TYPE_CHECKING:
     from pipeline.transnet import Boundaries, TransNet
@@ -125,7 +126,8 @@ class DecoderProcess:
         if self._child is not None:
             self._kill()
         # The child must find this package where the parent found it, in a Ray worker too.
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+        own = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}  # a child stays within its limits
+        env = {**own, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
         env["OPENBLAS_NUM_THREADS"] = "1"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self._buffer.clear()

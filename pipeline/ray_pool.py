@@ -33,6 +33,7 @@ from pipeline.encode import GroupEncoder, GroupReport
 from pipeline.ray_plan import stand_in
 from tokenizer.codec import VideoCodec
 from tokenizer.config import TokenizerConfig
+from tokenizer.heap import ENVIRONMENT
 
 LOST = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError, LocalRayletDiedError, RayActorError)
 """What Ray raises when the process or host that had the work is gone."""
@@ -124,6 +125,8 @@ class Pool:
             name=f"encode-{os.getpid()}-{slot}-{sum(self._deaths.values()) + self._early_deaths}",
             num_cpus=self._config.cpus_per_worker,
             num_gpus=self._config.gpus_per_worker,
+            # An actor's tensors are made in a thread, so the heap must be told before the process starts.
+            runtime_env={"env_vars": {} if self._config.gpus_per_worker else ENVIRONMENT},
         ).remote(self._config.model_copy(update={"output": self._config.output.absolute()}), self._weights, Path.cwd())
         self._actors[slot], self._held[slot] = actor, []
         self._running[actor.ready.options(name="load codec").remote()] = slot

@@ -28,6 +28,7 @@ from pipeline.source import find, local
 from pipeline.video import iter_frames, write_video
 from tokenizer.codec import CodecError, VideoCodec
 from tokenizer.config import TokenizerConfig
+from tokenizer.heap import keep_freed_memory
 
 CHUNK = 32
 """Pixel frames that go through the codec at once; the stream keeps memory flat whatever the length."""
@@ -114,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args([word for word in words if not OVERRIDE.match(word)])
     try:
         config = load(given.config, overrides)
+        if not torch.cuda.is_available():
+            keep_freed_memory()
         if given.command == "train":
             train(config)
         elif given.command == "reconstruct":
