@@ -1,6 +1,6 @@
 """How much of the machine `videoar tokenize` turns into tokens: its CPU seconds against decoder and codec alone.
 
-    python benchmarks/bench_tokenize.py [--videos DIR] [--copies 8] [--workers 2] [--width 32]
+    python benchmarks/bench_tokenize.py [--videos DIR] [--copies 20] [--workers 2] [--width 64]
 
 For the same clips on the same cores: decoder and codec alone (as many bare processes as the job has workers, each with its
 share of the shards: first one pass of the decoder over them, then the codec over the same batches), and the whole job (its
@@ -67,8 +67,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--videos", type=Path, default=bundled)
     parser.add_argument("--workers", type=int, default=CORES)
-    parser.add_argument("--width", type=int, default=32, help="base width of the tokenizer's network; 128 is the paper's")
-    parser.add_argument("--copies", type=int, default=18, help="links to each video, so that the job is long enough to measure")
+    parser.add_argument("--width", type=int, default=64, help="base width of the tokenizer's network; 128 is the paper's")
+    parser.add_argument("--copies", type=int, default=20, help="links to each video, so that the job is long enough to measure")
     parser.add_argument("--alone", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--share", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -138,7 +138,9 @@ class VideoPlan:
         """Read `plain()`."""
         clips = tuple(Clip.parse(clip) for clip in plain["clips"])
         rejects = tuple(Reject(**reject) for reject in plain["rejects"])
-        prints = tuple(base64.b64decode(one) for one in plain["prints"])
+        # A plan that an older version began has one print, or none, as `grey`.
+        stored = plain["prints"] if "prints" in plain else [one for one in (plain["grey"],) if one]
+        prints = tuple(base64.b64decode(one) for one in stored)
         return cls(plain["source"], plain["digest"], clips, rejects, prints)
 
 

@@ -157,3 +157,11 @@ def test_retried_clips_and_videos_get_new_shards_and_one_outcome(tmp_path: Path)
     assert manifest.rejects() == [], "what was tried again with success is no longer refused"
     assert (tmp_path / f"{first}.parquet").read_bytes() == before
     assert manifest.quarantined() == (set(), [])
+
+
+def test_a_plan_that_an_older_version_began_is_read() -> None:
+    new = VideoPlan("a.mp4", "d", (), (Reject("a.mp4", "probe", "unreadable", "x"),), (b"print",))
+    old = new.plain()
+    old["grey"] = old.pop("prints")[0]
+    assert VideoPlan.parse(old) == new
+    assert VideoPlan.parse({**old, "grey": ""}).prints == ()
