@@ -11,6 +11,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ LOST = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError, Lo
 _remote: Any = ray.remote  # its types lack concurrency groups
 _LOOK = 5.0
 """Seconds between heartbeats."""
+_BEGIN = 300.0
+"""Seconds at least that a worker gets from being asked for to its first heartbeat, however short pipeline.stall_seconds is."""
 
 
 class JobError(RuntimeError):
@@ -112,9 +115,12 @@ class Pool:
         self._beats: dict[Any, int] = {}
         self._steps: dict[int, int] = {}
         self._moved: dict[int, float] = {}
+        self._asked: dict[int, float] = {}
+        """When each worker without a heartbeat yet was asked for."""
         self._looked = time.monotonic()
         self._deaths: Counter[int] = Counter()
         self._early_deaths = 0
+        self._numbers = count()
         meter.inc("pipeline_retries_total", 0, stage="encode")
         for slot in range(min(self._config.workers, len(self.todo))):
             self._start(slot)
@@ -122,7 +128,7 @@ class Pool:
     def _start(self, slot: int) -> None:
         maker: Any = _EncodeActor
         actor = maker.options(
-            name=f"encode-{os.getpid()}-{slot}-{sum(self._deaths.values()) + self._early_deaths}",
+            name=f"encode-{os.getpid()}-{slot}-{next(self._numbers)}",
             num_cpus=self._config.cpus_per_worker,
             num_gpus=self._config.gpus_per_worker,
             # An actor's tensors are made in a thread, so the heap must be told before the process starts.
@@ -131,8 +137,10 @@ class Pool:
         self._actors[slot], self._held[slot] = actor, []
         self._running[actor.ready.options(name="load codec").remote()] = slot
         self._steps.pop(slot, None)
+        self._asked[slot] = time.monotonic()
 
     def _next(self, slot: int) -> None:
+        self._asked.pop(slot, None)
         held = self._held[slot]
         while self.todo and len(held) < 2:
             held.append(self.todo.popleft())
@@ -145,7 +153,8 @@ class Pool:
     def _listen(self) -> None:
         """Take the workers' heartbeats and ask for the next; end a worker at work whose count stands still for too long.
 
-        Its death is then seen like any other. A worker that waits for a free CPU of the cluster has no heart yet.
+        Its death is then seen like any other. A worker that has not begun waits for a free CPU of the cluster, or has frozen on
+        its way: which of them cannot be told, so after as long it is asked for anew, which costs the first nothing.
         """
         now = time.monotonic()
         if now - self._looked < _LOOK:
@@ -160,8 +169,17 @@ class Pool:
                 continue
             self._meter.set("pipeline_worker_heartbeat_timestamp_seconds", time.time(), worker=str(slot))
             # The first answer starts the clock: from then on a worker that freezes is found, also while it loads its codec.
+            self._asked.pop(slot, None)
             if steps != self._steps.get(slot):
                 self._steps[slot], self._moved[slot] = steps, now
+        patience = max(_BEGIN, self._config.stall_seconds)
+        for slot in [slot for slot, asked in self._asked.items() if now - asked > patience]:
+            print(f"worker {slot}: has not begun for {patience:g} s; asking for another in its place", flush=True)
+            ray.kill(self._actors[slot])
+            self._running = {ref: other for ref, other in self._running.items() if other != slot}
+            self._beats = {ref: other for ref, other in self._beats.items() if other != slot}
+            self._moved.pop(slot, None)
+            self._start(slot)
         waiting = set(self._beats.values())
         for slot, actor in self._actors.items():
             if slot not in waiting:

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -280,12 +279,12 @@ def command_of(process: psutil.Process) -> str:
         return ""
 
 
-def worker_of(job: subprocess.Popen[str], old: Set[int] = frozenset()) -> psutil.Process:
-    """Wait until an encoding worker of the job is at work, none of `old` (Ray names a process after the task it runs)."""
+def worker_of(job: subprocess.Popen[str], old: Set[int] = frozenset(), task: str = "ray::encode group") -> psutil.Process:
+    """Wait until an encoding worker of the job is at a task, none of `old` (Ray names a process after the task it runs)."""
     while True:
         assert job.poll() is None, job.stdout.read() if job.stdout else ""
         for child in psutil.Process(job.pid).children(recursive=True):
-            if child.pid not in old and re.search(r"ray::.*encode", command_of(child)):
+            if child.pid not in old and "ray::encode group" in command_of(child):
                 return child
         with contextlib.suppress(subprocess.TimeoutExpired):
             job.wait(timeout=0.05)
@@ -321,3 +320,24 @@ def test_kills_leave_no_trace(undisturbed: ray_job.Summary, config: Path, tmp_pa
     assert undisturbed.digest in out and verify.digest(shards) == undisturbed.digest
     assert verify.verify(shards).sound
     assert not list(shards.rglob("*.tmp"))
+
+
+NEVER = """
+import types, pipeline.ray_pool as pool
+pool._BEGIN, make = 15.0, pool._EncodeActor.options
+pool._EncodeActor = types.SimpleNamespace(options=lambda **chosen: make(**{**chosen, "num_cpus": 999}))
+"""
+
+
+def test_a_worker_that_does_not_begin_is_asked_for_anew(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no heartbeat yet: frozen on its way, or waiting for a CPU (here for more than there are), which is no death."""
+    monkeypatch.setattr(sys.modules[__name__], "RUN", NEVER + RUN)
+    said: list[str] = []
+    with job_of(config, "pipeline.stall_seconds=15", "pipeline.workers=1", "pipeline.worker_deaths=1") as job:
+        assert job.stdout is not None
+        for line in job.stdout:
+            said.append(line)
+            if sum("worker 0: has not begun for 15 s; asking for another" in one for one in said) == 2:
+                break
+        # pipeline.worker_deaths is 1: none of these counts
+        assert job.poll() is None, "".join(said)
