@@ -62,7 +62,7 @@ class DecoderProcess:
     def __init__(self, limits: DecodeLimits, device: str = CPU) -> None:
         self.limits, self.device = limits, device
         self.software: Counter[str] = Counter()
-        """Videos by codec that the device has left to the CPU (pipeline.device)."""
+        """Videos by codec that the device has left to the CPU (pipeline/video/device.py)."""
         self._child: subprocess.Popen[bytes] | None = None
         self._log: Any = None
         self._buffer = bytearray()

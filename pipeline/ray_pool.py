@@ -203,6 +203,8 @@ class Pool:
         ready, _ = ray.wait(list(self._running), timeout=_LOOK)
         self._listen()
         for ref in ready:
+            if ref not in self._running:
+                continue  # of a worker that began at the moment when it was given up
             slot = self._running.pop(ref)
             self._moved.pop(slot, None)
             try:

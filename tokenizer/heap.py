@@ -4,9 +4,9 @@ Called by: tokenizer.engine, pretrain.engine, pipeline.tokenizer_job, benchmarks
 ENVIRONMENT for its encoding workers.
 
 glibc gives freed blocks of more than a few MB back to the kernel, and blocks of more than 32 MB always; the next step gets them
-again page by page, each zeroed first. Every step allocates the same tensors, so this is lost time: a third of what encoding a
-17 x 128 x 128 clip costs, 5 to 8 % of a step of the transformer (docs/numerics.md). The price is that the process keeps its
-peak, and that the peak is up to a third higher, since pieces between live blocks cannot be given back.
+again page by page, each zeroed first. Every step allocates the same tensors, so this is lost time: 22 to 36 % of what encoding a
+17 x 128 x 128 clip costs (widths 64 and 32), 5 to 8 % of a step of the transformer (docs/numerics.md). The price is that the
+process keeps its peak, and that the peak is up to a third higher, since pieces between live blocks cannot be given back.
 """
 
 from __future__ import annotations
