@@ -114,12 +114,19 @@ class CausalConv(nn.Module):
         if self.stride == 2:
             x_BCTHW, side = F.pad(x_BCTHW, (0, 1, 0, 1)), 0
         stride, padding = (self.stride_t, self.stride, self.stride), (0, side, side)
-        alone = x_BCTHW.device.type == "cpu" and x_BCTHW.shape[0] == 1 and weight.dtype == x_BCTHW.dtype
-        if alone and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        alone = x_BCTHW.shape[0] == 1 and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if alone and weight.dtype == x_BCTHW.dtype and onednn_computes(x_BCTHW.device, x_BCTHW.dtype):
             # for one small clip torch would choose a loop that is several times slower
             out: Tensor = torch.ops.aten.mkldnn_convolution(x_BCTHW, weight, bias, padding, stride, (1, 1, 1), 1)
             return out
         return F.conv3d(x_BCTHW, weight, bias, stride, padding)
+
+
+def onednn_computes(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether oneDNN's convolution takes this type on this device: bfloat16 needs a CPU with AVX512 or better."""
+    if device.type != "cpu":
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 def _behind(x_BCTHW: Tensor, old: Tensor | None, older: int, norm: FrameNorm | None) -> Tensor:

@@ -7,13 +7,14 @@ Called by: pipeline (encode, verify), pretrain (samples), tokenizer/metrics and 
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tokenizer.blocks import Stream
+from tokenizer.blocks import Stream, onednn_computes
 from tokenizer.folder import JSON_NAME, WEIGHTS_NAME, CodecError, check_keys, digest, read_json, read_weights, save
 from tokenizer.network import Network, channels_last, pixels, to_uint8
 from tokenizer.quantizer import accumulate, pack, quantize, unpack
@@ -77,6 +78,13 @@ class VideoCodec:
         if compile and torch.device(device).type == "cpu":
             # torch 2.13's inductor fails on these 3D convolutions on CPU (ValueRangeError in its convolution lowering)
             raise CodecError("torch.compile cannot compile the codec on CPU; load it with compile=False, or on a GPU")
+        if dtype == torch.bfloat16 and torch.device(device).type == "cpu" and not onednn_computes(torch.device("cpu"), dtype):
+            warnings.warn(
+                "this CPU has no bfloat16 instructions: the codec computes in it many times slower than in float32; "
+                "set the dtype to float32",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self.network = network.eval().requires_grad_(False).to(device=device, dtype=dtype)
         channels_last(self.network)
         self.spec, self.device, self.dtype = spec, torch.device(device), dtype

@@ -140,6 +140,22 @@ def test_bfloat16_runs_and_stays_near(codecs: dict[str, VideoCodec], small_f8: N
     assert half.decode(half.encode(frames).bits, 16, 16).dtype == torch.uint8
 
 
+def test_bfloat16_on_a_cpu_without_it_works_and_warns(
+    small_f8: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("oneDNN was asked for a type that it has no instructions for")
+
+    save(tmp_path / "t", small_f8.config, small_f8.state_dict(), {})
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.ops.aten, "mkldnn_convolution", refuse)
+    with pytest.warns(RuntimeWarning, match="no bfloat16 instructions.*set the dtype to float32"):
+        half = VideoCodec.load(tmp_path / "t", dtype=torch.bfloat16)
+    frames = clip(half, 5)
+    bits = half.encode(frames).bits
+    assert half.decode(bits, 16, 16).shape == frames.shape
+
+
 def test_saved_folder_loads_with_the_same_digest(small_f8: Network, tmp_path: Path) -> None:
     lists = {"2x2": ((1, 1), (2, 2))}
     spec = save(tmp_path / "t", small_f8.config, small_f8.state_dict(), {"steps": 3}, lists)
