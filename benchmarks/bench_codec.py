@@ -25,11 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizer.blocks import CausalConv
+from tokenizer.network.blocks import CausalConv
 from tokenizer.codec import VideoCodec, save
 from tokenizer.config import NetworkConfig
-from tokenizer.heap import keep_freed_memory
-from tokenizer.network import Network
+from cluster.runtime.malloc import keep_freed_memory
+from tokenizer.network.network import Network
 
 
 def best(action: Callable[[], object], times: int = 3) -> float:

@@ -21,11 +21,11 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.config import PipelineConfig
-from pipeline.ledger import write_json
-from pipeline.manifest import Manifest
+from pipeline.shards.layout import write_json
+from pipeline.shards.manifest import Manifest
 from pipeline.records import SourceVideo, VideoPlan
-from pipeline.shards import write_shard
-from pipeline.verify import verify
+from pipeline.shards.writer import write_shard
+from pipeline.maintenance.verify import verify
 from tests.pipeline.fakes import SHAPE, FakeCodec, clip, encoded
 
 SIZES = (1000, 8000)

@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import video
 from pipeline.config import CutConfig
-from pipeline.cuts import scan
-from pipeline.near import CONTEXT, RATE, NearIndex, Print
+from pipeline.analysis.scan import scan
+from pipeline.planning.near_index import CONTEXT, RATE, NearIndex, Print
 
 THRESHOLD = 0.9
 SAME = ("rabbit", "flower", "stream-of-water", "carphone")

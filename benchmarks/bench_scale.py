@@ -23,10 +23,10 @@ from pathlib import Path
 import torch
 from bench_tokenize import Job, run_job
 
-from pipeline.manifest import Manifest
+from pipeline.shards.manifest import Manifest
 from tokenizer.codec import save
 from tokenizer.config import NetworkConfig
-from tokenizer.network import Network
+from tokenizer.network.network import Network
 
 CLIPS_A_VIDEO = 12
 

@@ -33,20 +33,20 @@ import numpy as np
 import psutil
 import torch
 
-from pipeline.manifest import Manifest
-from pipeline.plan import clip_times
+from pipeline.shards.manifest import Manifest
+from pipeline.planning.planner import clip_times
 from pipeline.video import Request, read_clips
 from tokenizer.codec import VideoCodec, save
 from tokenizer.config import NetworkConfig
-from tokenizer.heap import keep_freed_memory
-from tokenizer.network import Network
+from cluster.runtime.malloc import keep_freed_memory
+from tokenizer.network.network import Network
 
-JOB = "import sys; from cluster.config import load; from pipeline.ray_job import tokenize; tokenize(load(sys.argv[1]))"
+JOB = "import sys; from cluster.config import load; from pipeline.job.tokenize import tokenize; tokenize(load(sys.argv[1]))"
 LOOK = 0.2
 TICKS = os.sysconf("SC_CLK_TCK")
 CORES = os.cpu_count() or 1
 KINDS = (
-    ("pipeline.decoder", "decoding children"),
+    ("pipeline.decoding", "decoding children"),
     ("_EncodeActor", "encoding workers"),
     ("encode group", "encoding workers"),
     ("load codec", "encoding workers"),

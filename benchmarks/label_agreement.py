@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from proof_overfit import FRAMES, SIDE, real_clips
 
-from pretrain import corrupt
-from pretrain.config import ObjectiveConfig
+from pretrain.objective import teacher_forcing
+from pretrain.engine.config import ObjectiveConfig
 from tokenizer.codec import VideoCodec
-from tokenizer.quantizer import unpack
+from tokenizer.quantization.bsq import unpack
 
 
 def main() -> int:
@@ -51,19 +51,19 @@ def main() -> int:
     features = encoded.features.flatten(0, 1)
     right = dict.fromkeys(("stored bits", "sum of codes", "ours", "bfloat16 features"), 0)
     total = 0
-    plain = corrupt._again
+    plain = teacher_forcing._again
     for number in range(arguments.rounds):
         seeds = torch.arange(count) + 1000 * number
-        turned = corrupt.flips(seeds, corrupt.ratios(ObjectiveConfig(), seeds, latents, len(scales)), scales, codec.spec.bits)
-        exact = corrupt.teach(bits, scales, turned, features)[0]
+        turned = teacher_forcing.flips(seeds, teacher_forcing.ratios(ObjectiveConfig(), seeds, latents, len(scales)), scales, codec.spec.bits)
+        exact = teacher_forcing.teach(bits, scales, turned, features)[0]
 
         def agreement(labels: list[Tensor], exact: list[Tensor] = exact) -> int:
             return sum(int((a == b).sum()) for a, b in zip(exact, labels, strict=True))
 
-        with mock.patch.object(corrupt, "_again", lambda rest, off, scale, stored: plain(rest, off, scale, None)):
-            right["sum of codes"] += agreement(corrupt.teach(bits, scales, turned)[0])
-        right["ours"] += agreement(corrupt.teach(bits, scales, turned)[0])
-        right["bfloat16 features"] += agreement(corrupt.teach(bits, scales, turned, features.bfloat16())[0])
+        with mock.patch.object(teacher_forcing, "_again", lambda rest, off, scale, stored: plain(rest, off, scale, None)):
+            right["sum of codes"] += agreement(teacher_forcing.teach(bits, scales, turned)[0])
+        right["ours"] += agreement(teacher_forcing.teach(bits, scales, turned)[0])
+        right["bfloat16 features"] += agreement(teacher_forcing.teach(bits, scales, turned, features.bfloat16())[0])
         right["stored bits"] += agreement(bits)
         total += sum(label.numel() for label in exact)
     for name, value in right.items():

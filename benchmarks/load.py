@@ -30,15 +30,15 @@ import zstandard
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "pretrain"))
 
-import made_shards
+from tests.helpers import made_shards
 
-from pretrain.config import CurriculumConfig, Mix, ModelConfig, Stage
-from pretrain.curriculum import Curriculum
-from pretrain.data import Corpus
-from pretrain.loader import Loader
-from pretrain.order import Order
-from pretrain.text import TextTokenizer
-from tokenizer.spec import CodecSpec
+from pretrain.engine.config import CurriculumConfig, Mix, ModelConfig, Stage
+from pretrain.data.curriculum import Curriculum
+from pretrain.data.token_datasets import Corpus
+from pretrain.data.loader import Loader
+from pretrain.data.sample_order import Order
+from pretrain.model.text_tokenizer import TextTokenizer
+from tokenizer.quantization.codec_spec import CodecSpec
 
 
 def ours(folder: Path, bucket: str, batch: int, samples: int) -> int:

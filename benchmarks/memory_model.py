@@ -27,12 +27,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.config import load
-from pretrain.batch import Batch
-from pretrain.config import ModelConfig, ObjectiveConfig
-from pretrain.model import VideoAR
-from pretrain.objective import Objective
-from pretrain.plan import Checkpointing, peak_bytes
-from tokenizer.spec import CodecSpec
+from pretrain.data.batch import Batch
+from pretrain.engine.config import ModelConfig, ObjectiveConfig
+from pretrain.model.transformer import VideoAR
+from pretrain.objective.objective import Objective
+from pretrain.estimate.job_estimate import Checkpointing, peak_bytes
+from tokenizer.quantization.codec_spec import CodecSpec
 
 GRID, BITS = (9, 24, 42), 48
 

@@ -21,16 +21,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "pretrain"))
 
-import made_shards
+from tests.helpers import made_shards
 
 from pipeline.records import Bucket
-from pretrain.config import CurriculumConfig, Mix, ModelConfig, Stage
-from pretrain.curriculum import Curriculum
-from pretrain.data import Corpus
-from pretrain.loader import Loader
-from pretrain.order import Order
-from pretrain.text import TextTokenizer
-from tokenizer.spec import CodecSpec
+from pretrain.engine.config import CurriculumConfig, Mix, ModelConfig, Stage
+from pretrain.data.curriculum import Curriculum
+from pretrain.data.token_datasets import Corpus
+from pretrain.data.loader import Loader
+from pretrain.data.sample_order import Order
+from pretrain.model.text_tokenizer import TextTokenizer
+from tokenizer.quantization.codec_spec import CodecSpec
 
 SPEC = CodecSpec(bits=16, spatial_stride=16, temporal_stride=4, digest="0" * 64)
 BUCKETS = [Bucket(frames=frames, height=side, width=side) for side in (64, 128, 256) for frames in (1, 5, 17, 33, 65)]

@@ -24,13 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import video
 from pipeline.config import DecodeLimits, PipelineConfig
-from pipeline.decoder import DecoderProcess
-from pipeline.encode import GroupEncoder
-from pipeline.ledger import write_json
-from pipeline.manifest import Manifest
-from pipeline.plan import plan_video
+from pipeline.decoding.process import DecoderProcess
+from pipeline.encoding.encoder import GroupEncoder
+from pipeline.shards.layout import write_json
+from pipeline.shards.manifest import Manifest
+from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, SourceVideo
-from pipeline.verify import verify
+from pipeline.maintenance.verify import verify
 from tests.pipeline.fakes import FakeCodec
 
 BUCKETS = (Bucket(frames=1, height=32, width=32), Bucket(frames=5, height=32, width=32), Bucket(frames=17, height=32, width=48))

@@ -26,13 +26,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.video import VideoError, iter_frames, write_video
-from pretrain.batch import Batch
-from pretrain.config import ModelConfig, ObjectiveConfig, SampleConfig
-from pretrain.model import VideoAR
-from pretrain.objective import Objective
-from pretrain.reel import contact_sheet
-from pretrain.sample import sample
-from pretrain.text import TextTokenizer
+from pretrain.data.batch import Batch
+from pretrain.engine.config import ModelConfig, ObjectiveConfig, SampleConfig
+from pretrain.model.transformer import VideoAR
+from pretrain.objective.objective import Objective
+from pretrain.sampling.video_sink import contact_sheet
+from pretrain.sampling.sampler import sample
+from pretrain.model.text_tokenizer import TextTokenizer
 from tokenizer.codec import VideoCodec
 
 FRAMES, SIDE, CLIPS = 9, 64, 8

@@ -32,12 +32,12 @@ import psutil
 import torch
 import two_hosts
 
-from pipeline.verify import digest, verify
+from pipeline.maintenance.verify import digest, verify
 from tokenizer.codec import save
 from tokenizer.config import NetworkConfig
-from tokenizer.network import Network
+from tokenizer.network.network import Network
 
-JOB = "import sys; from cluster.config import load; from pipeline.ray_job import tokenize; tokenize(load(sys.argv[1]))"
+JOB = "import sys; from cluster.config import load; from pipeline.job.tokenize import tokenize; tokenize(load(sys.argv[1]))"
 KINDS = ("worker", "decoder", "driver", "node")
 CLUSTER_KINDS = ("worker", "decoder", "driver", "host")
 
@@ -189,7 +189,7 @@ def targets(job: subprocess.Popen[bytes], kind: str, hosts: two_hosts.TwoHosts |
     if kind == "worker":
         return workers
     if kind == "decoder":
-        return [process for process, line in named if "pipeline.decoder" in line]
+        return [process for process, line in named if "pipeline.decoding" in line]
     if kind == "node":
         return [process for process, _ in named]
     if kind == "host":

@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "system"))
 
 import psutil
-import training
+from tests.helpers import training
 
-from pretrain.compare import compare
+from pretrain.runs.compare import compare
 
 
 def disturb(config: Path, run: Path, dice: random.Random, steps: int) -> str:

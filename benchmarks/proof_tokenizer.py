@@ -3,7 +3,7 @@
     python benchmarks/proof_tokenizer.py --out runs/proof-tokenizer [--share 1.0] [--ranks 2] [--narrow]
 
 Needs the shared folder (VIDEOAR_SHARED, or ../shared) with data/weizmann64 and data/videos, and the scoring networks
-(`python -m tokenizer.weights fetch`). At most 40 minutes on 2 cores. Trained here, by the real training job under the
+(`python -m tokenizer.evaluation.pretrained fetch`). At most 40 minutes on 2 cores. Trained here, by the real training job under the
 deepspeed launcher, with the same data and losses, first on single frames, then on clips:
   ours  causal 3D, f8 t4, 24 bits: 9 frames = 3 latent frames x 130 positions x 24 bits = 1,040 bits a frame
   2d    the same network, frame by frame (temporal kernel 1, no temporal stride), widened from 16 to 28 channels until it has as many
@@ -37,9 +37,9 @@ from proof_clips import FRAMES, RATE, ROOT, SIDE, Mixed, held_people, held_video
 from torch import Tensor
 
 from cluster.config import load
-from pipeline.tokenizer_scores import quality
+from pipeline.tokenizer_jobs.evaluate import quality
 from tokenizer.codec import VideoCodec
-from tokenizer.i3d import I3d, frechet
+from tokenizer.evaluation.i3d import I3d, frechet
 
 SYSTEMS: dict[str, dict[str, Any]] = {
     "ours": {"bits": 24, "width": 16, "patch": 2, "multipliers": [1, 2, 4], "blocks": 1, "groups": 1},
@@ -142,7 +142,7 @@ def main() -> int:
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
-        from tokenizer.train import train as run
+        from tokenizer.training.train import train as run
 
         run(load(options.train), Mixed(seed=1))
         sys.stdout.flush()

@@ -20,17 +20,18 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pretrain import corrupt, draws, guidance
-from pretrain import sample as sampling
-from pretrain.attention import Mask, allowed_pairs, plan
-from pretrain.cache import Cache, cache_bytes
-from pretrain.config import ModelConfig, SampleConfig
-from pretrain.flops import training_flops
-from pretrain.model import VideoAR
-from pretrain.sequence import Layout
-from pretrain.text import TextTokenizer
-from tokenizer.quantizer import codes, pack
-from tokenizer.spec import CodecSpec
+from pretrain.objective import teacher_forcing, counter_rng
+from pretrain.sampling import guidance
+from pretrain.sampling import sampler as sampling
+from pretrain.model.attention import Mask, allowed_pairs, plan
+from pretrain.sampling.kv_cache import Cache, cache_bytes
+from pretrain.engine.config import ModelConfig, SampleConfig
+from pretrain.estimate.flops import training_flops
+from pretrain.model.transformer import VideoAR
+from pretrain.model.token_layout import Layout
+from pretrain.model.text_tokenizer import TextTokenizer
+from tokenizer.quantization.bsq import codes, pack
+from tokenizer.quantization.codec_spec import CodecSpec
 
 GRID = (5, 8, 8)
 SPEC = CodecSpec(16, 16, 4, "bench")
@@ -46,14 +47,14 @@ def without_cache(
     layout = Layout(ids.shape[1], GRID[0], scales)
     numbers = layout.tokens().scale[layout.text :]
     positions = model.positions(layout, length)
-    seeds = draws.fold(torch.arange(len(captions)), seed)
+    seeds = counter_rng.fold(torch.arange(len(captions)), seed)
     total = torch.zeros(len(captions), SPEC.bits, *scales[-1])
     fed, packed, forwards = torch.zeros(len(captions), 0, SPEC.bits), [], 0
     for frame in range(GRID[0]):
         carried, total, maps = total, torch.zeros_like(total), []
         for scale, (rows, columns) in enumerate(scales):
             source = carried if scale == 0 else total
-            new = corrupt.resize(source, scales[scale], model.config.input_resize).flatten(2).transpose(1, 2)
+            new = teacher_forcing.resize(source, scales[scale], model.config.input_resize).flatten(2).transpose(1, 2)
             fed = torch.cat((fed, new), dim=1)
             so_far = layout.cut(frame + 1, last=0 if scale + 1 == len(scales) else scale + 1)
             attend = plan("blocks", Mask((so_far,), length.unsqueeze(1)))
@@ -61,9 +62,9 @@ def without_cache(
             hidden = model(x, positions[:, : so_far.length], attend)[:, -rows * columns :]
             forwards += 1
             logits = guidance.guided(model.head(hidden)[0], guidance.strength(config, frame, GRID[0], scale, len(scales)))
-            drawn = draws.uniform(draws.fold(seeds, frame * len(scales) + scale), draws.SAMPLE, logits.shape[1:])
+            drawn = counter_rng.uniform(counter_rng.fold(seeds, frame * len(scales) + scale), counter_rng.SAMPLE, logits.shape[1:])
             maps.append((drawn < (logits / config.temperature).sigmoid()).unflatten(1, (rows, columns)))
-            total = total + corrupt.enlarge(codes(maps[-1]), scales[-1])
+            total = total + teacher_forcing.enlarge(codes(maps[-1]), scales[-1])
         packed.append(pack(maps))
     return torch.cat(packed, dim=1), forwards
 

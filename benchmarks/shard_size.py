@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.plan import clip_key
+from pipeline.planning.planner import clip_key
 from pipeline.records import Bucket, Clip
-from pipeline.shards import Encoded, write_shard
-from tokenizer.spec import CodecSpec
+from pipeline.shards.writer import Encoded, write_shard
+from tokenizer.quantization.codec_spec import CodecSpec
 
 SHAPES = (
     (Bucket(frames=9, height=64, width=64), 16, 8),

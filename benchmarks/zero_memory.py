@@ -27,12 +27,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pretrain.batch import Batch
-from pretrain.config import DeepSpeedConfig, ModelConfig, ObjectiveConfig, TrainConfig
-from pretrain.engine import Engine, connect
-from pretrain.model import VideoAR
-from pretrain.objective import Objective
-from tokenizer.spec import CodecSpec
+from pretrain.data.batch import Batch
+from pretrain.engine.config import DeepSpeedConfig, ModelConfig, ObjectiveConfig, TrainConfig
+from pretrain.engine.engine import Engine, connect
+from pretrain.model.transformer import VideoAR
+from pretrain.objective.objective import Objective
+from tokenizer.quantization.codec_spec import CodecSpec
 
 SPEC = CodecSpec(bits=16, spatial_stride=8, temporal_stride=4, digest="0" * 64)
 

@@ -23,27 +23,28 @@ from torch import Tensor, nn
 
 from cluster.config import Config, ConfigError, MetricsConfig, RunConfig, load
 from cluster.metrics import MetricsPortError, StepReport
-from pretrain import checkpoint, flops, manifest, state
-from pretrain.config import CurriculumConfig, DeepSpeedConfig, ModelConfig, ObjectiveConfig, TrainConfig
-from pretrain.curriculum import Curriculum, CurriculumError, Place, Streams, counted
-from pretrain.data import Corpus
-from pretrain.ema import Ema
-from pretrain.engine import Engine, EngineError, check_compiler, connect, disconnect, zero_stage
-from pretrain.evaluate import Validation
-from pretrain.figures import Clock, Figures, banner, read_ids, step_flops
-from pretrain.guard import Guard
-from pretrain.journal import Journal
-from pretrain.loader import Loader
-from pretrain.model import VideoAR
-from pretrain.objective import Objective
-from pretrain.order import Order
-from pretrain.schedule import learning_rate
-from pretrain.showcase import Showcase
-from pretrain.state import TrainState
-from pretrain.stopping import EXIT_STOPPED, StopRequest, leave
-from pretrain.text import TextTokenizer
-from pretrain.ulysses import SequenceGroups
-from tokenizer.spec import CodecSpec
+from pretrain.checkpoint import reader, integrity, train_state
+from pretrain.estimate import flops
+from pretrain.engine.config import CurriculumConfig, DeepSpeedConfig, ModelConfig, ObjectiveConfig, TrainConfig
+from pretrain.data.curriculum import Curriculum, CurriculumError, Place, Streams, counted
+from pretrain.data.token_datasets import Corpus
+from pretrain.engine.ema import Ema
+from pretrain.engine.engine import Engine, EngineError, check_compiler, connect, disconnect, zero_stage
+from pretrain.loop.validation import Validation
+from pretrain.loop.step_metrics import Clock, Figures, banner, read_ids, step_flops
+from pretrain.loop.guard import Guard
+from pretrain.runs.run_logger import Journal
+from pretrain.data.loader import Loader
+from pretrain.model.transformer import VideoAR
+from pretrain.objective.objective import Objective
+from pretrain.data.sample_order import Order
+from pretrain.engine.lr_schedule import learning_rate
+from pretrain.loop.periodic_samples import Showcase
+from pretrain.checkpoint.train_state import TrainState
+from pretrain.loop.preemption import EXIT_STOPPED, StopRequest, leave
+from pretrain.model.text_tokenizer import TextTokenizer
+from pretrain.objective.sequence_parallel import SequenceGroups
+from tokenizer.quantization.codec_spec import CodecSpec
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         rank = int(os.environ.get("RANK", "0"))
         if config is not None:
-            state.mark_failed(config.get(RunConfig).dir, str(error))
+            train_state.mark_failed(config.get(RunConfig).dir, str(error))
         print(f"error: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, ConfigError | EngineError | CurriculumError | MetricsPortError | state.ResumeError) else 1
+        return 2 if isinstance(error, ConfigError | EngineError | CurriculumError | MetricsPortError | train_state.ResumeError) else 1
     finally:
         disconnect()
 
@@ -80,7 +81,7 @@ def run(config: Config) -> int:
     corpus = Corpus.open(folders, Streams(data), data.weights, cache=data.cache, cache_gb=data.cache_gb)
     data = counted(data, corpus.spec)
     curriculum = Curriculum(data)
-    state.agree(ranks.gather(state.identity(config, corpus.digest)), ranks.hosts)
+    train_state.agree(ranks.gather(train_state.identity(config, corpus.digest)), ranks.hosts)
     text = TextTokenizer.make(config.get(ModelConfig))
     groups = SequenceGroups(ranks, curriculum.stages, config.get(ModelConfig).heads, train.collective_timeout)
 
@@ -89,15 +90,15 @@ def run(config: Config) -> int:
     ) as journal:
         # Where to go on from: rank 0 looks, all ranks do the same.
         if ranks.rank == 0:
-            manifest.remove_leftovers(folder)
-        found: Path | None = ranks.from_first(manifest.newest(folder, journal.say) if ranks.rank == 0 else None)
+            integrity.remove_leftovers(folder)
+        found: Path | None = ranks.from_first(integrity.newest(folder, journal.say) if ranks.rank == 0 else None)
         saved = None if found is None else TrainState.read(found / "state.json")
         step = 0 if saved is None else saved.step
         fresh = TrainState(
             step=step, stage=0, stage_ends=False, tokens=0 if saved is None else saved.tokens, world=ranks.world,
             zero_stage=zero_stage(deepspeed), optimizer=train.optimizer, seed=seed, data_digest=corpus.digest,
             tokenizer=corpus.spec.plain(), model=config.get(ModelConfig).model_dump(mode="json"),
-            past=state.past_digest(data, step), has_ema=train.ema > 0,
+            past=train_state.past_digest(data, step), has_ema=train.ema > 0,
         )  # fmt: skip
         if saved is not None and found is not None:
             for note in saved.check(fresh, accept_new_data=train.accept_new_data, folder=found):
@@ -108,33 +109,33 @@ def run(config: Config) -> int:
 
         # The model, and its state if there is one.
         source = found
-        universal = saved is not None and checkpoint.needs_universal(saved, ranks)
+        universal = saved is not None and reader.needs_universal(saved, ranks)
         if universal and found is not None:
             journal.say(
                 f"{found.name} was written by {saved.world if saved else 0} ranks, this job has {ranks.world}: converting"
             )
-            source = ranks.from_first(checkpoint.to_universal(found) if ranks.rank == 0 else None)
+            source = ranks.from_first(reader.to_universal(found) if ranks.rank == 0 else None)
         check_compiler(config.get(ModelConfig).compile, ranks.device)
         engine = Engine(lambda: build(config, corpus.spec, text), train, deepspeed, ranks, seed=seed, universal=universal)
         ema = Ema(train.ema) if train.ema else None
         guard = Guard(train.spike_sigma, train.max_skips, folder / "skipped.jsonl" if ranks.rank == 0 else None)
         if saved is not None and found is not None and source is not None:
-            checkpoint.load(engine, found, source, ema)
+            reader.load(engine, found, source, ema)
             guard.restore(saved.guard)
             if universal and ranks.rank == 0:
                 shutil.rmtree(source)
         elif ema is not None:
             ema.start(engine.slices())
         if ranks.rank == 0:
-            state.truncate_metrics(folder / "metrics.jsonl", step)
-            state.write_provenance(folder, config, data_digest=corpus.digest, hosts=ranks.hosts, resumed_from=step)
-            state.write_status(folder, "running", step, curriculum.steps)
+            train_state.truncate_metrics(folder / "metrics.jsonl", step)
+            train_state.write_provenance(folder, config, data_digest=corpus.digest, hosts=ranks.hosts, resumed_from=step)
+            train_state.write_status(folder, "running", step, curriculum.steps)
         for words in banner(config, curriculum, corpus, engine, step):
             journal.say(words)
 
         # The loop.
         order = Order(seed, curriculum, {name: corpus.sources(name) for name in curriculum.streams()}, train.shuffle_window)
-        saver = checkpoint.Checkpoints(folder, ranks, train.keep_checkpoints, journal.say)
+        saver = reader.Checkpoints(folder, ranks, train.keep_checkpoints, journal.say)
         validation = Validation.make(config, curriculum, text, ranks, groups)
         showcase = Showcase(config, corpus, text, ranks, journal.say)
         peak = flops.peak_flops(ranks.device, engine.dtype, torch.get_num_threads()) * ranks.world
@@ -180,7 +181,7 @@ def run(config: Config) -> int:
                 if stopping or place.stage_ends or step % train.checkpoint_every == 0:
                     now = TrainState(
                         **{**vars(fresh), "step": step, "stage": place.stage_number, "stage_ends": place.stage_ends,
-                           "tokens": tokens, "past": state.past_digest(data, step), "guard": guard.plain()}
+                           "tokens": tokens, "past": train_state.past_digest(data, step), "guard": guard.plain()}
                     )  # fmt: skip
                     journal.meter.set("train_checkpoint_seconds", saver.save(engine, now, ema, config.yaml()))
                 clock.mark("checkpoint")
@@ -209,13 +210,13 @@ def run(config: Config) -> int:
                     journal.say(f"stopped after step {step} ({why}); run the same command to go on")
                     if ranks.rank == 0:
                         stop.clear()
-                        state.write_status(folder, "stopped", step, curriculum.steps, why)
+                        train_state.write_status(folder, "stopped", step, curriculum.steps, why)
                     return EXIT_STOPPED
                 clock.restart()
         saver.finish()
         if ranks.rank == 0:
-            state.write_status(folder, "finished", step, curriculum.steps)
-        journal.say(f"finished: {curriculum.steps} steps, {tokens:,} tokens, checkpoint {manifest.folder_of(folder, step)}")
+            train_state.write_status(folder, "finished", step, curriculum.steps)
+        journal.say(f"finished: {curriculum.steps} steps, {tokens:,} tokens, checkpoint {integrity.folder_of(folder, step)}")
         return 0
 
 

@@ -1,4 +1,4 @@
-"""Commands on data: `tokenizer`, `tokenize`, `submit`. Called by: `cluster/cli.py`."""
+"""Commands on data: `tokenizer`, `tokenize`, `submit`. Called by: `cluster/cli/main.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster.cli_options import ConfigPath, Overrides
+from cluster.cli.options import ConfigPath, Overrides
 
 tokenizer_app = typer.Typer(help="Train and try the video tokenizer.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -27,9 +27,9 @@ def tokenizer_train(config: ConfigPath, overrides: Overrides = None) -> None:
     Example: videoar tokenizer train -c configs/demo.yaml
     """
     from cluster.config import load
-    from cluster.launch import plan, run
+    from cluster.launch.launcher import plan, run
     from tokenizer.config import TokenizerConfig
-    from tokenizer.train import finished, recipe_digest
+    from tokenizer.training.train import finished, recipe_digest
 
     resolved = load(config, overrides or ())
     folder, digest = resolved.get(TokenizerConfig).weights, recipe_digest(resolved)
@@ -39,7 +39,7 @@ def tokenizer_train(config: ConfigPath, overrides: Overrides = None) -> None:
     def missing() -> str:
         return "" if finished(folder, digest) else f"{folder} holds no finished tokenizer"
 
-    job = plan(resolved, "pipeline.tokenizer_job", words=("train",), overrides=overrides or ())
+    job = plan(resolved, "pipeline.tokenizer_jobs.main", words=("train",), overrides=overrides or ())
     raise typer.Exit(run(resolved, job, folder=folder, finished=missing))
 
 
@@ -57,7 +57,7 @@ def tokenizer_import(
 
     Example: videoar tokenizer import --from infinity_vae_d32.pth --output weights/image48 --bits 48
     """
-    from tokenizer.importer import ImportFailure, import_public
+    from tokenizer.codec.image_import import ImportFailure, import_public
 
     strides: dict[int, Literal[1, 2, 4]] = {1: 1, 2: 2, 4: 4}
     if temporal_stride not in strides:
@@ -82,7 +82,7 @@ def tokenizer_reconstruct(
     Example: videoar tokenizer reconstruct -c configs/demo.yaml clip.mp4 --output side-by-side.mp4
     """
     from cluster.config import load
-    from pipeline.tokenizer_job import reconstruct
+    from pipeline.tokenizer_jobs.main import reconstruct
 
     psnr = reconstruct(load(config, overrides or ()), video, output, seconds, size)
     typer.echo(f"{output}: PSNR {psnr:.2f} dB")
@@ -100,7 +100,7 @@ def tokenizer_eval(
     Example: videoar tokenizer eval -c configs/demo.yaml --json scores.json
     """
     from cluster.config import load
-    from pipeline.tokenizer_scores import evaluate
+    from pipeline.tokenizer_jobs.evaluate import evaluate
 
     evaluate(load(config, overrides or ()), clips=clips, report=report)
 
@@ -118,7 +118,7 @@ def tokenize(
     Example: ray job submit --address http://127.0.0.1:8265 -- videoar tokenize -c configs/demo.yaml
     """
     from cluster.config import load
-    from pipeline.ray_job import tokenize
+    from pipeline.job.tokenize import tokenize
 
     tokenize(load(config, overrides or ()), retry=retry, repair=repair)
 
@@ -136,8 +136,8 @@ def submit(
     Example: videoar submit -c configs/demo.yaml --address http://127.0.0.1:8265
     """
     from cluster.config import load
-    from cluster.ray_submit import run
+    from cluster.launch.ray_submit import run
 
     resolved = load(config, overrides or ())
-    words = [sys.executable, "-m", "cluster.cli", "tokenize", "-c", str(config.resolve()), *(overrides or ())]
+    words = [sys.executable, "-m", "cluster.cli.main", "tokenize", "-c", str(config.resolve()), *(overrides or ())]
     raise typer.Exit(run(resolved, words, address=address))

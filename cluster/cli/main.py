@@ -1,7 +1,7 @@
 """The command line: `videoar`. Every command calls one function, imported when the command runs.
 
 In:  sys.argv. Out: exit code: 0 done, 2 a wrong command line or configuration, 75 stopped cleanly, 1 any other failure.
-Called by: the `videoar` script and `python -m cluster.cli`.
+Called by: the `videoar` script and `python -m cluster.cli.main`.
 
 Errors of ours are one line on stderr; VIDEOAR_TRACEBACK=1 shows where they come from. An error that is
 not ours is a bug and always comes with its traceback. The commands on data, shards and models are in
@@ -19,8 +19,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster import cli_data, cli_plan, cli_shards, cli_tools, cli_train
-from cluster.cli_options import ConfigPath, Overrides
+from cluster.cli import data, plan, shards, tools, train
+from cluster.cli.options import ConfigPath, Overrides
 
 PACKAGES = ("cluster", "tokenizer", "pipeline", "pretrain")
 _HELP = "Pre-training of VideoAR: videos to tokens, tokens to a model, on one machine or a cluster."
@@ -46,7 +46,7 @@ def demo(
 
     Example: videoar demo --out runs/demo
     """
-    from cluster.demo import run
+    from cluster.demo.run import run
 
     run(out.resolve(), None if videos is None else videos.resolve(), overrides or ())
 
@@ -65,11 +65,11 @@ def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
     typer.echo(load(config, overrides or ()).yaml(), nl=False)
 
 
-cli_data.add_to(app)
-app.add_typer(cli_shards.shards_app, name="shards")
-cli_tools.add_to(app)
-cli_train.add_to(app)
-app.command()(cli_plan.plan)
+data.add_to(app)
+app.add_typer(shards.shards_app, name="shards")
+tools.add_to(app)
+train.add_to(app)
+app.command()(plan.plan)
 
 
 @app.command()
@@ -78,7 +78,7 @@ def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 
     Example: videoar report runs/demo
     """
-    from cluster.report import write
+    from cluster.monitoring.report import write
 
     typer.echo(str(write(run)))
 
@@ -98,11 +98,11 @@ def preflight(
     from rich.table import Table
 
     from cluster.config import load
-    from cluster.preflight import Lookers, ShardFacts, check
+    from cluster.launch.preflight import Lookers, ShardFacts, check
     from pipeline.config import CorpusConfig
-    from pipeline.index import ShardDataset
-    from pipeline.source import find
-    from pretrain.config import CurriculumConfig
+    from pipeline.shards.dataset import ShardDataset
+    from pipeline.corpus.listing import find
+    from pretrain.engine.config import CurriculumConfig
     from tokenizer.codec import read_json
 
     def shards(folder: Path | str) -> ShardFacts:
@@ -135,7 +135,7 @@ def dashboards(
 
     Example: videoar dashboards monitoring runs/demo
     """
-    from cluster.dashboards import write
+    from cluster.monitoring.dashboards import write
 
     for path in write(folder, runs or ()):
         typer.echo(str(path))

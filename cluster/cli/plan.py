@@ -1,4 +1,4 @@
-"""`videoar plan`: memory, tokens, FLOPs and hours before a machine is rented. Called by: `cluster/cli.py`."""
+"""`videoar plan`: memory, tokens, FLOPs and hours before a machine is rented. Called by: `cluster/cli/main.py`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli_options import ConfigPath, Overrides
+from cluster.cli.options import ConfigPath, Overrides
 
 
 def plan(
@@ -29,7 +29,7 @@ def plan(
     from dataclasses import asdict
 
     from cluster.config import load
-    from pretrain.plan import Machine, make, peak_of
+    from pretrain.estimate.job_estimate import Machine, make, peak_of
     from tokenizer.codec import CodecError, read_json
     from tokenizer.config import TokenizerConfig
 
@@ -52,7 +52,7 @@ def _print(made: object, machine: object) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pretrain.plan import Machine, Plan
+    from pretrain.estimate.job_estimate import Machine, Plan
 
     assert isinstance(made, Plan) and isinstance(machine, Machine)
     console = Console()

@@ -1,4 +1,4 @@
-"""Commands on a SHARDS folder: `videoar shards ...`. Called by: `cluster/cli.py`."""
+"""Commands on a SHARDS folder: `videoar shards ...`. Called by: `cluster/cli/main.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def verify(folder: Shards) -> None:
 
     Example: videoar shards verify shards
     """
-    from pipeline.verify import verify
+    from pipeline.maintenance.verify import verify
 
     report = verify(folder)
     for problem in report.problems:
@@ -46,7 +46,7 @@ def stat(
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.verify import stat
+    from pipeline.maintenance.verify import stat
 
     found = stat(folder)
     if as_json:
@@ -84,7 +84,7 @@ def digest(folder: Shards) -> None:
 
     Example: videoar shards digest shards
     """
-    from pipeline.verify import digest
+    from pipeline.maintenance.verify import digest
 
     typer.echo(digest(folder))
 
@@ -101,7 +101,7 @@ def show(
 
     Example: videoar shards show shards --tokenizer runs/tokenizer --output grid.mp4
     """
-    from pipeline.verify import show
+    from pipeline.maintenance.verify import show
 
     typer.echo(str(show(folder, tokenizer, output, count, bucket)))
 
@@ -117,7 +117,7 @@ def exclude(
 
     Example: videoar shards exclude shards videos/private/
     """
-    from pipeline.takedown import exclude
+    from pipeline.maintenance.takedown import exclude
 
     typer.echo(f"{folder}: {exclude(folder, sources)} samples are left out now")
 
@@ -128,7 +128,7 @@ def compact(folder: Shards) -> None:
 
     Example: videoar shards compact shards
     """
-    from pipeline.takedown import compact
+    from pipeline.maintenance.takedown import compact
 
     typer.echo(f"{folder}: {compact(folder)} samples removed")
 
@@ -143,6 +143,6 @@ def rejects(
 
     Example: videoar shards rejects shards --output rejects.html
     """
-    from pipeline.contact import contact_sheet
+    from pipeline.maintenance.rejects_page import contact_sheet
 
     typer.echo(str(contact_sheet(folder, output, each=each)))

@@ -1,4 +1,4 @@
-"""Commands that look at runs and speeds: `compare`, `bench`. Called by: `cluster/cli.py`."""
+"""Commands that look at runs and speeds: `compare`, `bench`. Called by: `cluster/cli/main.py`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def compare(
 
     Example: videoar compare runs/demo runs/no-correction
     """
-    from pretrain.compare import compare, lines
+    from pretrain.runs.compare import compare, lines
 
     for line in lines(compare(first, second), first, second):
         typer.echo(line)

@@ -1,4 +1,4 @@
-"""Commands on models: `train`, `launch`, `sample`, `export`. Called by: `cluster/cli.py`."""
+"""Commands on models: `train`, `launch`, `sample`, `export`. Called by: `cluster/cli/main.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster.cli_options import ConfigPath, Overrides
+from cluster.cli.options import ConfigPath, Overrides
 
 
 def add_to(app: typer.Typer) -> None:
@@ -41,7 +41,7 @@ def launch(
     Example: videoar launch -c configs/demo.yaml train.stop_after=20
     """
     from cluster.config import load
-    from cluster.launch import plan, run, unfinished
+    from cluster.launch.launcher import plan, run, unfinished
 
     resolved = load(config, overrides or ())
     job = plan(resolved, overrides=overrides or (), via=via, hostfile=hostfile)
@@ -66,8 +66,8 @@ def sample(
     Example: videoar sample -c configs/demo.yaml --prompt "a cyclist rides by" --output samples
     """
     from cluster.config import load
-    from cluster.launch import accelerators
-    from pretrain.generate import run
+    from cluster.launch.launcher import accelerators
+    from pretrain.sampling.generate import run
 
     files = run(
         load(config, overrides or ()),
@@ -95,7 +95,7 @@ def export(
 
     Example: videoar export runs/demo model --dtype bfloat16
     """
-    from pretrain.export import export
+    from pretrain.checkpoint.export import export
 
     made = export(source, output, average=average, dtype=dtype)
     typer.echo(f"{output}: step {made.step}{', moving average' if made.averaged else ''}")

@@ -20,19 +20,19 @@ from typing import Any, TypeVar, cast
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cluster.config_errors import Given, duplicates, explain, key_lines, nearest, where_is
+from cluster.config.errors import Given, duplicates, explain, key_lines, nearest, where_is
 
 SECTIONS: Mapping[str, str] = {
     "run": "cluster.config:RunConfig",
     "corpus": "pipeline.config:CorpusConfig",
     "tokenizer": "tokenizer.config:TokenizerConfig",
     "pipeline": "pipeline.config:PipelineConfig",
-    "model": "pretrain.config:ModelConfig",
-    "objective": "pretrain.config:ObjectiveConfig",
-    "curriculum": "pretrain.config:CurriculumConfig",
-    "train": "pretrain.config:TrainConfig",
-    "sample": "pretrain.config:SampleConfig",
-    "deepspeed": "pretrain.config:DeepSpeedConfig",
+    "model": "pretrain.engine.config:ModelConfig",
+    "objective": "pretrain.engine.config:ObjectiveConfig",
+    "curriculum": "pretrain.engine.config:CurriculumConfig",
+    "train": "pretrain.engine.config:TrainConfig",
+    "sample": "pretrain.engine.config:SampleConfig",
+    "deepspeed": "pretrain.engine.config:DeepSpeedConfig",
     "metrics": "cluster.config:MetricsConfig",
     "cluster": "cluster.config:ClusterConfig",
 }

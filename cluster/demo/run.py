@@ -2,7 +2,7 @@
 
 In:  an output folder and, if wanted, a folder of videos.
 Out: OUT/ with tokenizer/, shards/, checkpoints/, samples/, metrics.jsonl and report.html.
-Called by: cluster/cli.py (`make demo`). Run again, each step continues where it stopped.
+Called by: cluster/cli/main.py (`make demo`). Run again, each step continues where it stopped.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import yaml
 from rich.console import Console
 
 from cluster.config import load
-from cluster.ray_head import RayHead
+from cluster.launch.ray_head import RayHead
 
 console = Console(highlight=False, soft_wrap=True)
 NEED_FREE_GB = 2.0

@@ -2,9 +2,9 @@
 
 In:  a Config, optionally a hostfile.
 Out: exit code of the job; RUN/launch.lock while it runs.
-Called by: `cluster/cli.py` (launch, tokenizer train), the demo, tests.
+Called by: `cluster/cli/main.py` (launch, tokenizer train), the demo, tests.
 
-One way for one machine (`local`) and one for several (`ssh`: the same launcher on each host, `cluster/fanout.py`). Both run
+One way for one machine (`local`) and one for several (`ssh`: the same launcher on each host, `cluster/launch/ssh_launcher.py`). Both run
 `deepspeed --module MODULE -c CFG [overrides]`, so that what is printed can be typed by hand.
 """
 
@@ -29,12 +29,12 @@ from typing import Literal
 import psutil
 
 from cluster.config import ClusterConfig, Config, ConfigError, RunConfig
-from cluster.fanout import ssh_command
-from cluster.hosts import Host, read_hostfile
-from cluster.ports import free_port
-from cluster.procs import runs_module, words_of
-from cluster.supervise import Attempt, Policy, Supervisor
-from cluster.watchdog import Watch
+from cluster.launch.ssh_launcher import ssh_command
+from cluster.launch.hostfile import Host, read_hostfile
+from cluster.launch.ports import free_port
+from cluster.launch.processes import runs_module, words_of
+from cluster.launch.supervisor import Attempt, Policy, Supervisor
+from cluster.launch.watchdog import Watch
 
 Via = Literal["local", "ssh"]
 TRAIN = "pretrain.train"
@@ -79,7 +79,7 @@ class Launch:
             return [deepspeed_program(), *here, *job]
         several = ["--hostfile", str(self.hostfile), "--master-port", str(port)]
         address = ["--master-addr", self.master_addr] if self.master_addr else []
-        return [sys.executable, "-m", "cluster.fanout", *several, *address, "--", *job]
+        return [sys.executable, "-m", "cluster.launch.launcher.ssh_launcher", *several, *address, "--", *job]
 
 
 def deepspeed_program() -> str:

@@ -2,7 +2,7 @@
 
 In:  a Config, which job it is for, a hostfile if there is one, and functions that look into tokenizer, shards and corpus.
 Out: rows (what, ok or not, what was found, the mend).
-Called by: `cluster/cli.py`, which lends the functions, since `cluster` imports no other package.
+Called by: `cluster/cli/main.py`, which lends the functions, since `cluster` imports no other package.
 
 A check never stops the others: what it cannot look at is a failed row.
 """
@@ -25,9 +25,9 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from cluster.config import ClusterConfig, Config, MetricsConfig, RunConfig
-from cluster.hosts import Host, read_hostfile
-from cluster.launch import accelerators, unfinished
-from cluster.ports import is_free
+from cluster.launch.hostfile import Host, read_hostfile
+from cluster.launch.launcher import accelerators, unfinished
+from cluster.launch.ports import is_free
 
 DISTRIBUTION = "videoar-pretrain"
 CLOCK_SECONDS = 2.0

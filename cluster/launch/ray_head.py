@@ -2,7 +2,7 @@
 
 In:  how many CPUs Ray may hand out.
 Out: a running head: its address, its dashboard, and what a client needs to be let in.
-Called by: `cluster/ray_submit.py`, `cluster/demo.py`, the system tests.
+Called by: `cluster/launch/ray_submit.py`, `cluster/demo/run.py`, the system tests.
 
 Nothing is shared with other Rays on the machine: own ports, own token, own short temporary folder, and the head is
 stopped through its own processes (`ray stop` would end everyone's).
@@ -25,8 +25,8 @@ from types import TracebackType
 
 import psutil
 
-from cluster.ports import free_ports
-from cluster.procs import tied
+from cluster.launch.ports import free_ports
+from cluster.launch.processes import tied
 
 OBJECT_STORE_BYTES = 256 * 1024**2
 """Shared memory of a local head; the job's samples pass through it a batch at a time."""

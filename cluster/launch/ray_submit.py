@@ -2,7 +2,7 @@
 
 In:  a command line (`videoar tokenize -c CFG ...`) and, if there is one, a cluster's dashboard address.
 Out: the job's log on stdout and its exit code.
-Called by: `cluster/cli.py` (submit), the system tests.
+Called by: `cluster/cli/main.py` (submit), the system tests.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from cluster.config import ClusterConfig, Config
-from cluster.ray_head import RayError, RayHead, answers, ray_environment, ray_program
+from cluster.launch.ray_head import RayError, RayHead, answers, ray_environment, ray_program
 
 __all__ = ["RayError", "RayHead", "run", "submit"]
 

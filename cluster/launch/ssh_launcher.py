@@ -2,7 +2,7 @@
 
 In:  hosts, the rendezvous, the module with its arguments.
 Out: every host's output, each line led by the host's name; one exit code.
-Called by: `launch`, as `python -m cluster.fanout`, so that one process group holds all of it.
+Called by: `launch`, as `python -m cluster.launch.ssh_launcher`, so that one process group holds all of it.
 
 Why not DeepSpeed's own pdsh start: when a rank dies, pdsh goes on waiting for the other hosts, whose ranks wait for the dead
 one. Here the first host that fails ends the start, after a moment in which the others may end by themselves.
@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cluster.hosts import Host, read_hostfile
+from cluster.launch.hostfile import Host, read_hostfile
 
 FORWARDED = ("DS_ACCELERATOR", "GLOO_", "NCCL_", "OMP_NUM_THREADS", "PYTHONPATH", "PYTHONUNBUFFERED", "VIDEOAR_")
 """Beginnings of environment variables that ranks on other hosts get too."""
@@ -98,7 +98,7 @@ def _show(host: str, lines: Sequence[bytes]) -> None:
 
 def main() -> int:
     """Parse the command line, run, return the exit code."""
-    parser = argparse.ArgumentParser(prog="cluster.fanout", description="Start DeepSpeed's launcher on every host.")
+    parser = argparse.ArgumentParser(prog="cluster.launch.ssh_launcher", description="Start DeepSpeed's launcher on every host.")
     parser.add_argument("--hostfile", type=Path, required=True)
     parser.add_argument("--master-addr", default="", help="the first host as the others reach it")
     parser.add_argument("--master-port", type=int, required=True)

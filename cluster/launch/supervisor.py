@@ -22,8 +22,8 @@ from types import FrameType
 
 import psutil
 
-from cluster.procs import parent_of, runs_module
-from cluster.watchdog import Watch, Watchdog
+from cluster.launch.processes import parent_of, runs_module
+from cluster.launch.watchdog import Watch, Watchdog
 
 DONE = 0
 FAILED = 1

@@ -1,7 +1,7 @@
 """When the alerts ring: queries over the declared metrics, and nothing else.
 
 Out: `ALERTS`, plain declarations.
-Called by: `cluster/dashboards.py`, which checks that every query names declared metrics only.
+Called by: `cluster/monitoring/dashboards.py`, which checks that every query names declared metrics only.
 """
 
 from __future__ import annotations

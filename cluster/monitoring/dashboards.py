@@ -2,7 +2,7 @@
 
 In:  a folder and, if there are any, run folders whose jobs are to be scraped.
 Out: DIR/prometheus/prometheus.yml, alerts.yml and targets/RUN.json; DIR/grafana/NAME.json.
-Called by: `cluster/cli.py`.
+Called by: `cluster/cli/main.py`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from cluster.alerts import ALERTS
+from cluster.monitoring.alerts import ALERTS
 from cluster.metrics import METRICS
-from cluster.panels import DASHBOARDS, Dashboard, Panel
+from cluster.monitoring.panels import DASHBOARDS, Dashboard, Panel
 
 _WORDS = frozenset(
     ["and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right", "bool", "offset", "inf", "nan"]

@@ -1,7 +1,7 @@
 """What the dashboards show: queries over the declared metrics, and nothing else. When alerts ring stands in `alerts.py`.
 
 Out: `DASHBOARDS`, plain declarations.
-Called by: `cluster/dashboards.py`, which checks that every query names declared metrics only.
+Called by: `cluster/monitoring/dashboards.py`, which checks that every query names declared metrics only.
 
 `$run` is the chosen run; queries are over raw metrics, so no recording rules have to run first.
 """

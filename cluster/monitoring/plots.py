@@ -2,7 +2,7 @@
 
 In:  `Figures`, the steps of a run as metrics.jsonl holds them.
 Out: SVG.
-Called by: cluster/report.py.
+Called by: cluster/monitoring/report.py.
 """
 
 from __future__ import annotations

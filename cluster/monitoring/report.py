@@ -3,7 +3,7 @@
 In:  a run folder: metrics.jsonl, tokenizer-metrics.jsonl, shards/index.parquet, *.mp4, commands.jsonl; what is missing
      leaves its part out.
 Out: RUN/report.html, everything inside it (SVG plots, videos as data).
-Called by: cluster/cli.py and the demo.
+Called by: cluster/cli/main.py and the demo.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import jinja2
 import pyarrow.parquet as pq
 
-from cluster.plots import Figures, plot_loss, plot_scales, plot_throughput, plot_tokenizer
+from cluster.monitoring.plots import Figures, plot_loss, plot_scales, plot_throughput, plot_tokenizer
 
 MAX_VIDEO_BYTES = 4_000_000
 

@@ -24,9 +24,9 @@ from scenedetect.detectors import ContentDetector
 
 from pipeline import video
 from pipeline.config import CutConfig, FilterConfig
-from pipeline.letterbox import Bars
-from pipeline.near import FINE, RATE, SIDE, Print, Printer, inner
-from pipeline.text import EVERY, TextDetector
+from pipeline.analysis.letterbox import Bars
+from pipeline.planning.near_index import FINE, RATE, SIDE, Print, Printer, inner
+from pipeline.analysis.text_detector import EVERY, TextDetector
 from pipeline.video import Device
 
 SHORT_SIDE = 72

@@ -27,9 +27,9 @@ _MEAN, _SPREAD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0
 @cache
 def text_network() -> str:
     """Path of the checked network, for the child to open. Raises WeightsError naming the mend."""
-    from tokenizer import weights  # loads torch, which the child has no need of
+    from tokenizer.evaluation import pretrained  # loads torch, which the child has no need of
 
-    return str(weights.file("text"))
+    return str(pretrained.file("text"))
 
 
 class TextDetector:

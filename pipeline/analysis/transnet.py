@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenizer import weights
+from tokenizer.evaluation import pretrained
 
 HEIGHT, WIDTH = 27, 48
 WINDOW, STEP = 100, 50
@@ -121,14 +121,14 @@ class TransNet(nn.Module):
 
 def load() -> TransNet:
     """Return the network with its weights, for inference. Raises WeightsError where they are missing or damaged."""
-    found = weights.load("transnetv2")
+    found = pretrained.load("transnetv2")
     network = TransNet()
     wanted = network.state_dict()
     # The batch norms' counters of steps are no weights.
     network.load_state_dict({name: found.get(name, wanted[name]) for name in wanted}, strict=True)
     missing = sorted(name for name in wanted if name not in found and not name.endswith("num_batches_tracked"))
     if missing:
-        raise weights.WeightsError(f"the weights of `transnetv2` lack {', '.join(missing)}; fetch them again")
+        raise pretrained.WeightsError(f"the weights of `transnetv2` lack {', '.join(missing)}; fetch them again")
     return network.eval()
 
 

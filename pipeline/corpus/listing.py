@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.exceptions import FSTimeoutError
 
-from pipeline.captions import CaptionTable
+from pipeline.corpus.caption_table import CaptionTable
 from pipeline.config import CorpusConfig
 from pipeline.records import SourceVideo
 from pipeline.video import VideoError

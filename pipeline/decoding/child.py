@@ -1,4 +1,4 @@
-"""The decoding child: `python -m pipeline.decoder_child LIMITS DEVICE`.
+"""The decoding child: `python -m pipeline.decoding.child LIMITS DEVICE`.
 
 In:  one JSON line a request on standard input.
 Out: JSON lines on standard output, each followed by the raw bytes it announces.
@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from pipeline import video
 from pipeline.config import CutConfig, DecodeLimits, FilterConfig
-from pipeline.cuts import Scan, scan
-from pipeline.decoder import DEVICE, READ
+from pipeline.analysis.scan import Scan, scan
+from pipeline.decoding.process import DEVICE, READ
 from pipeline.video import Device, DeviceError, Request, VideoError
 
 

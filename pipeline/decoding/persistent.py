@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.config import DecodeLimits
-from pipeline.decoder import DecoderProcess
+from pipeline.decoding.process import DecoderProcess
 from pipeline.video import CPU
 
 _IDLE = 5.0

@@ -29,14 +29,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.config import CutConfig, DecodeLimits, FilterConfig
-from pipeline.cuts import Scan, marks
-from pipeline.near import SIDE
-from pipeline.text import text_network
+from pipeline.analysis.scan import Scan, marks
+from pipeline.planning.near_index import SIDE
+from pipeline.analysis.text_detector import text_network
 from pipeline.video import CPU, DeviceError, Frames, Request, VideoError
-from tokenizer.heap import ENVIRONMENT
+from cluster.runtime.malloc import ENVIRONMENT
 
 if TYPE_CHECKING:
-    from pipeline.transnet import Boundaries, TransNet
+    from pipeline.analysis.transnet import Boundaries, TransNet
 
 READ = 1 << 20
 _START = 120.0
@@ -96,7 +96,7 @@ class DecoderProcess:
 
     def _boundaries(self) -> Boundaries:
         """TransNetV2 runs on this side: the child needs no torch, and is killed without harm to the network."""
-        from pipeline import transnet
+        from pipeline.analysis import transnet
 
         self._network = self._network or transnet.load()
         return transnet.Boundaries(self._network)
@@ -132,7 +132,7 @@ class DecoderProcess:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self._buffer.clear()
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.decoder_child", self.limits.model_dump_json(), self.device],
+            [sys.executable, "-m", "pipeline.decoding.child", self.limits.model_dump_json(), self.device],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -25,16 +25,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline import source
+from pipeline.corpus import listing
 from pipeline.config import PipelineConfig
-from pipeline.decoder import DecoderDied, DecoderProcess
-from pipeline.index import excluded, hidden
-from pipeline.manifest import Manifest, taken_down
-from pipeline.plan import clip_times
+from pipeline.decoding.process import DecoderDied, DecoderProcess
+from pipeline.shards.dataset import excluded, hidden
+from pipeline.shards.manifest import Manifest, taken_down
+from pipeline.planning.planner import clip_times
 from pipeline.records import Bucket, Clip, Reject
-from pipeline.shards import Encoded, ShardInfo, write_shard
+from pipeline.shards.writer import Encoded, ShardInfo, write_shard
 from pipeline.video import Frames, Request, VideoError
-from tokenizer.spec import CodecSpec
+from tokenizer.quantization.codec_spec import CodecSpec
 
 
 class Codec(Protocol):
@@ -76,7 +76,7 @@ def decoded(
             yield from ((clip, taken_down(clip)) for clip in wanted)
             continue
         try:
-            with source.local(name) as path:
+            with listing.local(name) as path:
                 for attempt in range(1, config.limits.attempts + 1):
                     try:
                         requests = [

@@ -11,8 +11,8 @@ from typing import Any
 
 from cluster.config import Config
 from pipeline.config import CorpusConfig, PipelineConfig
-from pipeline.ledger import FORMAT, flat
-from tokenizer.spec import CodecSpec
+from pipeline.shards.layout import FORMAT, flat
+from tokenizer.quantization.codec_spec import CodecSpec
 
 FPS_RULE = "frame k of a clip is the frame that the video shows at begin + k / fps seconds from its first frame"
 _NOT_CONTENT = {

@@ -18,24 +18,24 @@ import pyarrow.parquet as pq
 
 from cluster.config import Config, MetricsConfig
 from cluster.metrics import Meter
-from cluster.progress import ProgressBar
-from pipeline import ledger
+from cluster.runtime.progress import ProgressBar
+from pipeline.shards import layout
 from pipeline.config import CorpusConfig, PipelineConfig
-from pipeline.dataset import dataset, defaults
-from pipeline.dedup import content_digest
-from pipeline.ledger import ADDRESS, INDEX, Lock
-from pipeline.manifest import Manifest
-from pipeline.ray_cluster import cluster
-from pipeline.ray_planning import plan
-from pipeline.ray_pool import Fallbacks, JobError, Pool
-from pipeline.shards import ShardInfo, read_info
-from pipeline.source import find, local
-from pipeline.summary import Run, Summary, describe, summarize
-from pipeline.verify import verify
+from pipeline.job.dataset_json import dataset, defaults
+from pipeline.corpus.content_digest import content_digest
+from pipeline.shards.layout import ADDRESS, INDEX, Lock
+from pipeline.shards.manifest import Manifest
+from pipeline.job.ray_session import cluster
+from pipeline.workers.plan_driver import plan
+from pipeline.workers.encode_pool import Fallbacks, JobError, Pool
+from pipeline.shards.writer import ShardInfo, read_info
+from pipeline.corpus.listing import find, local
+from pipeline.job.summary import Run, Summary, describe, summarize
+from pipeline.maintenance.verify import verify
 from pipeline.video import VideoError
 from tokenizer.codec import read_json
 from tokenizer.config import TokenizerConfig
-from tokenizer.spec import CodecSpec
+from tokenizer.quantization.codec_spec import CodecSpec
 
 _COUNTED = ("pipeline_frames_total", "pipeline_tokens_total", "pipeline_shards_committed_total")
 
@@ -50,8 +50,8 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Su
     pipeline = config.get(PipelineConfig)
     spec = _spec(config)
     with Lock(pipeline.output), _meter(config) as meter:
-        ledger.remove_leftovers(pipeline.output)
-        ledger.begin(pipeline.output, dataset(config, spec), defaults())
+        layout.remove_leftovers(pipeline.output)
+        layout.begin(pipeline.output, dataset(config, spec), defaults())
         manifest = Manifest(pipeline.output)
         if manifest.generation() is None:
             _list(config.get(CorpusConfig), manifest, retry)
@@ -63,7 +63,7 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Su
                 plan(videos, pipeline, manifest, meter)
             run = _encode(config, manifest, meter)
         # Of workers that died while the job went on.
-        ledger.remove_leftovers(pipeline.output)
+        layout.remove_leftovers(pipeline.output)
         summary = summarize(pipeline.output, manifest, run)
         print(describe(summary), flush=True)
         _compare(manifest, damaged)

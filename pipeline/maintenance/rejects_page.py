@@ -15,12 +15,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline import source
+from pipeline.corpus import listing
 from pipeline.config import DecodeLimits
-from pipeline.decoder import DecoderDied, DecoderProcess
-from pipeline.index import excluded, hidden
-from pipeline.ledger import committing
-from pipeline.manifest import Manifest
+from pipeline.decoding.process import DecoderDied, DecoderProcess
+from pipeline.shards.dataset import excluded, hidden
+from pipeline.shards.layout import committing
+from pipeline.shards.manifest import Manifest
 from pipeline.records import Reject
 from pipeline.video import Request, VideoError
 
@@ -69,7 +69,7 @@ def _thumbnail(reject: Reject, decoder: DecoderProcess) -> str:
     """JPEG in base64 of the middle of the refused stretch (the first frame of a whole video), or nothing."""
     at = 0.0 if reject.begin is None or reject.end is None else (reject.begin + reject.end) / 2
     try:
-        with source.local(reject.source) as path:
+        with listing.local(reject.source) as path:
             (frames,) = decoder.read(path, [Request((at,), _HEIGHT, _WIDTH)])
     except (VideoError, DecoderDied):
         return ""

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from pipeline.index import EXCLUDED, DatasetError, ShardDataset, excluded, hidden
-from pipeline.ledger import INDEX, Lock, write_json
-from pipeline.manifest import Manifest, taken_down
+from pipeline.shards.dataset import EXCLUDED, DatasetError, ShardDataset, excluded, hidden
+from pipeline.shards.layout import INDEX, Lock, write_json
+from pipeline.shards.manifest import Manifest, taken_down
 from pipeline.records import Reject
-from pipeline.shards import Encoded, read_info, read_sample, write_shard
-from pipeline.verify import open_folder
+from pipeline.shards.writer import Encoded, read_info, read_sample, write_shard
+from pipeline.maintenance.verify import open_folder
 
 
 def exclude(folder: str | Path, sources: Iterable[str]) -> int:

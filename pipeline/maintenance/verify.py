@@ -18,14 +18,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.digest import dataset_digest, summed
-from pipeline.index import META, DatasetError, ShardDataset, excluded
-from pipeline.ledger import DATASET, INDEX, read_json
-from pipeline.manifest import FROM_SHARDS, Manifest
+from pipeline.shards.digest import dataset_digest, summed
+from pipeline.shards.dataset import META, DatasetError, ShardDataset, excluded
+from pipeline.shards.layout import DATASET, INDEX, read_json
+from pipeline.shards.manifest import FROM_SHARDS, Manifest
 from pipeline.records import Bucket
-from pipeline.shards import CorruptSample, ShardInfo, read_info, read_sample, tar_digest
+from pipeline.shards.writer import CorruptSample, ShardInfo, read_info, read_sample, tar_digest
 from pipeline.video import write_video
-from tokenizer.spec import CodecSpec
+from tokenizer.quantization.codec_spec import CodecSpec
 
 
 @dataclass(frozen=True)

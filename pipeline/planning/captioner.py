@@ -23,7 +23,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from pipeline.config import CaptionerConfig
-from pipeline.decoder import DecoderDied, DecoderProcess
+from pipeline.decoding.process import DecoderDied, DecoderProcess
 from pipeline.records import Clip, VideoPlan
 from pipeline.video import Request, VideoError
 

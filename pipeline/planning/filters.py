@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import FilterConfig
-from pipeline.cuts import Scan
+from pipeline.analysis.scan import Scan
 
 
 def scores(found: Scan, begin: float, end: float) -> dict[str, float]:

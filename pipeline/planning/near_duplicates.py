@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dedup import Seen
-from pipeline.ledger import committing
-from pipeline.near import CONTEXT, RATE, SIDE, NearIndex, Print
-from pipeline.plan import clip_key
+from pipeline.corpus.content_digest import Seen
+from pipeline.shards.layout import committing
+from pipeline.planning.near_index import CONTEXT, RATE, SIDE, NearIndex, Print
+from pipeline.planning.planner import clip_key
 from pipeline.records import Clip, Reject, VideoPlan
 
 

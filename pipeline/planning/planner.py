@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from pipeline import filters, source
+from pipeline.planning import filters
+from pipeline.corpus import listing
 from pipeline.config import PipelineConfig
-from pipeline.cuts import Scan, shots
-from pipeline.decoder import DecoderDied, DecoderProcess
-from pipeline.dedup import content_digest
+from pipeline.analysis.scan import Scan, shots
+from pipeline.decoding.process import DecoderDied, DecoderProcess
+from pipeline.corpus.content_digest import content_digest
 from pipeline.records import Bucket, Clip, Reject, SourceVideo, VideoPlan
 from pipeline.video import EPSILON, VideoError
 
 if TYPE_CHECKING:
-    from pipeline.captioner import Captioner
+    from pipeline.planning.captioner import Captioner
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,12 @@ def plan_video(
     """
     digest = ""
     try:
-        with source.local(video.source) as path:
+        with listing.local(video.source) as path:
             digest = content_digest(path)
             found = _scan(path, config, decoder)
             plan = _judged(video, digest, found, config)
             if captioner is not None and plan.clips:
-                from pipeline.captioner import captioned
+                from pipeline.planning.captioner import captioned
 
                 plan = captioned(
                     plan, path, (found.height, found.width), captioner, config.captioner, decoder, config.limits.attempts
@@ -118,7 +119,7 @@ def _lay(video: SourceVideo, digest: str, found: Scan, config: PipelineConfig) -
     rejects: list[Reject] = []
     buckets = suited(config.buckets, found.width, found.height, config.aspect)
     shortest = min(bucket.frames for bucket in buckets)
-    caption = source.sidecar(video.source) or video.caption
+    caption = listing.sidecar(video.source) or video.caption
     for begin, end in shots(found, config.cuts):
         laid = spans(begin, end, buckets, config.fps, config.clip_stride)
         if not laid:

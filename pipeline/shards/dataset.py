@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.ledger import DATASET, FORMAT, INDEX
+from pipeline.shards.layout import DATASET, FORMAT, INDEX
 from pipeline.records import Bucket, TokenSample
-from pipeline.shards import read_bits, read_features, read_sample_at
-from tokenizer.spec import CodecSpec
+from pipeline.shards.writer import read_bits, read_features, read_sample_at
+from tokenizer.quantization.codec_spec import CodecSpec
 
 if TYPE_CHECKING:
-    from pipeline.shard_cache import ShardCache
+    from pipeline.shards.remote_cache import ShardCache
 
 META = b"videoar"
 EXCLUDED = "excluded.json"
@@ -176,7 +176,7 @@ class ShardDataset:
 
 def _remote(url: str, cache: Path | None, limit: int) -> tuple[ShardCache, Path]:
     """Fetch what describes the dataset behind a URL; returns the cache of its shards and the local folder."""
-    from pipeline.shard_cache import ShardCache
+    from pipeline.shards.remote_cache import ShardCache
 
     if cache is None:
         raise DatasetError(f"{url}: shards of an object store are read through a local folder: set curriculum.cache")

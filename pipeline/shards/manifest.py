@@ -22,15 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import PipelineConfig
-from pipeline.copies import NearCopies, without_copies
-from pipeline.dedup import Seen
-from pipeline.digest import dataset_digest
-from pipeline.index import META, hidden
-from pipeline.ledger import CLIPS, DATASET, INDEX, PLAN, PRINTS, REJECTS, SOURCES, committing, read_json, write_json
+from pipeline.planning.near_duplicates import NearCopies, without_copies
+from pipeline.corpus.content_digest import Seen
+from pipeline.shards.digest import dataset_digest
+from pipeline.shards.dataset import META, hidden
+from pipeline.shards.layout import CLIPS, DATASET, INDEX, PLAN, PRINTS, REJECTS, SOURCES, committing, read_json, write_json
 from pipeline.records import Clip, Reject, SourceVideo, VideoPlan
-from pipeline.shards import ShardInfo, read_info
-from pipeline.tables import CLIPS as CLIP_SCHEMA
-from pipeline.tables import COMPACT, ROWS, clip_rows, clips_of, reject_rows, rejects_of
+from pipeline.shards.writer import ShardInfo, read_info
+from pipeline.shards.schemas import CLIPS as CLIP_SCHEMA
+from pipeline.shards.schemas import COMPACT, ROWS, clip_rows, clips_of, reject_rows, rejects_of
 
 FROM_SHARDS = ("encode", "exclude")
 """Stages of refusals that come from commit records; all others come from planning."""

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import fsspec
 
-from pipeline.source import NETWORK, retried
+from pipeline.corpus.listing import NETWORK, retried
 
 _PARTIAL = ".partial"
 

@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 import xxhash
 import zstandard
 
-from pipeline.ledger import committing
+from pipeline.shards.layout import committing
 from pipeline.records import Bucket, Clip, Reject, TokenSample
-from pipeline.tables import MEMBERS, sample_rows
-from tokenizer.spec import CodecSpec
+from pipeline.shards.schemas import MEMBERS, sample_rows
+from tokenizer.quantization.codec_spec import CodecSpec
 
 SUFFIX: Mapping[str, str] = {"bits": "bits.zst", "feat": "feat.zst", "json": "json", "txt": "txt"}
 _META = b"videoar"

@@ -2,7 +2,7 @@
 
 In:  a clip uint8 (T,H,W,3), the `augment` section, a random generator.
 Out: a clip uint8 (T,h,w,3) of the training shape; every frame of a clip is treated alike.
-Called by: pipeline/clips.py, benchmarks/proof_tokenizer.py.
+Called by: pipeline/tokenizer_jobs/clip_sampler.py, benchmarks/proof_tokenizer.py.
 
 A small corpus is learnt by heart without it: on 48 strips of six people, training clips reached 30 dB and held-out ones
 stayed under 26; with it both come to 28 and more (docs/log.md).

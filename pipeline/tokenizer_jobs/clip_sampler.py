@@ -2,7 +2,7 @@
 
 In:  names of videos (files or URLs), a rate and a seed.
 Out: `VideoClips.batch(step, bucket, rank, world)`: uint8 (b,T,H,W,3), a pure function of its arguments and the files.
-Called by: pipeline/tokenizer_job.py, which hands it to tokenizer/train.py.
+Called by: pipeline/tokenizer_jobs/main.py, which hands it to tokenizer/training/train.py.
 
 A clip is (video, first frame k/fps, mirrored or not), drawn from (seed, step, number in the global batch), so the batch of a
 step is the same on any number of ranks and after any restart. A video that cannot be decoded, or is too short, is left out
@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.augment import augment
-from pipeline.source import local
+from pipeline.tokenizer_jobs.augmentation import augment
+from pipeline.corpus.listing import local
 from pipeline.video import VideoError, iter_frames, probe, read_frames
 from tokenizer.config import AugmentConfig, TrainingBucket
 

@@ -2,7 +2,7 @@
 
 In:  the configuration: `corpus` names the videos, `tokenizer.weights` the tokenizer, `tokenizer.training` shapes and rate.
 Out: a table on the console and one JSON object: PSNR, SSIM, LPIPS, rFVD, bit usage, bits per pixel, frames a second.
-Called by: pipeline/tokenizer_job.py, benchmarks/proof_tokenizer.py.
+Called by: pipeline/tokenizer_jobs/main.py, benchmarks/proof_tokenizer.py.
 
 Clips are taken without overlap from each video in order, so the score is a function of files and configuration. A score that
 cannot be had (weights not fetched, frames too small) is null and the table says why.
@@ -23,16 +23,16 @@ from rich.table import Table
 from torch import Tensor
 
 from cluster.config import Config
-from cluster.progress import ProgressBar
+from cluster.runtime.progress import ProgressBar
 from pipeline.config import CorpusConfig
-from pipeline.source import find, local
+from pipeline.corpus.listing import find, local
 from pipeline.video import VideoError, iter_frames
-from tokenizer import metrics
+from tokenizer.evaluation import metrics
 from tokenizer.codec import VideoCodec
 from tokenizer.config import TokenizerConfig, TrainingBucket
-from tokenizer.i3d import I3d
-from tokenizer.perceptual import Lpips
-from tokenizer.weights import available
+from tokenizer.evaluation.i3d import I3d
+from tokenizer.evaluation.lpips import Lpips
+from tokenizer.evaluation.pretrained import available
 
 
 class ScoreError(ValueError):
@@ -120,7 +120,7 @@ def quality(real: Tensor, made: Tensor, *, fvd: bool = True, note: Callable[[str
     elif fvd and real.shape[1] < 9:
         note("rFVD takes clips of at least 9 frames")
     if not all(available(name) for name in ("lpips-alex", "lpips-vgg", "i3d")):
-        note("scoring networks are missing; fetch them with `python -m tokenizer.weights fetch`")
+        note("scoring networks are missing; fetch them with `python -m tokenizer.evaluation.pretrained fetch`")
     return figures
 
 

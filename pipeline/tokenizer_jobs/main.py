@@ -2,7 +2,7 @@
 
 In:  command-line words, as `videoar tokenizer ...` or the deepspeed launcher passes them.
 Out: a tokenizer folder; a side-by-side mp4; a table and JSON of scores.
-Called by: `deepspeed --num_gpus N --module pipeline.tokenizer_job train -c CFG [section.key=value ...]`, and cluster/cli.py.
+Called by: `deepspeed --num_gpus N --module pipeline.tokenizer_jobs.main train -c CFG [section.key=value ...]`, and cluster/cli/main.py.
 
 It lives here since tokenizer must not import pipeline, and training needs decoded videos.
 """
@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from cluster.config import Config, ConfigError, RunConfig, load
 from cluster.metrics import MetricsPortError
-from pipeline.clips import VideoClips
+from pipeline.tokenizer_jobs.clip_sampler import VideoClips
 from pipeline.config import CorpusConfig
-from pipeline.source import find, local
+from pipeline.corpus.listing import find, local
 from pipeline.video import iter_frames, write_video
 from tokenizer.codec import CodecError, VideoCodec
 from tokenizer.config import TokenizerConfig
-from tokenizer.heap import keep_freed_memory
+from cluster.runtime.malloc import keep_freed_memory
 
 CHUNK = 32
 """Pixel frames that go through the codec at once; the stream keeps memory flat whatever the length."""
@@ -39,8 +39,8 @@ OVERRIDE = re.compile(r"[a-z_]+(\.\w+)+=")
 
 def train(config: Config) -> None:
     """Train the tokenizer on the corpus; one rank of the job. Returns at once when it is complete for this recipe."""
-    from tokenizer.train import finished, recipe_digest
-    from tokenizer.train import train as run
+    from tokenizer.training.train import finished, recipe_digest
+    from tokenizer.training.train import train as run
 
     tokenizer = config.get(TokenizerConfig)
     if finished(tokenizer.weights, recipe_digest(config)):
@@ -92,7 +92,7 @@ def reconstruct(config: Config, video: str, output: Path, seconds: float = 4.0, 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="pipeline.tokenizer_job", description=__doc__.split("\n", 1)[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="pipeline.tokenizer_jobs.main", description=__doc__.split("\n", 1)[0] if __doc__ else None)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("train", "train on the corpus"),
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             psnr = reconstruct(config, given.video, given.output, given.seconds, given.size)
             print(f"{given.output}: PSNR {psnr:.2f} dB", flush=True)
         else:
-            from pipeline.tokenizer_scores import evaluate
+            from pipeline.tokenizer_jobs.evaluate import evaluate
 
             evaluate(config, clips=given.clips, report=given.json)
     except (ValueError, OSError, RuntimeError) as error:

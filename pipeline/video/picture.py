@@ -2,7 +2,7 @@
 
 In:  a frame of `av`, and for the pixel aspect its stream.
 Out: uint8 arrays (H, W, 3), or (H, W) for luma.
-Called by: pipeline/video/reader.py, pipeline/video/sampling.py, pipeline/cuts.py.
+Called by: pipeline/video/reader.py, pipeline/video/sampling.py, pipeline/analysis/scan.py.
 """
 
 from __future__ import annotations

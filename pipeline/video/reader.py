@@ -2,7 +2,7 @@
 
 In:  the path of a local file.
 Out: (seconds, frame) pairs, `VideoInfo`; every failure is a `VideoError` with a one-word reason.
-Called by: pipeline/video/sampling.py, pipeline/cuts.py, whoever probes a video.
+Called by: pipeline/video/sampling.py, pipeline/analysis/scan.py, whoever probes a video.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 In:  the path of a local file, times in seconds from its first shown frame, a height and width.
 Out: uint8 (T, H, W, 3) a clip.
-Called by: pipeline/decoder_child.py (clips, in a killable child), pipeline/clips.py, reports.
+Called by: pipeline/decoding/child.py (clips, in a killable child), pipeline/tokenizer_jobs/clip_sampler.py, reports.
 """
 
 from __future__ import annotations

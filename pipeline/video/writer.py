@@ -2,7 +2,7 @@
 
 In:  uint8 (T, H, W, 3).
 Out: a file that appears under its name when it is whole.
-Called by: the tokenizer's and the transformer's sampling and reports, pipeline/verify.py.
+Called by: the tokenizer's and the transformer's sampling and reports, pipeline/maintenance/verify.py.
 """
 
 from __future__ import annotations

@@ -30,11 +30,11 @@ from ray.exceptions import (
 from cluster.config import Config
 from cluster.metrics import Meter
 from pipeline.config import PipelineConfig
-from pipeline.encode import GroupEncoder, GroupReport
-from pipeline.ray_plan import stand_in
+from pipeline.encoding.encoder import GroupEncoder, GroupReport
+from pipeline.workers.plan_task import stand_in
 from tokenizer.codec import VideoCodec
 from tokenizer.config import TokenizerConfig
-from tokenizer.heap import ENVIRONMENT
+from cluster.runtime.malloc import ENVIRONMENT
 
 LOST = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError, LocalRayletDiedError, RayActorError)
 """What Ray raises when the process or host that had the work is gone."""

@@ -17,13 +17,13 @@ import ray
 from ray.exceptions import RayTaskError
 
 from cluster.metrics import Meter
-from cluster.progress import ProgressBar
+from cluster.runtime.progress import ProgressBar
 from pipeline.config import PipelineConfig
-from pipeline.manifest import Manifest
-from pipeline.ray_plan import listed, plan_part, sign_of
-from pipeline.ray_pool import LOST, Fallbacks, JobError, cause
+from pipeline.shards.manifest import Manifest
+from pipeline.workers.plan_task import listed, plan_part, sign_of
+from pipeline.workers.encode_pool import LOST, Fallbacks, JobError, cause
 from pipeline.records import SourceVideo
-from pipeline.signs import Watch
+from pipeline.workers.heartbeat import Watch
 
 _TRIES = 3
 """Deaths of a part's task after which the job stops and names it."""

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import ray
 
-from pipeline import kept
+from pipeline.decoding import persistent
 from pipeline.config import PipelineConfig
-from pipeline.ledger import SOURCES, write_json
-from pipeline.plan import plan_video, refused
+from pipeline.shards.layout import SOURCES, write_json
+from pipeline.planning.planner import plan_video, refused
 from pipeline.records import PartReport, SourceVideo
-from pipeline.signs import Sign
+from pipeline.workers.heartbeat import Sign
 
 
 def stand_in(folder: Path) -> None:
@@ -52,10 +52,10 @@ def plan_part(
     sign.at(0)
     captioner = None
     if config.captioner.weights is not None:
-        from pipeline.captioner import load
+        from pipeline.planning.captioner import load
 
         captioner = load(config.captioner.model_dump_json())
-    with kept.DECODER.use(config.limits, config.decode_device) as decoder:
+    with persistent.DECODER.use(config.limits, config.decode_device) as decoder:
         deaths, software, decoder.beat = decoder.deaths, Counter(decoder.software), sign.beat
         plans = []
         for number, video in enumerate(videos):

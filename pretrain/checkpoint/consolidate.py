@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pretrain.ema import join
+from pretrain.engine.ema import join
 
 
 class WeightsError(RuntimeError):

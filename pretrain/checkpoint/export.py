@@ -19,13 +19,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cluster.config import load as load_config
-from pretrain import checkpoint, manifest
-from pretrain.config import ModelConfig, ObjectiveConfig
-from pretrain.model import VideoAR
-from pretrain.state import TrainState, write_atomic
-from pretrain.text import TextTokenizer
-from pretrain.weights import read_ema
-from tokenizer.spec import CodecSpec
+from pretrain.checkpoint import reader, integrity
+from pretrain.engine.config import ModelConfig, ObjectiveConfig
+from pretrain.model.transformer import VideoAR
+from pretrain.checkpoint.train_state import TrainState, write_atomic
+from pretrain.model.text_tokenizer import TextTokenizer
+from pretrain.checkpoint.consolidate import read_ema
+from tokenizer.quantization.codec_spec import CodecSpec
 
 PREFIX = "model."
 """The transformer's place inside the Objective, which the checkpoint holds."""
@@ -61,7 +61,7 @@ def export(
     config = load_config(folder / "config.yaml")
     spec = CodecSpec.parse(state.tokenizer)
     averaged = state.has_ema if average is None else average
-    weights = checkpoint.read_weights(folder)
+    weights = reader.read_weights(folder)
     if averaged:
         shapes = {name: tuple(value.shape) for name, value in weights.items()}
         weights = {**weights, **read_ema(folder, shapes)}
@@ -89,12 +89,12 @@ def export(
 
 def _checkpoint(source: Path) -> Path:
     if (source / "state.json").is_file():
-        problem = manifest.damage(source)
+        problem = integrity.damage(source)
         if problem:
             raise ExportError(f"{source}: damaged checkpoint: {problem}; export another one of the run")
         return source
     passed: list[str] = []
-    found = manifest.newest(source, passed.append)
+    found = integrity.newest(source, passed.append)
     if found is None:
         raise ExportError(f"{source}: no whole checkpoint here{'; ' + '; '.join(passed) if passed else ''}")
     return found

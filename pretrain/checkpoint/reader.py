@@ -38,13 +38,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pretrain.ema import Ema, slice_of
-from pretrain.engine import Engine
-from pretrain.manifest import folder_of, hashed, listed, publish, write_synced
-from pretrain.ranks import Ranks
-from pretrain.snapshot import copied, write_torch
-from pretrain.state import ResumeError, TrainState
-from pretrain.weights import join_partitions, read_ema
+from pretrain.engine.ema import Ema, slice_of
+from pretrain.engine.engine import Engine
+from pretrain.checkpoint.integrity import folder_of, hashed, listed, publish, write_synced
+from cluster.runtime.process_group import Ranks
+from pretrain.checkpoint.host_copy import copied, write_torch
+from pretrain.checkpoint.train_state import ResumeError, TrainState
+from pretrain.checkpoint.consolidate import join_partitions, read_ema
 
 TAG = "zero"
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import Config
-from pretrain.config import CurriculumConfig, ModelConfig
+from pretrain.engine.config import CurriculumConfig, ModelConfig
 
 PACKAGES = ("torch", "deepspeed", "numpy", "pyarrow", "zstandard", "safetensors")
 

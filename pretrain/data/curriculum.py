@@ -15,8 +15,8 @@ from functools import lru_cache
 from itertools import accumulate
 
 from pipeline.records import Bucket
-from pretrain.config import CurriculumConfig, Mix, Stage
-from tokenizer.spec import CodecSpec
+from pretrain.engine.config import CurriculumConfig, Mix, Stage
+from tokenizer.quantization.codec_spec import CodecSpec
 
 CYCLE = 1000
 """Steps after which a mix repeats: shares are exact to 1/1000."""

@@ -21,7 +21,7 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-from pretrain.curriculum import Curriculum, StreamName, share
+from pretrain.data.curriculum import Curriculum, StreamName, share
 
 _WORD = (1 << 64) - 1
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.records import Bucket, TokenSample
-from pretrain.curriculum import StreamName, Streams
-from pretrain.order import Slot, Source
-from tokenizer.spec import CodecSpec
+from pretrain.data.curriculum import StreamName, Streams
+from pretrain.data.sample_order import Slot, Source
+from tokenizer.quantization.codec_spec import CodecSpec
 
 
 class DataError(ValueError):
@@ -126,7 +126,7 @@ class Corpus:
 
         Raises DataError, or pipeline.index.DatasetError for a missing or unfinished index.
         """
-        from pipeline.index import ShardDataset
+        from pipeline.shards.dataset import ShardDataset
 
         if not folders:
             raise DataError("no token shards: set curriculum.shards, or pipeline.output")

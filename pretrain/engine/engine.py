@@ -30,13 +30,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain import optim
-from pretrain.batch import Batch
-from pretrain.config import DeepSpeedConfig, TrainConfig
-from pretrain.ema import slice_of
-from pretrain.ranks import Ranks
-from pretrain.ulysses import SequenceGroup
-from tokenizer.heap import keep_freed_memory
+from pretrain.engine import optimizer
+from pretrain.data.batch import Batch
+from pretrain.engine.config import DeepSpeedConfig, TrainConfig
+from pretrain.engine.ema import slice_of
+from cluster.runtime.process_group import Ranks
+from pretrain.objective.sequence_parallel import SequenceGroup
+from cluster.runtime.malloc import keep_freed_memory
 
 OURS = {
     "train_batch_size": "curriculum.stages[].mix[].batch",
@@ -210,13 +210,13 @@ class Engine:
         with deepspeed.zero.Init(config_dict_or_path=config) if self.stage == 3 else nullcontext():
             module = build()
         named = list(module.named_parameters())
-        self.parameters = sum(math.prod(optim.shape(parameter)) for _, parameter in named)
-        self.shapes = {name: optim.shape(parameter) for name, parameter in named}
+        self.parameters = sum(math.prod(optimizer.shape(parameter)) for _, parameter in named)
+        self.shapes = {name: optimizer.shape(parameter) for name, parameter in named}
         if train.optimizer == "muon":
-            optim.mark_muon(named)
+            optimizer.mark_muon(named)
             arguments: dict[str, Any] = {"model_parameters": [p for p in module.parameters() if p.requires_grad]}
         else:
-            arguments = {"optimizer": optim.adamw(module, train)}
+            arguments = {"optimizer": optimizer.adamw(module, train)}
         self.deepspeed, *_ = deepspeed.initialize(model=module, config=config, **arguments)
         self.module: nn.Module = self.deepspeed.module
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pretrain.config import TrainConfig
+from pretrain.engine.config import TrainConfig
 
 
 def shape(parameter: nn.Parameter) -> tuple[int, ...]:

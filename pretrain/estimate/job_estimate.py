@@ -19,16 +19,16 @@ import torch
 
 from cluster.config import Config
 from pipeline.records import Bucket
-from pretrain.blocks import ROW_STEP, SCORES
-from pretrain.config import CurriculumConfig, DeepSpeedConfig, Mix, ModelConfig, ObjectiveConfig, Stage, TrainConfig
-from pretrain.curriculum import counted, share
-from pretrain.flops import PEAKS, causal_pairs, training_flops
-from pretrain.layers import ffn_width
-from pretrain.model import VideoAR
-from pretrain.text import TextTokenizer
-from pretrain.ulysses import size_of
+from pretrain.model.block_attention import ROW_STEP, SCORES
+from pretrain.engine.config import CurriculumConfig, DeepSpeedConfig, Mix, ModelConfig, ObjectiveConfig, Stage, TrainConfig
+from pretrain.data.curriculum import counted, share
+from pretrain.estimate.flops import PEAKS, causal_pairs, training_flops
+from pretrain.model.layers import ffn_width
+from pretrain.model.transformer import VideoAR
+from pretrain.model.text_tokenizer import TextTokenizer
+from pretrain.objective.sequence_parallel import size_of
 from tokenizer.config import TokenizerConfig
-from tokenizer.spec import CodecSpec
+from tokenizer.quantization.codec_spec import CodecSpec
 
 PIECES = 3
 """Pieces of scores that block attention holds at once in its backward pass: weights, and the gradients of weights and scores."""

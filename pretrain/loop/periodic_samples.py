@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import save_file
 
 from cluster.config import Config, RunConfig
-from pretrain.config import ObjectiveConfig, SampleConfig, TrainConfig
-from pretrain.curriculum import Place
-from pretrain.data import Corpus
-from pretrain.engine import Engine
-from pretrain.objective import Objective
-from pretrain.order import Slot
-from pretrain.ranks import Ranks
-from pretrain.sample import sample
-from pretrain.text import TextTokenizer
+from pretrain.engine.config import ObjectiveConfig, SampleConfig, TrainConfig
+from pretrain.data.curriculum import Place
+from pretrain.data.token_datasets import Corpus
+from pretrain.engine.engine import Engine
+from pretrain.objective.objective import Objective
+from pretrain.data.sample_order import Slot
+from cluster.runtime.process_group import Ranks
+from pretrain.sampling.sampler import sample
+from pretrain.model.text_tokenizer import TextTokenizer
 from tokenizer.config import TokenizerConfig
 
 

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from cluster.config import Config, RunConfig
-from pretrain import flops
-from pretrain.config import DeepSpeedConfig, ModelConfig, TrainConfig
-from pretrain.curriculum import Curriculum
-from pretrain.data import Corpus
-from pretrain.engine import Engine, zero_stage
-from pretrain.journal import Journal
-from pretrain.loader import StepData
-from pretrain.order import split
-from pretrain.ranks import Ranks, pack
-from pretrain.ulysses import size_of
+from pretrain.estimate import flops
+from pretrain.engine.config import DeepSpeedConfig, ModelConfig, TrainConfig
+from pretrain.data.curriculum import Curriculum
+from pretrain.data.token_datasets import Corpus
+from pretrain.engine.engine import Engine, zero_stage
+from pretrain.runs.run_logger import Journal
+from pretrain.data.loader import StepData
+from pretrain.data.sample_order import split
+from cluster.runtime.process_group import Ranks, pack
+from pretrain.objective.sequence_parallel import size_of
 
 
 class Clock:

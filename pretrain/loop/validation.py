@@ -16,15 +16,15 @@ from torch import Tensor
 
 from cluster.config import Config, RunConfig
 from cluster.metrics import JsonLines
-from pretrain.config import CurriculumConfig, Mix, ModelConfig, ObjectiveConfig, Stage, TrainConfig
-from pretrain.curriculum import Curriculum, Place
-from pretrain.data import Corpus
-from pretrain.engine import Engine
-from pretrain.figures import Figures
-from pretrain.loader import Loader, TextEncoder
-from pretrain.order import Order
-from pretrain.ranks import Ranks
-from pretrain.ulysses import SequenceGroups
+from pretrain.engine.config import CurriculumConfig, Mix, ModelConfig, ObjectiveConfig, Stage, TrainConfig
+from pretrain.data.curriculum import Curriculum, Place
+from pretrain.data.token_datasets import Corpus
+from pretrain.engine.engine import Engine
+from pretrain.loop.step_metrics import Figures
+from pretrain.data.loader import Loader, TextEncoder
+from pretrain.data.sample_order import Order
+from cluster.runtime.process_group import Ranks
+from pretrain.objective.sequence_parallel import SequenceGroups
 
 
 class Validation:

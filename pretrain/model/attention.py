@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.blocks import BlockPlan
-from pretrain.sequence import Layout
+from pretrain.model.block_attention import BlockPlan
+from pretrain.model.token_layout import Layout
 
 Backend = Literal["auto", "blocks", "flex", "dense"]
 

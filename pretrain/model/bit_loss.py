@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pretrain.sequence import Layout
+from pretrain.model.token_layout import Layout
 
 ROWS = 2048
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pretrain.sequence import Layout
+from pretrain.model.token_layout import Layout
 
 ROWS = 64
 """Scales are joined until a group has this many queries."""

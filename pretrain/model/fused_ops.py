@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.rope import rotate
+from pretrain.model.rope import rotate
 
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

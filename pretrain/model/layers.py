@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pretrain import fused
-from pretrain.attention import Attend
-from pretrain.config import ModelConfig
+from pretrain.model import fused_ops
+from pretrain.model.attention import Attend
+from pretrain.engine.config import ModelConfig
 
 EPS = 1e-6
 
@@ -55,8 +55,8 @@ class RMSNorm(nn.Module):
         """Return (x, norm(x)), or with `y` (x + y, norm(x + y)). selective: made again in the backward pass."""
         run = recomputed if selective else plainly
         if y is None:
-            return x, run(fused.choose(fused.norm, self.compile_parts), x, self.weight, EPS)
-        total, normed = run(fused.choose(fused.add_norm, self.compile_parts), x, y, self.weight, EPS)
+            return x, run(fused_ops.choose(fused_ops.norm, self.compile_parts), x, self.weight, EPS)
+        total, normed = run(fused_ops.choose(fused_ops.add_norm, self.compile_parts), x, y, self.weight, EPS)
         return total, normed
 
 
@@ -74,7 +74,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BLC: Tensor, cos: Tensor, sin: Tensor, attend: Attend, layer: int, selective: bool = False) -> Tensor:
         """Return (B, L, C). cos, sin: float32 (B, 1, L, D / 2). selective: norm and rotation are made again."""
-        run, cut = recomputed if selective else plainly, fused.choose(fused.heads, self.compile_parts)
+        run, cut = recomputed if selective else plainly, fused_ops.choose(fused_ops.heads, self.compile_parts)
         q_BHLD, k_BHLD, v_BHLD = run(cut, self.qkv(x_BLC), self.q_norm, self.k_norm, cos, sin, self.heads, EPS)
         seen = attend(layer, q_BHLD, k_BHLD, v_BHLD)
         out: Tensor = self.out(seen.transpose(1, 2).reshape(x_BLC.shape))
@@ -95,7 +95,7 @@ class FeedForward(nn.Module):
         """Return (B, L, C). selective: the product of gate and up is made again."""
 
         def rest(gate_up_BLF: Tensor) -> Tensor:
-            out: Tensor = self.down(fused.choose(fused.swiglu, self.compile_parts)(gate_up_BLF))
+            out: Tensor = self.down(fused_ops.choose(fused_ops.swiglu, self.compile_parts)(gate_up_BLF))
             return out
 
         # The way back stops as soon as `down` has its input: its product is not made twice.

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pretrain.config import ModelConfig
-from pretrain.sequence import Layout
+from pretrain.engine.config import ModelConfig
+from pretrain.model.token_layout import Layout
 
 
 def axes(pairs: int, shares: Sequence[float]) -> list[int]:

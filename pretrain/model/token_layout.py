@@ -16,7 +16,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from tokenizer.scales import Scales
+from tokenizer.quantization.scale_schedule import Scales
 
 
 @dataclass(frozen=True)

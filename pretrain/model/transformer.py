@@ -18,12 +18,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pretrain import rope
-from pretrain.attention import Attend
-from pretrain.config import ModelConfig
-from pretrain.layers import Block, Linear, RMSNorm, Table, recomputed
-from pretrain.loss import bit_loss
-from pretrain.sequence import Layout
+from pretrain.model import rope
+from pretrain.model.attention import Attend
+from pretrain.engine.config import ModelConfig
+from pretrain.model.layers import Block, Linear, RMSNorm, Table, recomputed
+from pretrain.model.bit_loss import bit_loss
+from pretrain.model.token_layout import Layout
 
 
 class BitHead(Linear):

@@ -17,17 +17,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pretrain import corrupt, draws
-from pretrain.attention import Mask, plan
-from pretrain.batch import Batch
-from pretrain.config import ObjectiveConfig
-from pretrain.loss import token_weights
-from pretrain.model import VideoAR
-from pretrain.packing import Pack
-from pretrain.sequence import Layout
-from pretrain.ulysses import SequenceGroup, Share
-from tokenizer.quantizer import unpack
-from tokenizer.spec import CodecSpec
+from pretrain.objective import teacher_forcing, counter_rng
+from pretrain.model.attention import Mask, plan
+from pretrain.data.batch import Batch
+from pretrain.engine.config import ObjectiveConfig
+from pretrain.model.bit_loss import token_weights
+from pretrain.model.transformer import VideoAR
+from pretrain.objective.packed_row import Pack
+from pretrain.model.token_layout import Layout
+from pretrain.objective.sequence_parallel import SequenceGroup, Share
+from tokenizer.quantization.bsq import unpack
+from tokenizer.quantization.codec_spec import CodecSpec
 
 
 class ObjectiveError(ValueError):
@@ -110,22 +110,22 @@ class Objective(nn.Module):
         count = batch.bits.shape[0]
         bits = unpack(batch.bits.reshape(count * frames, -1), scales, spec.bits)
         turned = features = None
-        if corrupt.active(config):
-            ratios = corrupt.ratios(config, batch.seeds, frames, len(scales))
-            turned = corrupt.flips(batch.seeds, ratios, scales, spec.bits)
+        if teacher_forcing.active(config):
+            ratios = teacher_forcing.ratios(config, batch.seeds, frames, len(scales))
+            turned = teacher_forcing.flips(batch.seeds, ratios, scales, spec.bits)
             features = None if batch.features is None else batch.features.flatten(0, 1)
         mode = model.config.input_resize
-        labels, inputs, final = corrupt.teach(bits, scales, turned, features, requantise=config.requantise, mode=mode)
+        labels, inputs, final = teacher_forcing.teach(bits, scales, turned, features, requantise=config.requantise, mode=mode)
         text, text_length = self._condition(batch)
         layout = Layout(text=text.shape[1], frames=frames, scales=scales)
         hidden = None
         if frame_mask > 0:
-            hidden = (draws.uniform(batch.seeds, draws.MASK, (frames,)) < frame_mask).unsqueeze(1)
+            hidden = (counter_rng.uniform(batch.seeds, counter_rng.MASK, (frames,)) < frame_mask).unsqueeze(1)
         return Prepared(
             layout=layout,
             text=text,
             text_length=text_length,
-            features=corrupt.feed(inputs, final, frames, scales, mode),
+            features=teacher_forcing.feed(inputs, final, frames, scales, mode),
             labels=torch.cat([item.flatten(1, 2) for item in labels], dim=1).view(count, -1, spec.bits),
             scale=layout.tokens().scale[layout.text :].to(batch.bits.device),
             mask=Mask((layout,), text_length.unsqueeze(1), window, hidden),
@@ -140,7 +140,7 @@ class Objective(nn.Module):
             return text, length
         dropped = length == 0
         if self.config.condition_drop:
-            dropped = dropped | (draws.uniform(batch.seeds, draws.DROP, (1,))[:, 0] < self.config.condition_drop)
+            dropped = dropped | (counter_rng.uniform(batch.seeds, counter_rng.DROP, (1,))[:, 0] < self.config.condition_drop)
         null = torch.zeros_like(text)
         null[:, 0] = self.model.null
         return torch.where(dropped.unsqueeze(1), null, text), torch.where(dropped, torch.ones_like(length), length)

@@ -27,9 +27,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pretrain.attention import Attend, Backend, Mask, plan
-from pretrain.order import split
-from pretrain.sequence import Layout
+from pretrain.model.attention import Attend, Backend, Mask, plan
+from pretrain.data.sample_order import split
+from pretrain.model.token_layout import Layout
 
 TEXT_MULTIPLE = 8
 """Text is padded to a multiple of this where nothing is packed, so that shapes are few."""

@@ -27,10 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pretrain.attention import Attend
-from pretrain.config import Stage
-from pretrain.curriculum import CurriculumError
-from pretrain.ranks import Ranks
+from pretrain.model.attention import Attend
+from pretrain.engine.config import Stage
+from pretrain.data.curriculum import CurriculumError
+from cluster.runtime.process_group import Ranks
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain import draws
-from pretrain.config import ObjectiveConfig
-from tokenizer.quantizer import codes
-from tokenizer.scales import Scales
+from pretrain.objective import counter_rng
+from pretrain.engine.config import ObjectiveConfig
+from tokenizer.quantization.bsq import codes
+from tokenizer.quantization.scale_schedule import Scales
 
 
 def active(config: ObjectiveConfig) -> bool:
@@ -38,7 +38,7 @@ def active(config: ObjectiveConfig) -> bool:
 
 def ratios(config: ObjectiveConfig, seeds_B: Tensor, frames: int, scales: int) -> Tensor:
     """Return the flip ratio of each sample, frame and scale, float32 (B, T, K) in [0, 1]."""
-    drawn_BTK = draws.uniform(seeds_B, draws.RATIO, (frames, scales))
+    drawn_BTK = counter_rng.uniform(seeds_B, counter_rng.RATIO, (frames, scales))
     delta = config.flip_delta if config.flip_time_dependent else 0.0
     found: list[Tensor] = []
     for frame in range(frames):
@@ -56,7 +56,7 @@ def flips(seeds_B: Tensor, ratios_BTK: Tensor, scales: Scales, d: int) -> list[T
     frames = ratios_BTK.shape[1]
     areas = torch.tensor([rows * columns for rows, columns in scales], device=ratios_BTK.device)
     ratio_BTS1 = ratios_BTK.repeat_interleave(areas, dim=2).unsqueeze(-1)
-    turned_BTSd = draws.uniform(seeds_B, draws.FLIP, (frames, int(areas.sum()), d)) < ratio_BTS1
+    turned_BTSd = counter_rng.uniform(seeds_B, counter_rng.FLIP, (frames, int(areas.sum()), d)) < ratio_BTS1
     parts = turned_BTSd.flatten(0, 1).split([int(area) for area in areas], dim=1)
     return [part.unflatten(1, scale) for part, scale in zip(parts, scales, strict=True)]
 

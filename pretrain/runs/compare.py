@@ -1,10 +1,10 @@
 """Two runs side by side: what was set differently, what ran differently, and how far the losses are apart.
 
-    python -m pretrain.compare RUN_A RUN_B            (also `videoar compare`)
+    python -m pretrain.runs.compare RUN_A RUN_B            (also `videoar compare`)
 
 In:  two run folders (config.yaml, run.json, metrics.jsonl).
 Out: lines; exit code 0 when losses and samples are equal to the last digit over the steps that both have, else 1.
-Called by: the command line, cluster/cli.py.
+Called by: the command line, cluster/cli/main.py.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def lines(found: Comparison, first: Path, second: Path) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a comparison; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="pretrain.compare", description="Compare two run folders.")
+    parser = argparse.ArgumentParser(prog="pretrain.runs.compare", description="Compare two run folders.")
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)
     given = parser.parse_args(argv)

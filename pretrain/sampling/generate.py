@@ -24,18 +24,18 @@ import torch
 from torch import Tensor
 
 from cluster.config import Config, RunConfig
-from cluster.progress import ProgressBar
+from cluster.runtime.progress import ProgressBar
 from pipeline.records import Bucket
 from pipeline.video import iter_frames
-from pretrain.config import CurriculumConfig, SampleConfig
-from pretrain.export import describe, export, load_model
-from pretrain.model import VideoAR
-from pretrain.reel import Reel, columns, sheet
-from pretrain.sample import SampleError, forwards, steps
-from pretrain.text import TextTokenizer
+from pretrain.engine.config import CurriculumConfig, SampleConfig
+from pretrain.checkpoint.export import describe, export, load_model
+from pretrain.model.transformer import VideoAR
+from pretrain.sampling.video_sink import Reel, columns, sheet
+from pretrain.sampling.sampler import SampleError, forwards, steps
+from pretrain.model.text_tokenizer import TextTokenizer
 from tokenizer.codec import DecodeState, VideoCodec
 from tokenizer.config import TokenizerConfig
-from tokenizer.quantizer import pack
+from tokenizer.quantization.bsq import pack
 
 
 @dataclass(frozen=True)

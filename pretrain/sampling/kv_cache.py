@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.attention import Attend
-from pretrain.config import ModelConfig
-from pretrain.sequence import Layout
+from pretrain.model.attention import Attend
+from pretrain.engine.config import ModelConfig
+from pretrain.model.token_layout import Layout
 
 
 def kept_frames(frames: int, window: int) -> int:

@@ -19,16 +19,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cluster.progress import ProgressBar
-from pretrain import corrupt, draws, guidance
-from pretrain.attention import Mask, plan
-from pretrain.cache import Cache
-from pretrain.config import SampleConfig
-from pretrain.model import VideoAR
-from pretrain.sequence import Layout
-from pretrain.text import TextTokenizer
-from tokenizer.quantizer import codes, pack, unpack
-from tokenizer.spec import CodecSpec
+from cluster.runtime.progress import ProgressBar
+from pretrain.objective import teacher_forcing, counter_rng
+from pretrain.sampling import guidance
+from pretrain.model.attention import Mask, plan
+from pretrain.sampling.kv_cache import Cache
+from pretrain.engine.config import SampleConfig
+from pretrain.model.transformer import VideoAR
+from pretrain.model.token_layout import Layout
+from pretrain.model.text_tokenizer import TextTokenizer
+from tokenizer.quantization.bsq import codes, pack, unpack
+from tokenizer.quantization.codec_spec import CodecSpec
 
 
 class SampleError(ValueError):
@@ -108,21 +109,21 @@ def steps(
     positions = model.positions(layout, length)
     scale_numbers = layout.tokens().scale[layout.text :].to(device)
     cache = Cache(model.config, layout, length, window, model.dtype)
-    seeds = draws.fold(torch.arange(first, first + len(captions), device=device), seed)
+    seeds = counter_rng.fold(torch.arange(first, first + len(captions), device=device), seed)
     mode = model.config.input_resize
     total = torch.zeros(len(captions), spec.bits, *scales[-1], device=device)
     fed = torch.zeros(len(captions), 0, spec.bits, device=device)
     if prefix is not None:
         bits = unpack(prefix.to(device).reshape(len(captions) * known, -1), scales, spec.bits)
-        _, inputs, final = corrupt.teach(bits, scales, mode=mode)
-        fed = corrupt.feed(inputs, final, known, scales, mode)
+        _, inputs, final = teacher_forcing.teach(bits, scales, mode=mode)
+        fed = teacher_forcing.feed(inputs, final, known, scales, mode)
         total = final.view(len(captions), known, *final.shape[1:])[:, -1]
 
     for frame in range(known, frames):
         carried, total = total, torch.zeros_like(total)
         for scale, (rows, columns) in enumerate(scales):
             source = carried if scale == 0 else total
-            new = corrupt.resize(source, scales[scale], mode).flatten(2).transpose(1, 2)
+            new = teacher_forcing.resize(source, scales[scale], mode).flatten(2).transpose(1, 2)
             is_first = frame == known and scale == 0
             begin, end = layout.span(frame, scale)
             if is_first:
@@ -138,10 +139,10 @@ def steps(
             logits = model.head(hidden_RLC[:, -rows * columns :])[0]
             if is_guided:
                 logits = guidance.guided(logits, guidance.strength(config, frame, frames, scale, len(scales)))
-            drawn = draws.uniform(draws.fold(seeds, frame * len(scales) + scale), draws.SAMPLE, logits.shape[1:])
+            drawn = counter_rng.uniform(counter_rng.fold(seeds, frame * len(scales) + scale), counter_rng.SAMPLE, logits.shape[1:])
             chosen = drawn < (logits / config.temperature).sigmoid() if config.temperature > 0 else logits > 0
             chosen = chosen.unflatten(1, (rows, columns))
-            total = total + corrupt.enlarge(codes(chosen), scales[-1])
+            total = total + teacher_forcing.enlarge(codes(chosen), scales[-1])
             yield Step(frame, scale, logits, chosen)
 
 

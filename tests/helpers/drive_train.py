@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cluster.config import load
 from tokenizer.config import TrainingBucket
-from tokenizer.train import train
+from tokenizer.training.train import train
 
 
 class Stripes:

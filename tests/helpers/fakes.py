@@ -13,13 +13,13 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
-from pipeline.plan import clip_key
+from pipeline.planning.planner import clip_key
 from pipeline.records import Bucket, Clip
-from pipeline.shards import Encoded
+from pipeline.shards.writer import Encoded
 from tokenizer.codec import save
 from tokenizer.config import NetworkConfig
-from tokenizer.network import Network
-from tokenizer.spec import CodecSpec
+from tokenizer.network.network import Network
+from tokenizer.quantization.codec_spec import CodecSpec
 
 
 def numbered(count: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]:

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from fakes import FakeCodec, encoded
+from tests.helpers.fakes import FakeCodec, encoded
 
-from pipeline.ledger import DiskFull
+from pipeline.shards.layout import DiskFull
 from pipeline.records import Bucket
-from pipeline.shards import read_info, read_sample, tar_digest, write_shard
+from pipeline.shards.writer import read_info, read_sample, tar_digest, write_shard
 
 BIG = Bucket(frames=17, height=64, width=64)
 

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.ledger import DATASET, FORMAT, INDEX
+from pipeline.shards.layout import DATASET, FORMAT, INDEX
 from pipeline.records import Bucket, Clip
-from pipeline.shards import Encoded, write_shard
-from tokenizer.spec import CodecSpec
+from pipeline.shards.writer import Encoded, write_shard
+from tokenizer.quantization.codec_spec import CodecSpec
 
 SPEC = CodecSpec(bits=16, spatial_stride=8, temporal_stride=4, digest="0" * 64)
 WORDS = ("a red ball rolls", "waves", "two dogs run on wet sand", "", "rain")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pretrain.state import TrainState
+from pretrain.checkpoint.train_state import TrainState
 
 STATE = TrainState(
     step=4,

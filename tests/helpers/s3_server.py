@@ -15,17 +15,17 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from pipeline.config import CorpusConfig, PipelineConfig
-from pipeline.decoder import DecoderProcess
-from pipeline.encode import GroupEncoder
-from pipeline.index import ShardDataset
-from pipeline.ledger import write_json
-from pipeline.manifest import Manifest
-from pipeline.plan import plan_video
+from pipeline.decoding.process import DecoderProcess
+from pipeline.encoding.encoder import GroupEncoder
+from pipeline.shards.dataset import ShardDataset
+from pipeline.shards.layout import write_json
+from pipeline.shards.manifest import Manifest
+from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket
-from pipeline.source import find
-from pipeline.verify import verify
+from pipeline.corpus.listing import find
+from pipeline.maintenance.verify import verify
 
-from .fakes import FakeCodec
+from tests.helpers.fakes import FakeCodec
 
 KINDS = ("throttled", "failed", "dropped", "broken")
 """503 SlowDown; 500 InternalError; the connection closed without an answer; the answer's body broken off midway."""

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import DeepSpeedConfig, TrainConfig
-from pretrain.engine import Engine, connect
-from pretrain.stopping import leave
+from pretrain.engine.config import DeepSpeedConfig, TrainConfig
+from pretrain.engine.engine import Engine, connect
+from pretrain.loop.preemption import leave
 
 
 class Twice(nn.Module):

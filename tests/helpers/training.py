@@ -14,7 +14,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "pretrain"))
-import made_shards  # noqa: E402
+from tests.helpers import made_shards
 
 BUCKETS = {"f009x32x32": 22, "f005x64x64": 9}
 CONFIG = """

@@ -17,14 +17,14 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from pretrain.batch import Batch  # noqa: E402
-from pretrain.config import Mix, ModelConfig, ObjectiveConfig, Stage  # noqa: E402
-from pretrain.model import VideoAR  # noqa: E402
-from pretrain.objective import Objective  # noqa: E402
-from pretrain.ranks import Ranks  # noqa: E402
-from pretrain.stopping import leave  # noqa: E402
-from pretrain.ulysses import SequenceGroup, SequenceGroups  # noqa: E402
-from tokenizer.spec import CodecSpec  # noqa: E402
+from pretrain.data.batch import Batch  # noqa: E402
+from pretrain.engine.config import Mix, ModelConfig, ObjectiveConfig, Stage  # noqa: E402
+from pretrain.model.transformer import VideoAR  # noqa: E402
+from pretrain.objective.objective import Objective  # noqa: E402
+from cluster.runtime.process_group import Ranks  # noqa: E402
+from pretrain.loop.preemption import leave  # noqa: E402
+from pretrain.objective.sequence_parallel import SequenceGroup, SequenceGroups  # noqa: E402
+from tokenizer.quantization.codec_spec import CodecSpec  # noqa: E402
 
 SPEC = CodecSpec(bits=16, spatial_stride=16, temporal_stride=4, digest="x")
 MODEL = ModelConfig(layers=2, width=32, heads=4, text_length=8, max_scales=4)

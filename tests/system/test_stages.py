@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-import training
-from made_shards import make
+from tests.helpers import training
+from tests.helpers.made_shards import make
 
 pytestmark = pytest.mark.system
 CONFIG = """

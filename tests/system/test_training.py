@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-import training
+from tests.helpers import training
 
 pytestmark = pytest.mark.system
 GOLDEN = Path(__file__).parent / "golden_losses.json"
@@ -117,7 +117,7 @@ def test_an_exported_model_is_the_trained_one(undisturbed: Path, tmp_path: Path)
     import torch
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    from pretrain.export import describe, export, load_model
+    from pretrain.checkpoint.export import describe, export, load_model
 
     export(undisturbed, tmp_path / "plain", average=False)
     export(undisturbed, tmp_path / "average")
@@ -168,10 +168,10 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(config: Path, undisturb
 
 
 def test_validation_samples_bf16_and_a_corrupt_sample_in_one_run(tmp_path: Path) -> None:
-    from made_shards import SPEC, make
+    from tests.helpers.made_shards import SPEC, make
     from safetensors.torch import load_file
 
-    from pipeline.index import ShardDataset
+    from pipeline.shards.dataset import ShardDataset
     from pipeline.records import Bucket
 
     config = training.prepare(tmp_path)
@@ -230,11 +230,11 @@ def test_ranks_that_differ_are_refused_by_name(config: Path) -> None:
 
 
 def test_a_skipped_step_leaves_no_trace_at_any_stage(tmp_path: Path) -> None:
-    import skip_worker
+    from tests.helpers import skip_worker
     import torch
 
-    from pretrain.config import TrainConfig
-    from pretrain.optim import adamw
+    from pretrain.engine.config import TrainConfig
+    from pretrain.engine.optimizer import adamw
 
     worker = Path(__file__).with_name("skip_worker.py")
     command = [

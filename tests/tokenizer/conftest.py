@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from tokenizer.config import NetworkConfig
-from tokenizer.inflate import inflate
-from tokenizer.network import Network
+from tokenizer.codec.inflate import inflate
+from tokenizer.network.network import Network
 
 
 @pytest.fixture(autouse=True)

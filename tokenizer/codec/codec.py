@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tokenizer.blocks import Stream, onednn_computes
-from tokenizer.folder import JSON_NAME, WEIGHTS_NAME, CodecError, check_keys, digest, read_json, read_weights, save
-from tokenizer.network import Network, channels_last, pixels, to_uint8
-from tokenizer.quantizer import accumulate, pack, quantize, unpack
-from tokenizer.scales import Scales
-from tokenizer.spec import CodecSpec
+from tokenizer.network.blocks import Stream, onednn_computes
+from tokenizer.codec.folder import JSON_NAME, WEIGHTS_NAME, CodecError, check_keys, digest, read_json, read_weights, save
+from tokenizer.network.network import Network, channels_last, pixels, to_uint8
+from tokenizer.quantization.bsq import accumulate, pack, quantize, unpack
+from tokenizer.quantization.scale_schedule import Scales
+from tokenizer.quantization.codec_spec import CodecSpec
 
 __all__ = [
     "JSON_NAME",

@@ -2,7 +2,7 @@
 
 In:  a network configuration and its weights, or the path of a folder.
 Out: a folder written under a temporary name and renamed into place; or what a folder holds, checked.
-Called by: tokenizer/codec.py (which gives these names on), tokenizer/train.py, tokenizer/importer.py.
+Called by: tokenizer/codec.py (which gives these names on), tokenizer/training/train.py, tokenizer/codec/image_import.py.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from tokenizer.config import NetworkConfig
-from tokenizer.network import Network
-from tokenizer.spec import CodecSpec
+from tokenizer.network.network import Network
+from tokenizer.quantization.codec_spec import CodecSpec
 
 FORMAT = 1
 JSON_NAME = "tokenizer.json"

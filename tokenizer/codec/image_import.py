@@ -29,9 +29,9 @@ from torch import Tensor
 
 from tokenizer import codec
 from tokenizer.config import NetworkConfig
-from tokenizer.inflate import inflate, name_some
-from tokenizer.network import Network
-from tokenizer.spec import CodecSpec
+from tokenizer.codec.inflate import inflate, name_some
+from tokenizer.network.network import Network
+from tokenizer.quantization.codec_spec import CodecSpec
 
 _OTHER_PARTS = (
     "quantizer.",

@@ -3,7 +3,7 @@
 In:  a 2D state dict in the public naming, and the network configuration that it shall fit.
 Out: a 3D state dict whose last temporal slice is the 2D kernel and whose earlier slices are zero, so that the network
      gives the image network's output on an image, and on every frame where no temporal stride acts.
-Called by: tokenizer/importer.py and tests.
+Called by: tokenizer/codec/image_import.py and tests.
 
 Source: VideoAR App. A (temporally last slice takes the 2D weights); zeros elsewhere is a choice of decisions.md, `random`
 (normal, the 2D kernel's own standard deviation) the paper's wording.

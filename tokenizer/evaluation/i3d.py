@@ -1,8 +1,8 @@
 """The I3D network behind FVD: Kinetics-400 logits of short clips.
 
-In:  clips uint8 (B,T,H,W,3), T at least 9; weights that `python -m tokenizer.weights fetch` has put into the cache folder.
+In:  clips uint8 (B,T,H,W,3), T at least 9; weights that `python -m tokenizer.evaluation.pretrained fetch` has put into the cache folder.
 Out: logits float32 (B,400), and the Frechet distance between two sets of them.
-Called by: tokenizer/metrics.py and pretrain's evaluation.
+Called by: tokenizer/evaluation/metrics.py and pretrain's evaluation.
 
 Source: I3D (Carreira and Zisserman 2017) as the FVD papers use it: frames resized bilinearly to 224x224, range [-1, 1], the 400
 logits averaged over time. Convolutions and pools pad as TensorFlow's SAME (the odd one goes to the end), batch norm has no
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tokenizer.weights import load
+from tokenizer.evaluation.pretrained import load
 
 SIDE = 224
 _POOLS = {

@@ -1,8 +1,8 @@
 """The perceptual loss: LPIPS on true VGG or AlexNet weights, frame by frame.
 
-In:  two clips (B,3,T,H,W) in [-1, 1]; weights that `python -m tokenizer.weights fetch` has put into the cache folder.
+In:  two clips (B,3,T,H,W) in [-1, 1]; weights that `python -m tokenizer.evaluation.pretrained fetch` has put into the cache folder.
 Out: LPIPS distance, a scalar (training) or one a frame (scores).
-Called by: tokenizer/train.py and tokenizer/metrics.py.
+Called by: tokenizer/training/train.py and tokenizer/evaluation/metrics.py.
 
 Source: LPIPS v0.1 (Zhang et al. 2018): scaled input, backbone features at five depths, each normalised over channels,
 squared difference, learned non-negative weight a channel, mean over space, sum over depths.
@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.blocks import frames_of
-from tokenizer.weights import load
+from tokenizer.network.blocks import frames_of
+from tokenizer.evaluation.pretrained import load
 
 Net = Literal["none", "lpips-vgg", "lpips-alex"]
 

@@ -2,7 +2,7 @@
 
 In:  original and reconstructed clips uint8 (B,T,H,W,3); packed bits.
 Out: plain figures.
-Called by: pipeline/tokenizer_scores.py, benchmarks/proof_tokenizer.py, pretrain's evaluation.
+Called by: pipeline/tokenizer_jobs/evaluate.py, benchmarks/proof_tokenizer.py, pretrain's evaluation.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizer.i3d import I3d, frechet
-from tokenizer.perceptual import Lpips
-from tokenizer.quantizer import unpack
-from tokenizer.scales import Scales
+from tokenizer.evaluation.i3d import I3d, frechet
+from tokenizer.evaluation.lpips import Lpips
+from tokenizer.quantization.bsq import unpack
+from tokenizer.quantization.scale_schedule import Scales
 
 
 def psnr(a_BTHWC: Tensor, b_BTHWC: Tensor) -> Tensor:

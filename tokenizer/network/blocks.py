@@ -2,7 +2,7 @@
 
 In:  activations x_BCTHW, best in channels_last_3d memory, and optionally a `Stream` that carries history between chunks.
 Out: activations of the same layout.
-Called by: tokenizer/encoder.py and tokenizer/decoder.py.
+Called by: tokenizer/network/encoder.py and tokenizer/network/decoder.py.
 
 Legend: B clips, C channels, T frames, H rows, W columns, N = B*T single frames.
 

@@ -2,7 +2,7 @@
 
 In:  features f_BCTHW of d channels, T' = 1 + n, and optionally a `Stream`.
 Out: frames x_BCTHW, nominally in [-1, 1], T = 1 + s*n.
-Called by: tokenizer/codec.py and tokenizer/train.py.
+Called by: tokenizer/codec.py and tokenizer/training/train.py.
 
 Names follow the public Infinity image tokenizer's state dict: `up.0` is the finest level.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tokenizer.blocks import CausalConv, FrameNorm, Middle, ResidualBlock, Stream, Upsample, name_slots, unfold
+from tokenizer.network.blocks import CausalConv, FrameNorm, Middle, ResidualBlock, Stream, Upsample, name_slots, unfold
 from tokenizer.config import NetworkConfig
 
 

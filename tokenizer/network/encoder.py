@@ -2,16 +2,16 @@
 
 In:  frames x_BCTHW in [-1, 1], T = 1 + s*n, and optionally a `Stream`.
 Out: features f_BCTHW of d channels, T' = 1 + n, rows and columns divided by the spatial stride.
-Called by: tokenizer/codec.py and tokenizer/train.py.
+Called by: tokenizer/codec.py and tokenizer/training/train.py.
 
-Names follow the public Infinity image tokenizer's state dict, so its weights load after inflation (tokenizer/inflate.py).
+Names follow the public Infinity image tokenizer's state dict, so its weights load after inflation (tokenizer/codec/inflate.py).
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tokenizer.blocks import CausalConv, Downsample, FrameNorm, Middle, ResidualBlock, Stream, fold, name_slots
+from tokenizer.network.blocks import CausalConv, Downsample, FrameNorm, Middle, ResidualBlock, Stream, fold, name_slots
 from tokenizer.config import NetworkConfig
 
 

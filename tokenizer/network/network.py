@@ -2,7 +2,7 @@
 
 In:  a `NetworkConfig`.
 Out: a module whose state dict is what tokenizer.safetensors holds.
-Called by: tokenizer/codec.py, tokenizer/train.py, tokenizer/importer.py.
+Called by: tokenizer/codec.py, tokenizer/training/train.py, tokenizer/codec/image_import.py.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenizer.config import NetworkConfig
-from tokenizer.decoder import Decoder
-from tokenizer.encoder import Encoder
+from tokenizer.network.decoder import Decoder
+from tokenizer.network.encoder import Encoder
 
 
 class Network(nn.Module):

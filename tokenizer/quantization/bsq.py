@@ -2,7 +2,7 @@
 
 In:  continuous features f_NdHW of N latent frames (frames x clips), or the bits of all scales.
 Out: bits (a list of bool (N,h_k,w_k,d), coarse to fine), quantised features, transformer inputs, packed bytes.
-Called by: tokenizer/codec.py, tokenizer/train.py, and the transformer's objective and sampler.
+Called by: tokenizer/codec.py, tokenizer/training/train.py, and the transformer's objective and sampler.
 
 Legend: N frames, d bits a position, H x W the latent grid (the last scale), h_k x w_k scale k, K scales.
 
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizer.scales import Scales
+from tokenizer.quantization.scale_schedule import Scales
 
 
 def resize_area(x_NdHW: Tensor, scale: tuple[int, int]) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tokenizer.scales import Scales, scales
+from tokenizer.quantization.scale_schedule import Scales, scales
 
 
 @dataclass(frozen=True)

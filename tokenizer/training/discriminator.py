@@ -2,7 +2,7 @@
 
 In:  clips x_BCTHW in [-1, 1].
 Out: logits (B,1,T',h,w), one a patch of space and time.
-Called by: tokenizer/train.py.
+Called by: tokenizer/training/train.py.
 
 Three strided layers (patches of 70 pixels) as in pix2pix; temporal kernel 3 with stride 2 in the first two layers, padded by
 repeating the outer frames, so that a one-frame clip passes through the same weights. GroupNorm in place of batch norm: no
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.blocks import group_count
+from tokenizer.network.blocks import group_count
 
 
 class PatchDiscriminator(nn.Module):

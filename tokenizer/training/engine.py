@@ -2,7 +2,7 @@
 
 In:  a module and the training section.
 Out: `Engine`, a small face over deepspeed's engine; `start` joins the process group.
-Called by: tokenizer/train.py.
+Called by: tokenizer/training/train.py.
 
 Parameters stay float32 and the network runs under torch autocast, so ZeRO stages 0 to 3 differ only in what is sharded.
 """
@@ -28,7 +28,7 @@ import deepspeed.comm
 from deepspeed.ops import __compatible_ops__
 
 from tokenizer.config import TokenizerTraining
-from tokenizer.heap import keep_freed_memory
+from cluster.runtime.malloc import keep_freed_memory
 
 
 @dataclass(frozen=True)

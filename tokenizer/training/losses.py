@@ -2,7 +2,7 @@
 
 In:  original and reconstruction (B,3,T,H,W) in [-1, 1], the `Bottleneck`, and the discriminator's opinions.
 Out: scalar terms; `total` weighs them by the `loss` section.
-Called by: tokenizer/train.py.
+Called by: tokenizer/training/train.py.
 
 Reconstruction, perceptual and commitment terms are means over single frames. Sources: weights of Infinity's released
 tokenizer scripts (paper.md B3); hinge loss and LeCAM (Tseng et al. 2021).

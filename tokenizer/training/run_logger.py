@@ -2,7 +2,7 @@
 
 In:  the figures of each step.
 Out: RUN/tokenizer-metrics.jsonl (each `log_every` steps), RUN/metrics-address with the endpoint.
-Called by: tokenizer/train.py.
+Called by: tokenizer/training/train.py.
 """
 
 from __future__ import annotations

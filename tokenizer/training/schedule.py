@@ -2,7 +2,7 @@
 
 In:  a step (from 0), the training section, a seed.
 Out: plain values, equal on every rank and after any restart.
-Called by: tokenizer/train.py.
+Called by: tokenizer/training/train.py.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 In:  continuous features f_NdHW, the scale list, which scales are kept.
 Out: `Bottleneck`: quantised features that pass gradients to f, loss terms, and statistics of the bits.
-Called by: tokenizer/train.py (through tokenizer/losses.py).
+Called by: tokenizer/training/train.py (through tokenizer/training/losses.py).
 
 Source: VideoAR Eq. 4, Infinity's BSQ. Soft bits for the entropy: p = sigmoid(4 z inverse_temperature / sqrt(d)) of the
 normalised residual z; the penalty is the mean entropy of a bit less the entropy of the mean bit, over inverse_temperature.
@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizer.quantizer import resize_area, resize_linear
-from tokenizer.scales import Scales
+from tokenizer.quantization.bsq import resize_area, resize_linear
+from tokenizer.quantization.scale_schedule import Scales
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 In:  the configuration, and a `ClipSource` that gives the batch of a step.
 Out: figures (journal.py), RUN/tokenizer-checkpoints/step-*/, and at the end the tokenizer folder `tokenizer.weights`.
-Called by: pipeline/tokenizer_job.py, which runs under the deepspeed launcher (or as one process).
+Called by: pipeline/tokenizer_jobs/main.py, which runs under the deepspeed launcher (or as one process).
 
 All draws are functions of (seed, step): the bucket, the scales left out, the clips. So a run that stops anywhere and is
 started again goes on to the last digit at the same number of ranks.
@@ -24,15 +24,15 @@ import torch
 from torch import Tensor
 
 from cluster.config import Config, MetricsConfig, RunConfig
-from cluster.progress import ProgressBar
+from cluster.runtime.progress import ProgressBar
 from tokenizer import codec
 from tokenizer.config import TokenizerConfig, TokenizerTraining, TrainingBucket
-from tokenizer.engine import World, start, stop
-from tokenizer.journal import Journal
-from tokenizer.network import Network, pixels
-from tokenizer.schedule import bucket_at, keep_at, looked_at
-from tokenizer.spec import CodecSpec
-from tokenizer.trainer import Autoencoder, Trainer, TrainingError
+from tokenizer.training.engine import World, start, stop
+from tokenizer.training.run_logger import Journal
+from tokenizer.network.network import Network, pixels
+from tokenizer.training.schedule import bucket_at, keep_at, looked_at
+from tokenizer.quantization.codec_spec import CodecSpec
+from tokenizer.training.trainer import Autoencoder, Trainer, TrainingError
 
 CHECKPOINTS = "tokenizer-checkpoints"
 

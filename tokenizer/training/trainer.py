@@ -2,7 +2,7 @@
 
 In:  the autoencoder, the tokenizer section, the world of ranks; then one batch a step.
 Out: figures of a step; checkpoints step-*/ with DONE written last; at the end the tokenizer folder.
-Called by: tokenizer/train.py.
+Called by: tokenizer/training/train.py.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from tokenizer import codec, losses
-from tokenizer.bottleneck import Bottleneck, bottleneck
+from tokenizer import codec
+from tokenizer.training import losses
+from tokenizer.training.straight_through import Bottleneck, bottleneck
 from tokenizer.config import LossConfig, TokenizerConfig
-from tokenizer.discriminator import PatchDiscriminator
-from tokenizer.engine import Engine, World, barrier, mean_over_ranks
-from tokenizer.network import Network
-from tokenizer.perceptual import perceptual
-from tokenizer.scales import Scales
-from tokenizer.schedule import ema_at, rate_at
+from tokenizer.training.discriminator import PatchDiscriminator
+from tokenizer.training.engine import Engine, World, barrier, mean_over_ranks
+from tokenizer.network.network import Network
+from tokenizer.evaluation.lpips import perceptual
+from tokenizer.quantization.scale_schedule import Scales
+from tokenizer.training.schedule import ema_at, rate_at
 
 
 class TrainingError(RuntimeError):

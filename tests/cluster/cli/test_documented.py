@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from cluster import cli
+from cluster.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = sorted(
@@ -69,7 +69,7 @@ def test_commands_of_a_text_are_found() -> None:
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 def test_named_commands_exist(path: Path) -> None:
-    group, text = get_command(cli.app), path.read_text()
+    group, text = get_command(main.app), path.read_text()
     for words in _named(text):
         if words[0] not in group.commands:  # type: ignore[attr-defined]
             # prose, such as "videoar writes"; a command that is meant carries an option or stands in code

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from cluster import cli
+from cluster.cli import main
 
 GOOD = "run: {name: trial}\n"
 
@@ -27,7 +27,7 @@ def commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", command
 
 
-ALL = dict(commands(get_command(cli.app)))
+ALL = dict(commands(get_command(main.app)))
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -41,7 +41,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_every_command_explains_itself_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run([*name.split(), "--help"]) == 0
+    assert main.run([*name.split(), "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert f"Usage: videoar {name}" in text
     program = "videoar" if name != "tokenize" else "ray job submit"
@@ -53,7 +53,7 @@ def test_config_show_prints_what_load_reads_back(tmp_path: Path, capsys: pytest.
 
     file = tmp_path / "job.yaml"
     file.write_text(GOOD)
-    assert cli.run(["config", "show", "-c", str(file), "train.clip=0.5"]) == 0
+    assert main.run(["config", "show", "-c", str(file), "train.clip=0.5"]) == 0
     again = tmp_path / "again.yaml"
     again.write_text(capsys.readouterr().out)
     assert load(again).sections == load(file, ["train.clip=0.5"]).sections
@@ -87,7 +87,7 @@ def test_errors_are_one_line_and_an_exit_code(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "job.yaml").write_text(GOOD)
-    assert cli.run(words) == code
+    assert main.run(words) == code
     printed = capsys.readouterr()
     assert line in printed.err and printed.err.count("\n") == 1, printed.err
     assert "Traceback" not in printed.err
@@ -97,7 +97,7 @@ def test_errors_are_one_line_and_an_exit_code(
     "words", [["launhc"], ["config", "show"], ["sample", "-c", "x", "--batch", "none"], ["launch", "--via", "mpi"]]
 )
 def test_a_wrong_command_line_is_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(words) == 2
+    assert main.run(words) == 2
     assert "Error: " in capsys.readouterr().err
 
 
@@ -105,11 +105,11 @@ def test_the_traceback_comes_on_request_and_for_bugs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("VIDEOAR_TRACEBACK", "1")
-    assert cli.run(["config", "show", "-c", str(tmp_path / "none.yaml")]) == 2
+    assert main.run(["config", "show", "-c", str(tmp_path / "none.yaml")]) == 2
     assert "Traceback" in capsys.readouterr().err
     monkeypatch.delenv("VIDEOAR_TRACEBACK")
     monkeypatch.setattr("cluster.config.load", lambda *_: int("not ours"))
-    assert cli.run(["config", "show", "-c", "x"]) == 1
+    assert main.run(["config", "show", "-c", "x"]) == 1
     printed = capsys.readouterr().err
     assert "Traceback" in printed and "not ours" in printed
 
@@ -119,12 +119,12 @@ def test_a_full_disk_names_the_file(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         raise OSError(28, "No space left on device", "shards/x.tar")
 
     monkeypatch.setattr("cluster.config.load", full)
-    assert cli.run(["config", "show", "-c", "x"]) == 1
+    assert main.run(["config", "show", "-c", "x"]) == 1
     assert capsys.readouterr().err == "videoar: shards/x.tar: No space left on device\n"
 
 
 def test_wrong_python_is_one_line() -> None:
-    code = "import sys; sys.version_info = (3, 12, 1); import cluster.cli"
+    code = "import sys; sys.version_info = (3, 12, 1); import cluster.cli.main"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("videoar: needs Python 3.11, found 3.12 (") and done.stderr.count("\n") == 1

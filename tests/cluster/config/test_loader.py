@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError
 
 from cluster import config as module
 from cluster.config import SECTIONS, ConfigError, MetricsConfig, RunConfig, Section, load, section_class
-from cluster.config_errors import explain, key_lines
+from cluster.config.errors import explain, key_lines
 
 GOOD = """\
 run:

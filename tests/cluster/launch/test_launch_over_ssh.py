@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cluster.config import load
-from cluster.launch import Launch, plan, sweep_command
-from cluster.preflight import Lookers, ShardFacts, check
+from cluster.launch.launcher import Launch, plan, sweep_command
+from cluster.launch.preflight import Lookers, ShardFacts, check
 
 pytestmark = [pytest.mark.system, pytest.mark.hosts]
 SUBNET = f"10.{200 + os.getpid() % 50}.{os.getpid() % 200}"

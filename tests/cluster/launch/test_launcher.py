@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cluster.config import Config, load
-from cluster.hosts import HostfileError
-from cluster.launch import LaunchError, RunBusyError, environment, plan, run_lock, unfinished
+from cluster.launch.hostfile import HostfileError
+from cluster.launch.launcher import LaunchError, RunBusyError, environment, plan, run_lock, unfinished
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_several_hosts_are_started_over_ssh(config: Config, tmp_path: Path, monk
     words = job.command(1234)
     assert words[1:9] == [
         "-m",
-        "cluster.fanout",
+        "cluster.launch.ssh_launcher",
         "--hostfile",
         str(hosts),
         "--master-port",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.config import Config, load
-from cluster.preflight import Lookers, Row, ShardFacts, check
+from cluster.launch.preflight import Lookers, Row, ShardFacts, check
 
 MIX = "mix: [{bucket: f005x32x32, batch: 2}, {bucket: f009x48x48, batch: 2}]"
 SHARDS = ShardFacts("a" * 64, {"f005x32x32": 7, "f009x48x48": 5})

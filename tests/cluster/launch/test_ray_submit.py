@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.ray_head import RayError, RayHead, answers
-from cluster.ray_submit import submit
+from cluster.launch.ray_head import RayError, RayHead, answers
+from cluster.launch.ray_submit import submit
 
 JOB = """
 import os, sys, ray
@@ -66,7 +66,7 @@ def test_sigterm_stops_the_job(head: RayHead) -> None:
 
 @pytest.mark.system
 def test_a_head_ends_with_its_killed_owner() -> None:
-    code = "from cluster.ray_head import RayHead; import signal; h = RayHead(cpus=1); h.start(); print(h._process.pid, flush=True); signal.pause()"
+    code = "from cluster.launch.ray_head import RayHead; import signal; h = RayHead(cpus=1); h.start(); print(h._process.pid, flush=True); signal.pause()"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         top = psutil.Process(int(owner.stdout.readline()))
@@ -99,7 +99,7 @@ def test_a_head_that_dies_says_its_last_words(tmp_path: Path, monkeypatch: pytes
     broken = tmp_path / "ray"
     broken.write_text("#!/bin/sh\necho out of luck >&2\nexit 3\n")
     broken.chmod(0o755)
-    monkeypatch.setattr("cluster.ray_head.ray_program", lambda: str(broken))
+    monkeypatch.setattr("cluster.launch.ray_head.ray_program", lambda: str(broken))
     head = RayHead(cpus=1)
     with pytest.raises(RayError, match="ended with exit code 3 while starting; its last words: out of luck"):
         head.start()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.fanout import remote_command, run, ssh_command, verdict
-from cluster.hosts import Host
+from cluster.launch.ssh_launcher import remote_command, run, ssh_command, verdict
+from cluster.launch.hostfile import Host
 
 HOSTS = (Host("a", 1, 1), Host("b", 1, 2))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.supervise import STOPPED, Attempt, Policy, Supervisor, describe
+from cluster.launch.supervisor import STOPPED, Attempt, Policy, Supervisor, describe
 
 QUICK = Policy(max_restarts=3, restart_wait=0)
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from cluster import cli
-from cluster.hosts import Host, read_hostfile
+from cluster.cli import main
+from cluster.launch.hostfile import Host, read_hostfile
 
 SCONTROL = """#!/bin/sh
 case "$1" in
@@ -86,7 +86,7 @@ def test_rayjob_runs_a_command_that_exists_with_the_locked_ray(root: Path) -> No
     assert (found["apiVersion"], found["kind"]) == ("ray.io/v1", "RayJob")
     program, command, *options = shlex.split(found["spec"]["entrypoint"])
     assert program == "videoar"
-    known: Any = get_command(cli.app)
+    known: Any = get_command(main.app)
     known.commands[command].make_context(command, list(options))  # raises on an option that does not exist
     locked = re.search(r"^ray(?:\[.*\])?==(\S+)$", (root / "requirements.lock").read_text(), re.MULTILINE)
     cluster = found["spec"]["rayClusterSpec"]

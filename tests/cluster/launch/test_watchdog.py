@@ -2,8 +2,8 @@ import sys
 import threading
 from pathlib import Path
 
-from cluster.supervise import Attempt, Policy, Supervisor
-from cluster.watchdog import Watch, Watchdog
+from cluster.launch.supervisor import Attempt, Policy, Supervisor
+from cluster.launch.watchdog import Watch, Watchdog
 
 
 def test_a_file_that_stands_still_is_noticed_once(tmp_path: Path) -> None:

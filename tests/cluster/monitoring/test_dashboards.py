@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster import cli
-from cluster.alerts import ALERTS
-from cluster.dashboards import DashboardError, known_series, names_in, queries, write
+from cluster.cli import main
+from cluster.monitoring.alerts import ALERTS
+from cluster.monitoring.dashboards import DashboardError, known_series, names_in, queries, write
 from cluster.metrics import METRICS, Meter
-from cluster.panels import DASHBOARDS
-from cluster.ports import free_port
+from cluster.monitoring.panels import DASHBOARDS
+from cluster.launch.ports import free_port
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_run_without_an_address_is_one_clear_line(tmp_path: Path, capsys: pyte
     with pytest.raises(DashboardError, match="metrics-address: No such file"):
         write(tmp_path / "out", [tmp_path])
     (tmp_path / "metrics-address").write_text("nonsense\n")
-    assert cli.run(["dashboards", str(tmp_path / "out"), str(tmp_path)]) == 1
+    assert main.run(["dashboards", str(tmp_path / "out"), str(tmp_path)]) == 1
     assert capsys.readouterr().err == f"videoar: {tmp_path}/metrics-address: `nonsense` is no HOST:PORT\n"
 
 

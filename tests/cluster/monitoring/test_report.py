@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.metrics import JsonLines, StepReport
-from cluster.report import ReportError, read_lines, write
+from cluster.monitoring.report import ReportError, read_lines, write
 
 
 def a_step(step: int, stage: int) -> StepReport:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tokenizer.heap import ENVIRONMENT
+from cluster.runtime.malloc import ENVIRONMENT
 
 PROGRAM = """
 import resource, sys, threading

@@ -1,7 +1,7 @@
 import pytest
 
-from cluster import progress
-from cluster.progress import ProgressBar
+from cluster.runtime import progress
+from cluster.runtime.progress import ProgressBar
 
 
 class Clock:

@@ -10,11 +10,11 @@ import pytest
 
 from pipeline import video
 from pipeline.config import CutConfig, DecodeLimits, FilterConfig, PipelineConfig
-from pipeline.decoder import DecoderProcess
-from pipeline.letterbox import Bars
-from pipeline.plan import clip_times, plan_video
+from pipeline.decoding.process import DecoderProcess
+from pipeline.analysis.letterbox import Bars
+from pipeline.planning.planner import clip_times, plan_video
 from pipeline.records import Bucket, SourceVideo
-from pipeline.tables import clip_rows, clips_of
+from pipeline.shards.schemas import clip_rows, clips_of
 from pipeline.video import Request, VideoError
 
 BLACK = 16.0

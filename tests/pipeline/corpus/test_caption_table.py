@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.captions import CaptionError, CaptionTable
+from pipeline.corpus.caption_table import CaptionError, CaptionTable
 
 ROWS = [{"file": "a.mp4", "caption": "één, twee", "origin": "x"}, {"file": "sub/a.mp4", "caption": "zwei", "origin": "y"}]
 

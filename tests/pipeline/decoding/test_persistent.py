@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.config import CutConfig, DecodeLimits
-from pipeline.kept import KeptDecoder
+from pipeline.decoding.persistent import KeptDecoder
 
 
 def test_the_child_serves_the_next_task_and_ends_when_idle(clips: Path) -> None:

@@ -13,9 +13,9 @@ import pytest
 
 from pipeline import video
 from pipeline.config import CutConfig, DecodeLimits
-from pipeline.cuts import scan
-from pipeline.decoder import DecoderDied, DecoderProcess
-from pipeline.decoder_child import _Beat
+from pipeline.analysis.scan import scan
+from pipeline.decoding.process import DecoderDied, DecoderProcess
+from pipeline.decoding.child import _Beat
 from pipeline.video import Request, VideoError
 
 TIMES = tuple(i / 8 for i in range(9))
@@ -100,7 +100,7 @@ def test_a_sign_of_life_for_each_frame_and_at_most_one_a_second_on_the_wire(
     scan(clips / "carphone_distorted.mp4", CutConfig(), max_frames=1000, max_pixels=10**8, beat=lambda: beats.append(1))
     assert len(beats) == 120
     clock = iter([0.0, 0.2, 0.9, 1.0, 1.5, 1.99, 2.0, 7.0])
-    monkeypatch.setattr("pipeline.decoder_child.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("pipeline.decoding.child.time.monotonic", lambda: next(clock))
     out = io.BytesIO()
     beat = _Beat(out)
     for _ in range(7):
@@ -129,7 +129,7 @@ def test_frame_and_pixel_limits_hold_in_the_child(clips: Path) -> None:
 def test_the_child_ends_with_its_parent(clips: Path) -> None:
     """The parent is killed with SIGKILL while the child decodes; the child must not live on."""
     code = (
-        "import sys; from pipeline.decoder import *; from pipeline.config import *\n"
+        "import sys; from pipeline.decoding.process import *; from pipeline.config import *\n"
         "child = DecoderProcess(DecodeLimits()); answers = child.read(sys.argv[1], [Request((0.0,), 64, 64)] * 3)\n"
         "next(answers); print(child.pid, flush=True); sys.stdin.read()"
     )

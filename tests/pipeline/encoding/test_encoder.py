@@ -8,14 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import DecodeLimits, PipelineConfig
-from pipeline.decoder import DecoderProcess
-from pipeline.encode import GroupEncoder, decoded
-from pipeline.manifest import Manifest
-from pipeline.plan import plan_video
+from pipeline.decoding.process import DecoderProcess
+from pipeline.encoding.encoder import GroupEncoder, decoded
+from pipeline.shards.manifest import Manifest
+from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, Clip, Reject, SourceVideo
-from pipeline.shards import read_info, read_sample
+from pipeline.shards.writer import read_info, read_sample
 
-from .fakes import FakeCodec
+from tests.helpers.fakes import FakeCodec
 from .test_manifest import planned
 
 BUCKETS = (Bucket(frames=5, height=32, width=32), Bucket(frames=9, height=32, width=48))

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import ray_cluster
+from pipeline.job import ray_session
 from pipeline.config import PipelineConfig
-from pipeline.ray_pool import JobError
+from pipeline.workers.encode_pool import JobError
 
-from .fakes import tiny_tokenizer
+from tests.helpers.fakes import tiny_tokenizer
 
 
 @pytest.mark.system
@@ -37,7 +37,7 @@ def test_an_address_where_nobody_listens_ends_the_job_with_one_line(tmp_path: Pa
     with socket.socket() as taken:  # bound and never listening: nobody else can get the port
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        command = [sys.executable, "-m", "cluster.cli", "tokenize", "-c", str(config)]
+        command = [sys.executable, "-m", "cluster.cli.main", "tokenize", "-c", str(config)]
         began = time.monotonic()
         job = subprocess.run(
             command, env={**os.environ, "RAY_ADDRESS": address}, capture_output=True, text=True, timeout=240, check=False
@@ -55,28 +55,28 @@ def test_servers_that_do_not_come_up(kind: type[Exception], monkeypatch: pytest.
     def fail(**_: object) -> None:
         raise kind("The current node timed out during startup.\nmore lines")
 
-    monkeypatch.setattr(ray_cluster.ray, "init", fail)
+    monkeypatch.setattr(ray_session.ray, "init", fail)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     words = r"did not come up on this machine: The current node timed out during startup\.; .*RAY_raylet_start_wait_time_s"
-    with pytest.raises(JobError, match=words), ray_cluster.cluster(PipelineConfig()):
+    with pytest.raises(JobError, match=words), ray_session.cluster(PipelineConfig()):
         pytest.fail("there is no Ray")
     with socket.create_server(("127.0.0.1", 0)) as server:  # someone listens, but it is no Ray
         monkeypatch.setenv("RAY_ADDRESS", f"ray://127.0.0.1:{server.getsockname()[1]}")
         with (
             pytest.raises(JobError, match="cannot join the Ray cluster at RAY_ADDRESS=ray://"),
-            ray_cluster.cluster(PipelineConfig()),
+            ray_session.cluster(PipelineConfig()),
         ):
             pytest.fail("there is no Ray")
 
 
 def test_names_that_only_ray_resolves_are_left_to_it() -> None:
-    assert [ray_cluster._unanswered(name) for name in ("auto", "local", "host:port")] == ["", "", ""]
+    assert [ray_session._unanswered(name) for name in ("auto", "local", "host:port")] == ["", "", ""]
 
 
 def test_a_card_that_ray_does_not_have(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Its workers would wait for ever: an error on this machine, a line on a cluster, which may grow."""
-    look, cards = ray_cluster._look_for_cards, {"CPU": 2.0}
-    monkeypatch.setattr(ray_cluster.ray, "cluster_resources", lambda: cards)
+    look, cards = ray_session._look_for_cards, {"CPU": 2.0}
+    monkeypatch.setattr(ray_session.ray, "cluster_resources", lambda: cards)
     look(PipelineConfig(), joined=False)
     config = PipelineConfig(decode_device="cuda", gpus_per_worker=0.5)
     with pytest.raises(

@@ -22,15 +22,16 @@ import torch
 
 from cluster.config import ConfigError, load
 from cluster.metrics import Meter
-from pipeline import ray_job, verify
-from pipeline.index import ShardDataset
-from pipeline.ledger import ConfigChanged, Lock, Locked
-from pipeline.manifest import Manifest
+from pipeline.job import tokenize
+from pipeline.maintenance import verify
+from pipeline.shards.dataset import ShardDataset
+from pipeline.shards.layout import ConfigChanged, Lock, Locked
+from pipeline.shards.manifest import Manifest
 from pipeline.records import Bucket
-from pipeline.source import SourceError
+from pipeline.corpus.listing import SourceError
 from tokenizer.codec import CodecError, VideoCodec
 
-from .fakes import tiny_tokenizer
+from tests.helpers.fakes import tiny_tokenizer
 
 pytestmark = pytest.mark.system
 
@@ -89,21 +90,21 @@ def config(tmp_path: Path, corpus: Path, weights: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, weights: Path, cluster: None) -> ray_job.Summary:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, weights: Path, cluster: None) -> tokenize.Summary:
     """What one worker makes when nobody disturbs it."""
-    return ray_job.tokenize(load(write_config(tmp_path_factory.mktemp("first"), corpus, weights)))
+    return tokenize.tokenize(load(write_config(tmp_path_factory.mktemp("first"), corpus, weights)))
 
 
-def test_every_video_has_one_outcome(undisturbed: ray_job.Summary) -> None:
+def test_every_video_has_one_outcome(undisturbed: tokenize.Summary) -> None:
     assert undisturbed.videos == 6 and undisturbed.videos_used == 3 and undisturbed.clips == undisturbed.encoded
     assert undisturbed.rejects == {"empty_file": 1, "exact_copy": 1, "too_short": 1, "unreadable": 1}
     assert undisturbed.shards == undisturbed.new_shards > 4
 
 
 def test_two_workers_give_the_same_digest(
-    undisturbed: ray_job.Summary, config: Path, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: tokenize.Summary, config: Path, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    summary = ray_job.tokenize(load(config, ["pipeline.workers=2"]))
+    summary = tokenize.tokenize(load(config, ["pipeline.workers=2"]))
     assert summary.digest == undisturbed.digest == verify.digest(tmp_path / "shards")
     report = verify.verify(tmp_path / "shards")
     assert report.sound and (report.encoded, report.videos_used) == (summary.encoded, 3)
@@ -118,11 +119,11 @@ def test_two_workers_give_the_same_digest(
     assert grid.stat().st_size > 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(ray_job, "cluster", lambda _: pytest.fail("a finished folder needs no Ray"))
-        again = ray_job.tokenize(load(config, ["pipeline.workers=1"]))
+        patch.setattr(tokenize, "cluster", lambda _: pytest.fail("a finished folder needs no Ray"))
+        again = tokenize.tokenize(load(config, ["pipeline.workers=1"]))
     assert (again.digest, again.new_shards) == (summary.digest, 0), "running again finds nothing to do"
     meter = Meter()
-    assert ray_job._encode(load(config), Manifest(tmp_path / "shards"), meter).new_shards == 0
+    assert tokenize._encode(load(config), Manifest(tmp_path / "shards"), meter).new_shards == 0
     counted = {name: meter.registry.get_sample_value(f"videoar_pipeline_{name}_total") for name in ("tokens", "frames")}
     assert counted == {"tokens": summary.tokens, "frames": summary.frames}, "series go on where an earlier run stopped"
     videos = [meter.registry.get_sample_value("videoar_pipeline_videos_total", {"outcome": o}) for o in ("planned", "refused")]
@@ -130,19 +131,19 @@ def test_two_workers_give_the_same_digest(
 
     tars = sorted((tmp_path / "shards").glob("*/*.tar"))
     tars[1].with_suffix(".parquet").unlink()
-    mended = ray_job.tokenize(load(config))
+    mended = tokenize.tokenize(load(config))
     assert mended.digest == summary.digest and mended.new_shards == 1
 
     whole = {path: path.read_bytes() for path in tars}
     stamp = tars[0].stat().st_mtime_ns
     tars[1].write_bytes(whole[tars[1]][:600] + b"?" + whole[tars[1]][601:])
     tars[2].unlink()
-    assert ray_job.tokenize(load(config)).new_shards == 0, "resuming trusts commit records; damage is for verify and --repair"
+    assert tokenize.tokenize(load(config)).new_shards == 0, "resuming trusts commit records; damage is for verify and --repair"
     assert len(verify.verify(tmp_path / "shards").damaged) == 2
-    repaired = ray_job.tokenize(load(config), repair=True)
+    repaired = tokenize.tokenize(load(config), repair=True)
     assert (repaired.new_shards, repaired.digest) == (2, summary.digest)
     assert {path: path.read_bytes() for path in tars} == whole and tars[0].stat().st_mtime_ns == stamp
-    assert ray_job.tokenize(load(config), retry=True).digest == summary.digest, (
+    assert tokenize.tokenize(load(config), retry=True).digest == summary.digest, (
         "a broken file that is still broken changes nothing"
     )
 
@@ -151,10 +152,10 @@ def test_new_videos_are_appended(config: Path, tmp_path: Path, corpus: Path, clu
     own = tmp_path / "corpus"
     own.mkdir()
     (own / "a.mp4").symlink_to(clips / "carphone_pristine.mp4")
-    first = ray_job.tokenize(load(config, [f"corpus.videos=[{own}]"]))
+    first = tokenize.tokenize(load(config, [f"corpus.videos=[{own}]"]))
     before = {path: path.read_bytes() for path in (tmp_path / "shards").glob("*/shard-*")}
     (own / "b.mp4").symlink_to(clips / "bikes.mp4")
-    second = ray_job.tokenize(load(config, [f"corpus.videos=[{own}]"]))
+    second = tokenize.tokenize(load(config, [f"corpus.videos=[{own}]"]))
     assert second.videos == 2 and second.encoded > first.encoded and second.digest != first.digest
     assert all(path.read_bytes() == data for path, data in before.items()), "shards of the first job are untouched"
     assert verify.verify(tmp_path / "shards").sound
@@ -162,42 +163,42 @@ def test_new_videos_are_appended(config: Path, tmp_path: Path, corpus: Path, clu
 
 def test_a_changed_configuration_is_refused(config: Path, tmp_path: Path, cluster: None, clips: Path) -> None:
     only = [f"corpus.videos=[{clips / 'carphone_distorted.mp4'}]"]
-    ray_job.tokenize(load(config, only))
+    tokenize.tokenize(load(config, only))
     with pytest.raises(ConfigChanged, match=r"pipeline\.filters\.min_luma: 8\.0 -> 9\.0"):
-        ray_job.tokenize(load(config, [*only, "pipeline.filters.min_luma=9"]))
-    assert ray_job.tokenize(load(config, [*only, "pipeline.workers=2", "pipeline.limits.seconds=77"])).new_shards == 0
+        tokenize.tokenize(load(config, [*only, "pipeline.filters.min_luma=9"]))
+    assert tokenize.tokenize(load(config, [*only, "pipeline.workers=2", "pipeline.limits.seconds=77"])).new_shards == 0
     record = tmp_path / "shards" / "dataset.json"
     plain = json.loads(record.read_text())
     assert plain["not_default"] == ["pipeline.batch", "pipeline.buckets", "pipeline.clips_per_shard"]
     del plain["pipeline"]["near_dedup"], plain["pipeline"]["cuts"]["margin"], plain["not_default"]
     record.write_text(json.dumps(plain))
-    assert ray_job.tokenize(load(config, only)).new_shards == 0, "a folder begun before these keys existed"
+    assert tokenize.tokenize(load(config, only)).new_shards == 0, "a folder begun before these keys existed"
     with pytest.raises(ConfigChanged, match=r"pipeline\.near_dedup: 0\.0 -> 0\.9"):
-        ray_job.tokenize(load(config, [*only, "pipeline.near_dedup=0.9"]))
+        tokenize.tokenize(load(config, [*only, "pipeline.near_dedup=0.9"]))
 
 
 def test_user_errors_are_one_line(config: Path, tmp_path: Path, weights: Path, cluster: None) -> None:
     with pytest.raises(CodecError, match="no tokenizer there"):
-        ray_job.tokenize(load(config, [f"tokenizer.weights={tmp_path / 'none'}"]))
-    with pytest.raises(ray_job.JobError, match=r"pipeline\.buckets: f004x32x32 does not fit the tokenizer"):
-        ray_job.tokenize(load(config, ["pipeline.buckets=[{frames: 4, height: 32, width: 32}]"]))
+        tokenize.tokenize(load(config, [f"tokenizer.weights={tmp_path / 'none'}"]))
+    with pytest.raises(tokenize.JobError, match=r"pipeline\.buckets: f004x32x32 does not fit the tokenizer"):
+        tokenize.tokenize(load(config, ["pipeline.buckets=[{frames: 4, height: 32, width: 32}]"]))
     (tmp_path / "void").mkdir()
     with pytest.raises(SourceError, match="holds no video"):
-        ray_job.tokenize(load(config, [f"corpus.videos=[{tmp_path / 'void'}]"]))
+        tokenize.tokenize(load(config, [f"corpus.videos=[{tmp_path / 'void'}]"]))
     with Lock(tmp_path / "shards"), pytest.raises(Locked, match="held by"):
-        ray_job.tokenize(load(config))
+        tokenize.tokenize(load(config))
     with pytest.raises(ConfigError):
         load(config, ["pipeline.workers=0"])
 
 
 def test_a_full_disk_stops_the_job_and_running_again_goes_on(config: Path, tmp_path: Path, cluster: None, clips: Path) -> None:
     only = [f"corpus.videos=[{clips / 'carphone_distorted.mp4'}]"]
-    with pytest.raises(ray_job.ledger.DiskFull, match="free some space and run again"):
-        ray_job.tokenize(load(config, [*only, "pipeline.min_free_gb=1000000000"]))
-    assert ray_job.tokenize(load(config, only)).encoded > 0
+    with pytest.raises(tokenize.ledger.DiskFull, match="free some space and run again"):
+        tokenize.tokenize(load(config, [*only, "pipeline.min_free_gb=1000000000"]))
+    assert tokenize.tokenize(load(config, only)).encoded > 0
 
 
-RUN = "import sys; from cluster.config import load; from pipeline.ray_job import tokenize; tokenize(load(sys.argv[1], sys.argv[2:]))"
+RUN = "import sys; from cluster.config import load; from pipeline.job.tokenize import tokenize; tokenize(load(sys.argv[1], sys.argv[2:]))"
 
 
 def bound_by_permissions() -> None:
@@ -221,7 +222,7 @@ def test_videos_without_permission_are_refused_and_the_job_goes_on(
     for path in locked:
         path.chmod(0)
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    command = [sys.executable, "-m", "cluster.cli", "tokenize", "-c", str(config), f"corpus.videos=[{own}]"]
+    command = [sys.executable, "-m", "cluster.cli.main", "tokenize", "-c", str(config), f"corpus.videos=[{own}]"]
     job = subprocess.run(
         command, env=environment, preexec_fn=bound_by_permissions, capture_output=True, text=True, timeout=240, check=False
     )
@@ -290,7 +291,7 @@ def worker_of(job: subprocess.Popen[str], old: Set[int] = frozenset(), task: str
             job.wait(timeout=0.05)
 
 
-def test_kills_leave_no_trace(undisturbed: ray_job.Summary, config: Path, tmp_path: Path) -> None:
+def test_kills_leave_no_trace(undisturbed: tokenize.Summary, config: Path, tmp_path: Path) -> None:
     """kill -9 of the driver while planning, then of a worker and a decoder while encoding, then of the driver again; at last
     a worker freezes, is found by its heartbeat, and ended."""
     shards = tmp_path / "shards"
@@ -304,7 +305,7 @@ def test_kills_leave_no_trace(undisturbed: ray_job.Summary, config: Path, tmp_pa
             assert "videoar_pipeline_shards_committed_total" in answer.read().decode()
         killed = set()
         for child in psutil.Process(job.pid).children(recursive=True):
-            if "_EncodeActor" in command_of(child) or "pipeline.decoder" in command_of(child):
+            if "_EncodeActor" in command_of(child) or "pipeline.decoding" in command_of(child):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.send_signal(signal.SIGKILL)
                     killed.add(child.pid)

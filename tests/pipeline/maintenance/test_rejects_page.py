@@ -8,11 +8,11 @@ from pathlib import Path
 from PIL import Image
 
 from pipeline.config import DecodeLimits, FilterConfig, PipelineConfig
-from pipeline.contact import contact_sheet
-from pipeline.decoder import DecoderProcess
-from pipeline.ledger import write_json
-from pipeline.manifest import Manifest
-from pipeline.plan import plan_video
+from pipeline.maintenance.rejects_page import contact_sheet
+from pipeline.decoding.process import DecoderProcess
+from pipeline.shards.layout import write_json
+from pipeline.shards.manifest import Manifest
+from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, SourceVideo
 
 

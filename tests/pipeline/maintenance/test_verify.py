@@ -6,14 +6,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import takedown, verify
-from pipeline.index import DatasetError, ShardDataset
-from pipeline.ledger import write_json
-from pipeline.manifest import Manifest
+from pipeline.maintenance import takedown, verify
+from pipeline.shards.dataset import DatasetError, ShardDataset
+from pipeline.shards.layout import write_json
+from pipeline.shards.manifest import Manifest
 from pipeline.records import Bucket, Reject
-from pipeline.shards import Encoded, write_shard
+from pipeline.shards.writer import Encoded, write_shard
 
-from .fakes import FakeCodec
+from tests.helpers.fakes import FakeCodec
 from .test_manifest import BUCKET, merge, plan
 
 SHARDS = [f"{BUCKET.name}/shard-00000{number}" for number in range(3)]

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import captioner as module
-from pipeline.captioner import COLUMN, CaptionerError, HuggingFace, folder_digest, load
+from pipeline.planning import captioner as module
+from pipeline.planning.captioner import COLUMN, CaptionerError, HuggingFace, folder_digest, load
 from pipeline.config import CaptionerConfig, DecodeLimits, PipelineConfig
-from pipeline.decoder import DecoderProcess
-from pipeline.plan import plan_video
+from pipeline.decoding.process import DecoderProcess
+from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, SourceVideo
-from pipeline.tables import clip_rows, clips_of
+from pipeline.shards.schemas import clip_rows, clips_of
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[ENC]", "<image>", "USER:", "a", "man", "car", "bike", "in", "on", "the", "red"]
 PLAIN = WORDS.index("a")

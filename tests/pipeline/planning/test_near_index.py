@@ -8,12 +8,12 @@ import pytest
 
 from pipeline import video
 from pipeline.config import CutConfig, DecodeLimits, PipelineConfig
-from pipeline.cuts import scan
-from pipeline.decoder import DecoderProcess
-from pipeline.ledger import write_json
-from pipeline.manifest import Manifest
-from pipeline.near import FINE, RATE, SIDE, NearIndex, Print, Printer, inner
-from pipeline.plan import plan_video
+from pipeline.analysis.scan import scan
+from pipeline.decoding.process import DecoderProcess
+from pipeline.shards.layout import write_json
+from pipeline.shards.manifest import Manifest
+from pipeline.planning.near_index import FINE, RATE, SIDE, NearIndex, Print, Printer, inner
+from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, SourceVideo
 
 THRESHOLD = 0.9

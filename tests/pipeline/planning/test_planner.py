@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import CutConfig, DecodeLimits, FilterConfig, PipelineConfig
-from pipeline.decoder import DecoderProcess
-from pipeline.plan import clip_key, plan_video, spans, suited
+from pipeline.decoding.process import DecoderProcess
+from pipeline.planning.planner import clip_key, plan_video, spans, suited
 from pipeline.records import Bucket, SourceVideo, VideoPlan
 
-from .fakes import timed
+from tests.helpers.fakes import timed
 
 SMALL = Bucket(frames=5, height=32, width=32)
 LONG = Bucket(frames=17, height=32, width=32)

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import PipelineConfig
-from pipeline.decoder import DecoderProcess
-from pipeline.index import ShardDataset
-from pipeline.ledger import write_json
-from pipeline.manifest import Manifest
-from pipeline.plan import plan_video
+from pipeline.decoding.process import DecoderProcess
+from pipeline.shards.dataset import ShardDataset
+from pipeline.shards.layout import write_json
+from pipeline.shards.manifest import Manifest
+from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, Reject, SourceVideo, VideoPlan
-from pipeline.shards import Encoded, write_shard
+from pipeline.shards.writer import Encoded, write_shard
 
-from .fakes import FakeCodec, clip, encoded
+from tests.helpers.fakes import FakeCodec, clip, encoded
 
 BUCKET = Bucket(frames=5, height=16, width=16)
 

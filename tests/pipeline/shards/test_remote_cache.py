@@ -13,17 +13,17 @@ import fsspec
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pretrain"))
-import made_shards
+from tests.helpers import made_shards
 
-from pipeline import source
-from pipeline.index import DatasetError, ShardDataset
+from pipeline.corpus import listing
+from pipeline.shards.dataset import DatasetError, ShardDataset
 from pipeline.records import Bucket
-from pipeline.shard_cache import ShardCache
-from pipeline.shards import CorruptSample
-from pretrain.config import CurriculumConfig, Mix, Stage
-from pretrain.curriculum import Curriculum
-from pretrain.data import Corpus
-from pretrain.order import Order
+from pipeline.shards.remote_cache import ShardCache
+from pipeline.shards.writer import CorruptSample
+from pretrain.engine.config import CurriculumConfig, Mix, Stage
+from pretrain.data.curriculum import Curriculum
+from pretrain.data.token_datasets import Corpus
+from pretrain.data.sample_order import Order
 
 NAME = "f009x32x32"
 BUCKET = Bucket.parse(NAME)
@@ -103,7 +103,7 @@ def test_damage_in_the_store_and_missing_tars_are_named(url: str, tmp_path: Path
 
 
 def test_a_broken_connection_is_tried_again_and_then_named(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_PAUSE", 0.0)
+    monkeypatch.setattr(listing, "_PAUSE", 0.0)
     dataset = ShardDataset.open(url, tmp_path / "cache", 10**9)
     files = fsspec.filesystem("memory")
     whole, calls = type(files).get_file, []

@@ -11,9 +11,9 @@ import webdataset
 import zstandard
 
 from pipeline.records import Bucket, Reject
-from pipeline.shards import CorruptSample, read_info, read_sample, write_shard
+from pipeline.shards.writer import CorruptSample, read_info, read_sample, write_shard
 
-from .fakes import FakeCodec, encoded
+from tests.helpers.fakes import FakeCodec, encoded
 
 NAME = "f005x16x16/shard-000000"
 

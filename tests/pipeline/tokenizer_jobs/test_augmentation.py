@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.augment import augment
-from pipeline.clips import VideoClips
+from pipeline.tokenizer_jobs.augmentation import augment
+from pipeline.tokenizer_jobs.clip_sampler import VideoClips
 from tokenizer.config import AugmentConfig, TrainingBucket
 
 

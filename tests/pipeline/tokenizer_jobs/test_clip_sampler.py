@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.clips import ClipError, VideoClips
+from pipeline.tokenizer_jobs.clip_sampler import ClipError, VideoClips
 from tokenizer.config import TrainingBucket
 
 BUCKET = TrainingBucket(frames=5, height=32, width=48, batch=4)

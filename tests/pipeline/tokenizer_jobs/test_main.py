@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from cluster.config import load
-from pipeline.tokenizer_job import main, reconstruct, roundtrip
-from pipeline.tokenizer_scores import held_clips, score
+from pipeline.tokenizer_jobs.main import main, reconstruct, roundtrip
+from pipeline.tokenizer_jobs.evaluate import held_clips, score
 from pipeline.video import probe
 from tokenizer.codec import VideoCodec, save
 from tokenizer.config import NetworkConfig, TrainingBucket
-from tokenizer.network import Network
-from tokenizer.weights import available
+from tokenizer.network.network import Network
+from tokenizer.evaluation.pretrained import available
 
 NETWORK = NetworkConfig(bits=8, width=8, patch=2, multipliers=(1, 1, 1), blocks=1, groups=1)
 CONFIG = """
@@ -78,7 +78,7 @@ def test_evaluate_writes_the_figures(config: Path, tmp_path: Path, capsys: pytes
 
 
 def test_a_perfect_copy_scores_perfectly(clips: Path) -> None:
-    from pipeline.tokenizer_scores import quality
+    from pipeline.tokenizer_jobs.evaluate import quality
 
     bucket = TrainingBucket(frames=9, height=32, width=32, batch=1)
     real = torch.stack(list(held_clips([str(clips / "carphone_pristine.mp4")], 8.0, bucket, 2)))

@@ -18,10 +18,10 @@ from av.video.reformatter import ColorRange, Colorspace
 from cluster.metrics import Meter
 from pipeline import video
 from pipeline.config import CutConfig, DecodeLimits, PipelineConfig
-from pipeline.cuts import scan
-from pipeline.decoder import DecoderProcess
-from pipeline.decoder_child import _one
-from pipeline.ray_pool import Fallbacks
+from pipeline.analysis.scan import scan
+from pipeline.decoding.process import DecoderProcess
+from pipeline.decoding.child import _one
+from pipeline.workers.encode_pool import Fallbacks
 from pipeline.video import Device, DeviceError, Reader, Request, VideoError
 from pipeline.video.picture import picture
 

@@ -12,7 +12,7 @@ import pytest
 from pipeline import video
 from pipeline.video import Request, VideoError
 
-from .fakes import numbered, numbers, timed
+from tests.helpers.fakes import numbered, numbers, timed
 
 
 def test_probe_counts_what_decodes(clips: Path) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.signs import Sign, Watch
+from pipeline.workers.heartbeat import Sign, Watch
 
 
 def test_a_part_stands_still_when_its_file_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr("pipeline.signs.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("pipeline.workers.heartbeat.time.monotonic", lambda: clock[0])
     path = tmp_path / "part-000000.at"
     path.write_text("7 7\n")
     watch = Watch(10)

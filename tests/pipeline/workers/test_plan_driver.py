@@ -16,10 +16,10 @@ import pytest
 import ray
 
 from cluster.metrics import Meter
-from pipeline import ray_planning
+from pipeline.workers import plan_driver
 from pipeline.config import DecodeLimits, PipelineConfig
-from pipeline.ledger import PLAN
-from pipeline.manifest import Manifest
+from pipeline.shards.layout import PLAN
+from pipeline.shards.manifest import Manifest
 from pipeline.records import Bucket, SourceVideo
 from pipeline.video import DeviceError
 
@@ -54,7 +54,7 @@ def test_a_video_that_planning_hangs_over_is_quarantined_alone(
 
     frozen: the first time the whole worker stands still beside; on this cluster of one CPU it must be gone before another begins.
     """
-    monkeypatch.setattr(ray_planning, "_LOOK", 1.0)
+    monkeypatch.setattr(plan_driver, "_LOOK", 1.0)
     config = PipelineConfig(
         output=tmp_path,
         buckets=(Bucket(frames=5, height=32, width=32),),
@@ -74,8 +74,8 @@ def test_a_video_that_planning_hangs_over_is_quarantined_alone(
         assert videos is not None
         suspended: list[psutil.Process] = []
         if frozen:
-            threading.Thread(target=freeze, args=(ray_planning.sign_of(manifest.part(0)), suspended), daemon=True).start()
-        ray_planning.plan(videos, config, manifest, meter)
+            threading.Thread(target=freeze, args=(plan_driver.sign_of(manifest.part(0)), suspended), daemon=True).start()
+        plan_driver.plan(videos, config, manifest, meter)
     assert len(suspended) == frozen and psutil.wait_procs(suspended, timeout=30)[1] == [], "the frozen worker is gone"
     assert capfd.readouterr().out.count(f"nothing moved for pipeline.stall_seconds = 12 s over {names[1]}") == 2
     (reject,) = [r for r in manifest.rejects() if r.reason != "too_short"]
@@ -92,11 +92,11 @@ def test_a_task_that_wakes_up_late_writes_nothing_into_another_generation(clips:
     video = SourceVideo(str(clips / "carphone_distorted.mp4"))
     manifest.begin_generation([video])
     part = manifest.part(0).absolute()
-    stamp = ray_planning.listed(part)
-    task = ray_planning.plan_part
+    stamp = plan_driver.listed(part)
+    task = plan_driver.plan_part
     manifest.begin_generation([video])  # the next one
     assert ray.get(task.remote([video], config, part, Path.cwd(), {}, stamp))[0] == 1 and not part.exists()
-    assert ray.get(task.remote([video], config, part, Path.cwd(), {}, ray_planning.listed(part)))[0] == 1 and part.exists()
+    assert ray.get(task.remote([video], config, part, Path.cwd(), {}, plan_driver.listed(part)))[0] == 1 and part.exists()
 
 
 def test_a_card_that_is_not_there_stops_the_job_and_refuses_no_video(clips: Path, tmp_path: Path) -> None:
@@ -107,5 +107,5 @@ def test_a_card_that_is_not_there_stops_the_job_and_refuses_no_video(clips: Path
     videos = manifest.generation()
     assert videos is not None
     with pytest.raises(DeviceError, match=r"pipeline\.decode_device: cannot open cuda:63 .* set pipeline\.decode_device=cpu"):
-        ray_planning.plan(videos, config, manifest, Meter())
+        plan_driver.plan(videos, config, manifest, Meter())
     assert manifest.rejects() == [] and manifest.groups() == 0 and manifest.generation() == videos, "running again goes on"

@@ -11,20 +11,11 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from made_state import STATE
+from tests.helpers.made_state import STATE
 
-from pretrain.config import CurriculumConfig, Mix, ModelConfig, Stage
-from pretrain.guard import Guard, TrainingHalted
-from pretrain.state import (
-    RankMismatch,
-    ResumeError,
-    TrainState,
-    agree,
-    mark_failed,
-    past_digest,
-    truncate_metrics,
-    write_status,
-)
+from pretrain.engine.config import CurriculumConfig, Mix, ModelConfig, Stage
+from pretrain.loop.guard import Guard, TrainingHalted
+from pretrain.checkpoint.train_state import RankMismatch, ResumeError, TrainState, agree, mark_failed, past_digest, truncate_metrics, write_status
 
 
 def test_state_round_trips_and_refuses_another_format(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pretrain.config import CurriculumConfig, Mix, ObjectiveConfig, Stage, TrainConfig
-from pretrain.curriculum import CYCLE, Curriculum, CurriculumError, counted, share, spread
-from pretrain.schedule import learning_rate
-from tokenizer.spec import CodecSpec
+from pretrain.engine.config import CurriculumConfig, Mix, ObjectiveConfig, Stage, TrainConfig
+from pretrain.data.curriculum import CYCLE, Curriculum, CurriculumError, counted, share, spread
+from pretrain.engine.lr_schedule import learning_rate
+from tokenizer.quantization.codec_spec import CodecSpec
 
 
 def curriculum(*stages: tuple[int, list[tuple[str, int, float, int]]]) -> Curriculum:

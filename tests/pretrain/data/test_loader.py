@@ -12,18 +12,18 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-import made_shards
+from tests.helpers import made_shards
 
-from pipeline.index import DatasetError, ShardDataset
+from pipeline.shards.dataset import DatasetError, ShardDataset
 from pipeline.records import Bucket
-from pretrain.batch import Batch
-from pretrain.config import CurriculumConfig, Mix, ModelConfig, Stage
-from pretrain.curriculum import Curriculum
-from pretrain.data import Corpus, DataError
-from pretrain.loader import Loader, StepData
-from pretrain.order import Order
-from pretrain.text import TextTokenizer
-from tokenizer.spec import CodecSpec
+from pretrain.data.batch import Batch
+from pretrain.engine.config import CurriculumConfig, Mix, ModelConfig, Stage
+from pretrain.data.curriculum import Curriculum
+from pretrain.data.token_datasets import Corpus, DataError
+from pretrain.data.loader import Loader, StepData
+from pretrain.data.sample_order import Order
+from pretrain.model.text_tokenizer import TextTokenizer
+from tokenizer.quantization.codec_spec import CodecSpec
 
 BUCKET, LARGE = "f009x32x32", "f005x64x64"
 PLAN = Curriculum(

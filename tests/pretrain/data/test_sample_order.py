@@ -7,9 +7,9 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.config import CurriculumConfig, Mix, Stage
-from pretrain.curriculum import Curriculum
-from pretrain.order import Epochs, Order, Source, sample_seed, split
+from pretrain.engine.config import CurriculumConfig, Mix, Stage
+from pretrain.data.curriculum import Curriculum
+from pretrain.data.sample_order import Epochs, Order, Source, sample_seed, split
 
 STREAM = ("f005x64x64", 0)
 

@@ -9,29 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-import pretrain.blocks
-from cluster import cli
+import pretrain.model.block_attention
+from cluster.cli import main
 from cluster.config import Config, load
-from pretrain.batch import Batch
-from pretrain.config import ModelConfig, ObjectiveConfig
-from pretrain.flops import causal_pairs, training_flops
-from pretrain.model import VideoAR
-from pretrain.objective import Objective
-from pretrain.plan import (
-    LIVE_PARAMETERS,
-    Checkpointing,
-    Machine,
-    PlanError,
-    activation_bytes,
-    block_bytes,
-    make,
-    parameters_of,
-    peak_of,
-    spec_of,
-)
-from pretrain.text import TextTokenizer
+from pretrain.data.batch import Batch
+from pretrain.engine.config import ModelConfig, ObjectiveConfig
+from pretrain.estimate.flops import causal_pairs, training_flops
+from pretrain.model.transformer import VideoAR
+from pretrain.objective.objective import Objective
+from pretrain.estimate.job_estimate import LIVE_PARAMETERS, Checkpointing, Machine, PlanError, activation_bytes, block_bytes, make, parameters_of, peak_of, spec_of
+from pretrain.model.text_tokenizer import TextTokenizer
 from tokenizer.config import TokenizerConfig
-from tokenizer.spec import CodecSpec
+from tokenizer.quantization.codec_spec import CodecSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = Machine(gpus=8, memory_gb=80.0, peak=1e15, mfu=0.5, link_gb=100.0)
@@ -175,9 +164,9 @@ def test_the_peak_of_a_step_is_the_planned_one(policy: Checkpointing, monkeypatc
 
 def test_the_command_prints_a_plan_and_says_when_it_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(config(tmp_path).source)
-    assert cli.run(["plan", "-c", file, "--gpus", "8", "--gpu-memory", "80", "--json"]) == 0
+    assert main.run(["plan", "-c", file, "--gpus", "8", "--gpu-memory", "80", "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert found["fits"] and found["machine"]["peak"] == 989e12 and found["stages"][0]["samples"] == 1600
-    assert cli.run(["plan", "-c", file, "--gpus", "8", "--gpu-memory", "0.01"]) == 1
+    assert main.run(["plan", "-c", file, "--gpus", "8", "--gpu-memory", "0.01"]) == 1
     text = capsys.readouterr().out
     assert "does NOT fit" in text and "GPU hours at 40%" in text

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain import blocks
-from pretrain.attention import Mask, allowed_pairs, plan
-from pretrain.sequence import Layout
+from pretrain.model import block_attention
+from pretrain.model.attention import Mask, allowed_pairs, plan
+from pretrain.model.token_layout import Layout
 
 SCALES = ((1, 1), (2, 2), (2, 3))
 LAYOUT = Layout(text=3, frames=4, scales=SCALES)
@@ -75,10 +75,10 @@ def test_the_dense_mask_against_a_slow_loop(name: str) -> None:
 @pytest.mark.parametrize("kept", [0, 1 << 23])
 @pytest.mark.parametrize("name", MASKS)
 def test_blocks_agree_with_dense(name: str, rows: int, scores: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "ROWS", rows)
-    monkeypatch.setattr(blocks, "SCORES", scores)
-    monkeypatch.setattr(blocks, "KEPT", kept)
-    monkeypatch.setattr(blocks, "ROW_STEP", 5 if scores == 64 else 256)
+    monkeypatch.setattr(block_attention, "ROWS", rows)
+    monkeypatch.setattr(block_attention, "SCORES", scores)
+    monkeypatch.setattr(block_attention, "KEPT", kept)
+    monkeypatch.setattr(block_attention, "ROW_STEP", 5 if scores == 64 else 256)
     mask = MASKS[name]
     found = []
     for backend in ("dense", "blocks"):
@@ -157,7 +157,7 @@ def test_allowed_pairs_counts_the_mask(window: int) -> None:
 def test_blocks_skip_what_is_forbidden() -> None:
     """The scores that are computed stay near the allowed pairs, and below half of L x L."""
     layout = Layout(text=20, frames=5, scales=((1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8)))
-    made = blocks.BlockPlan.make((layout,), torch.tensor([[20]]), 2, None, 0)
+    made = block_attention.BlockPlan.make((layout,), torch.tensor([[20]]), 2, None, 0)
     computed = sum((g.end - g.begin) * sum(e - b for b, e in g.keys) for g in made.groups)
     allowed = allowed_pairs(layout, 20, 2)
     assert computed < 1.2 * allowed

@@ -7,11 +7,11 @@ import math
 import torch
 from torch import nn
 
-from pretrain.attention import Mask, plan
-from pretrain.config import ModelConfig
-from pretrain.layers import Block, FeedForward, Linear, RMSNorm, SelfAttention, Table, ffn_width, recomputed
-from pretrain.rope import positions, tables
-from pretrain.sequence import Layout
+from pretrain.model.attention import Mask, plan
+from pretrain.engine.config import ModelConfig
+from pretrain.model.layers import Block, FeedForward, Linear, RMSNorm, SelfAttention, Table, ffn_width, recomputed
+from pretrain.model.rope import positions, tables
+from pretrain.model.token_layout import Layout
 
 CONFIG = ModelConfig(layers=2, width=32, heads=4)
 
@@ -79,7 +79,7 @@ def test_every_parameter_is_made_by_its_own_module() -> None:
 
         kind.__init__ = wrapped  # type: ignore[method-assign, assignment]
     try:
-        from pretrain.model import VideoAR
+        from pretrain.model.transformer import VideoAR
 
         model = VideoAR(CONFIG, 16, 256)
     finally:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config import ModelConfig
-from pretrain.text import TextError, TextTokenizer
+from pretrain.engine.config import ModelConfig
+from pretrain.model.text_tokenizer import TextError, TextTokenizer
 
 
 def test_bytes_are_the_ids() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from pretrain.sequence import Layout
-from tokenizer.scales import scales
+from pretrain.model.token_layout import Layout
+from tokenizer.quantization.scale_schedule import scales
 
 
 def test_offsets_cover_the_sequence_without_gaps() -> None:

@@ -5,25 +5,25 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretrain import draws
+from pretrain.objective import counter_rng
 
 
 def test_a_sample_draws_the_same_in_any_batch() -> None:
     seeds = torch.tensor([3, -7, 1 << 62])
-    whole = draws.uniform(seeds, draws.FLIP, (5, 3))
+    whole = counter_rng.uniform(seeds, counter_rng.FLIP, (5, 3))
     assert whole.shape == (3, 5, 3) and whole.dtype == torch.float32
     for index in range(3):
-        assert torch.equal(draws.uniform(seeds[index : index + 1], draws.FLIP, (5, 3))[0], whole[index])
+        assert torch.equal(counter_rng.uniform(seeds[index : index + 1], counter_rng.FLIP, (5, 3))[0], whole[index])
 
 
 def test_a_longer_draw_begins_like_a_shorter_one() -> None:
     seeds = torch.arange(4)
-    assert torch.equal(draws.uniform(seeds, 0, (9,))[:, :5], draws.uniform(seeds, 0, (5,)))
+    assert torch.equal(counter_rng.uniform(seeds, 0, (9,))[:, :5], counter_rng.uniform(seeds, 0, (5,)))
 
 
 @pytest.mark.parametrize("stream", range(5))
 def test_numbers_are_uniform_and_uncorrelated(stream: int) -> None:
-    numbers = draws.uniform(torch.arange(64), stream, (4096,))
+    numbers = counter_rng.uniform(torch.arange(64), stream, (4096,))
     assert float(numbers.min()) >= 0 and float(numbers.max()) < 1
     count = numbers.numel()
     # 5 standard deviations of the mean, of the bins' counts and of the correlations.
@@ -37,9 +37,9 @@ def test_numbers_are_uniform_and_uncorrelated(stream: int) -> None:
 
 def test_streams_and_children_differ() -> None:
     seeds = torch.arange(1000)
-    drawn = [draws.uniform(seeds, stream, (1,)) for stream in range(5)]
-    drawn += [draws.uniform(draws.fold(seeds, child), 0, (1,)) for child in range(5)]
+    drawn = [counter_rng.uniform(seeds, stream, (1,)) for stream in range(5)]
+    drawn += [counter_rng.uniform(counter_rng.fold(seeds, child), 0, (1,)) for child in range(5)]
     for i, first in enumerate(drawn):
         for second in drawn[:i]:
             assert abs(float(torch.corrcoef(torch.stack((first[:, 0], second[:, 0])))[0, 1])) < 0.16
-    assert torch.unique(draws.fold(seeds, 3)).numel() == 1000
+    assert torch.unique(counter_rng.fold(seeds, 3)).numel() == 1000

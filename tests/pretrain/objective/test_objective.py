@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.attention import plan
-from pretrain.batch import Batch
-from pretrain.config import ModelConfig, ObjectiveConfig
-from pretrain.loss import token_weights
-from pretrain.model import VideoAR
-from pretrain.objective import Objective, ObjectiveError
-from tokenizer.spec import CodecSpec
+from pretrain.model.attention import plan
+from pretrain.data.batch import Batch
+from pretrain.engine.config import ModelConfig, ObjectiveConfig
+from pretrain.model.bit_loss import token_weights
+from pretrain.model.transformer import VideoAR
+from pretrain.objective.objective import Objective, ObjectiveError
+from tokenizer.quantization.codec_spec import CodecSpec
 
 SPEC = CodecSpec(bits=16, spatial_stride=16, temporal_stride=4, digest="x")
 MODEL = ModelConfig(layers=2, width=32, heads=4, text_length=8, max_scales=4)

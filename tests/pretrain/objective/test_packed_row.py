@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pretrain.attention import Mask
-from pretrain.batch import Batch
-from pretrain.config import ModelConfig, ObjectiveConfig
-from pretrain.model import VideoAR
-from pretrain.objective import Objective
-from pretrain.packing import Pack, arrange
-from pretrain.sequence import Layout
-from tokenizer.spec import CodecSpec
+from pretrain.model.attention import Mask
+from pretrain.data.batch import Batch
+from pretrain.engine.config import ModelConfig, ObjectiveConfig
+from pretrain.model.transformer import VideoAR
+from pretrain.objective.objective import Objective
+from pretrain.objective.packed_row import Pack, arrange
+from pretrain.model.token_layout import Layout
+from tokenizer.quantization.codec_spec import CodecSpec
 
 SPEC = CodecSpec(bits=16, spatial_stride=16, temporal_stride=4, digest="x")
 MODEL = ModelConfig(layers=2, width=32, heads=4, text_length=8, max_scales=4)

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-import ulysses_worker
+from tests.helpers import ulysses_worker
 
-from pretrain.config import Mix, Stage
-from pretrain.curriculum import CurriculumError
-from pretrain.ranks import Ranks
-from pretrain.ulysses import SequenceGroup, SequenceGroups, Share, size_of
+from pretrain.engine.config import Mix, Stage
+from pretrain.data.curriculum import CurriculumError
+from cluster.runtime.process_group import Ranks
+from pretrain.objective.sequence_parallel import SequenceGroup, SequenceGroups, Share, size_of
 
 
 def test_ranks_that_share_sequences_compute_what_one_computes(tmp_path: Path) -> None:

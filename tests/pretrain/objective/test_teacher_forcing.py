@@ -9,10 +9,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pretrain import corrupt
-from pretrain.config import ObjectiveConfig
-from tokenizer.quantizer import accumulate, next_inputs, quantize, requantize
-from tokenizer.scales import scales
+from pretrain.objective import teacher_forcing
+from pretrain.engine.config import ObjectiveConfig
+from tokenizer.quantization.bsq import accumulate, next_inputs, quantize, requantize
+from tokenizer.quantization.scale_schedule import scales
 
 SCALES = scales(8, 8)
 SEEDS = torch.arange(50)
@@ -38,7 +38,7 @@ def test_golden_self_correction(shared: Path) -> None:
     ]
     turned = [golden[f"flip_{k}"].bool() for k in range(5)]
     turned.append(torch.zeros_like(bits[5]))
-    labels, inputs, _ = corrupt.teach(bits, SCALES, turned, golden["feature"])
+    labels, inputs, _ = teacher_forcing.teach(bits, SCALES, turned, golden["feature"])
     for k, label in enumerate(labels):
         assert torch.equal(label.flatten(1, 2), golden[f"bsc_label_{k}"].bool()), k
     found = torch.cat([item.flatten(2).transpose(1, 2) for item in inputs], dim=1)
@@ -50,7 +50,7 @@ def test_with_features_it_equals_the_tokenizers_self_correction(features: Tensor
     bits, _ = quantize(features, SCALES)
     turned = _turned(share)
     expected_labels, expected_inputs, expected_final = requantize(features, SCALES, turned)
-    labels, inputs, final = corrupt.teach(bits, SCALES, turned, features)
+    labels, inputs, final = teacher_forcing.teach(bits, SCALES, turned, features)
     wrong = sum(int((a != b).sum()) for a, b in zip(labels, expected_labels, strict=True))
     assert wrong == 0
     for ours, theirs in zip([*inputs, final], [*expected_inputs, expected_final], strict=True):
@@ -62,7 +62,7 @@ def test_without_flips_the_stored_bits_stay(features: Tensor, with_features: boo
     bits, quantized = quantize(features, SCALES)
     rounded = features.bfloat16() if with_features else None
     for turned in (None, _turned(0.0)):
-        labels, inputs, final = corrupt.teach(bits, SCALES, turned, rounded)
+        labels, inputs, final = teacher_forcing.teach(bits, SCALES, turned, rounded)
         assert all(torch.equal(a, b) for a, b in zip(labels, bits, strict=True))
         assert torch.allclose(final, quantized, atol=1e-6)
         for ours, theirs in zip(inputs, next_inputs(bits, SCALES), strict=True):
@@ -73,7 +73,7 @@ def test_a_label_differs_only_behind_a_corrupted_channel(features: Tensor) -> No
     bits, _ = quantize(features, SCALES)
     turned = _turned(0.0)
     turned[1][0, 0, 0, 5] = True
-    labels, _, final = corrupt.teach(bits, SCALES, turned)
+    labels, _, final = teacher_forcing.teach(bits, SCALES, turned)
     for k, (label, bit) in enumerate(zip(labels, bits, strict=True)):
         changed = label != bit
         assert not changed[1:].any() and not changed[..., :5].any() and not changed[..., 6:].any()
@@ -86,8 +86,8 @@ def test_requantised_labels_mend_the_history(features: Tensor) -> None:
     """The corrected sum is nearer to the features than the same flips without correction."""
     bits, quantized = quantize(features, SCALES)
     turned = _turned(0.2, last=False)
-    with_mending = corrupt.teach(bits, SCALES, turned, features)[2]
-    labels, _, without = corrupt.teach(bits, SCALES, turned, features, requantise=False)
+    with_mending = teacher_forcing.teach(bits, SCALES, turned, features)[2]
+    labels, _, without = teacher_forcing.teach(bits, SCALES, turned, features, requantise=False)
     assert all(torch.equal(a, b) for a, b in zip(labels, bits, strict=True))
     clean, mended, spoiled = (float((x - features).square().mean()) for x in (quantized, with_mending, without))
     assert clean < mended < 0.5 * spoiled
@@ -97,8 +97,8 @@ def test_without_features_the_labels_come_near_those_from_features(features: Ten
     """The stand-in mends about as the features do: far better than leaving the stored bits as labels."""
     bits, _ = quantize(features, SCALES)
     turned = _turned(0.2, last=False)
-    exact = corrupt.teach(bits, SCALES, turned, features)[0]
-    proxy = corrupt.teach(bits, SCALES, turned)[0]
+    exact = teacher_forcing.teach(bits, SCALES, turned, features)[0]
+    proxy = teacher_forcing.teach(bits, SCALES, turned)[0]
 
     def agreement(labels: list[Tensor]) -> float:
         return sum(int((a == b).sum()) for a, b in zip(exact, labels, strict=True)) / sum(a.numel() for a in exact)
@@ -109,7 +109,7 @@ def test_without_features_the_labels_come_near_those_from_features(features: Ten
 
 def test_ratios_follow_eq_8() -> None:
     config = ObjectiveConfig(flip_min=0.05, flip_max=0.25, flip_delta=0.02)
-    found = corrupt.ratios(config, torch.arange(4000), 4, 6)
+    found = teacher_forcing.ratios(config, torch.arange(4000), 4, 6)
     for frame in range(4):
         low, high = 0.05 + 0.02 * frame, 0.25 + 0.02 * frame
         inner = found[:, frame, 1:]
@@ -123,33 +123,33 @@ def test_ratios_follow_eq_8() -> None:
 
 
 def test_ablations_of_the_ratios() -> None:
-    plain = corrupt.ratios(ObjectiveConfig(flip_inherit=False, flip_time_dependent=False), SEEDS, 20, 6)
+    plain = teacher_forcing.ratios(ObjectiveConfig(flip_inherit=False, flip_time_dependent=False), SEEDS, 20, 6)
     assert float(plain.max()) <= 0.25
     assert bool((plain[:, 1:, 0] < plain[:, :-1, -1]).any())
-    grown = corrupt.ratios(ObjectiveConfig(flip_inherit=False), SEEDS, 200, 2)
+    grown = teacher_forcing.ratios(ObjectiveConfig(flip_inherit=False), SEEDS, 200, 2)
     assert float(grown.max()) <= 1.0 and float(grown[:, -1].min()) >= 1.0
     off = ObjectiveConfig(flip_max=0, flip_delta=0)
-    assert not corrupt.active(off) and corrupt.active(ObjectiveConfig())
+    assert not teacher_forcing.active(off) and teacher_forcing.active(ObjectiveConfig())
 
 
 def test_bits_turn_with_their_ratio() -> None:
     ratios = torch.rand(50, 2, 6, generator=torch.Generator().manual_seed(0)) * 0.3
-    maps = corrupt.flips(SEEDS, ratios, SCALES, 16)
+    maps = teacher_forcing.flips(SEEDS, ratios, SCALES, 16)
     assert [tuple(m.shape) for m in maps] == [(100, h, w, 16) for h, w in SCALES]
     share = maps[-1].float().mean((1, 2, 3)).view(50, 2)
     assert float((share - ratios[:, :, -1]).abs().max()) < 5 * (0.25 / 1024) ** 0.5
-    assert not corrupt.flips(SEEDS, torch.zeros_like(ratios), SCALES, 16)[3].any()
+    assert not teacher_forcing.flips(SEEDS, torch.zeros_like(ratios), SCALES, 16)[3].any()
 
 
 def test_feeds_are_in_the_order_of_the_tokens(features: Tensor) -> None:
     bits, _ = quantize(features, SCALES)
-    _, inputs, final = corrupt.teach(bits, SCALES)
-    fed = corrupt.feed(inputs, final, 2, SCALES)
+    _, inputs, final = teacher_forcing.teach(bits, SCALES)
+    fed = teacher_forcing.feed(inputs, final, 2, SCALES)
     assert fed.shape == (3, 260, 16)
     assert not fed[:, 0].any()
     # clip 1, frame 1 is frame 3 of all; its first scale is fed the sum of frame 2.
     assert torch.allclose(fed[1, 130], torch.nn.functional.interpolate(final[2:3], size=(1, 1), mode="bilinear").flatten())
     begin = 130 + 1 + 4 + 9
     assert torch.equal(fed[1, begin : begin + 16], inputs[2][3].flatten(1).t())
-    area = corrupt.feed(inputs, final, 2, SCALES, "area")
+    area = teacher_forcing.feed(inputs, final, 2, SCALES, "area")
     assert torch.allclose(area[1, 130], final[2].mean((1, 2)), atol=1e-6)

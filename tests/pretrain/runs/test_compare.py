@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.compare import CompareError, compare, main
+from pretrain.runs.compare import CompareError, compare, main
 
 
 def run(folder: Path, losses: list[float], *, clip: float = 1.0, ids: str = "a", code: str = "1") -> Path:

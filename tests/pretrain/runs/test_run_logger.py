@@ -15,16 +15,16 @@ import torch
 
 from cluster.config import MetricsConfig
 from cluster.metrics import MetricsPortError, StepReport
-from pretrain import flops
-from pretrain.attention import Mask
-from pretrain.config import ModelConfig, TrainConfig
-from pretrain.figures import Clock, Figures
-from pretrain.journal import Journal
-from pretrain.model import VideoAR
-from pretrain.optim import adamw, groups, mark_muon
-from pretrain.ranks import Ranks
-from pretrain.sequence import Layout
-from pretrain.stopping import StopRequest
+from pretrain.estimate import flops
+from pretrain.model.attention import Mask
+from pretrain.engine.config import ModelConfig, TrainConfig
+from pretrain.loop.step_metrics import Clock, Figures
+from pretrain.runs.run_logger import Journal
+from pretrain.model.transformer import VideoAR
+from pretrain.engine.optimizer import adamw, groups, mark_muon
+from cluster.runtime.process_group import Ranks
+from pretrain.model.token_layout import Layout
+from pretrain.loop.preemption import StopRequest
 
 REPORT = StepReport(
     step=3,

@@ -16,15 +16,15 @@ from safetensors.torch import save_file
 
 from cluster.config import Config, load
 from pipeline.video import VideoWriter, iter_frames, probe, write_video
-from pretrain import generate
-from pretrain.config import ModelConfig, ObjectiveConfig
-from pretrain.generate import Setting, clip, read_prefix, run
-from pretrain.generate import load as load_setting
-from pretrain.model import VideoAR
-from pretrain.sample import SampleError, Step, sample
+from pretrain.sampling import generate
+from pretrain.engine.config import ModelConfig, ObjectiveConfig
+from pretrain.sampling.generate import Setting, clip, read_prefix, run
+from pretrain.sampling.generate import load as load_setting
+from pretrain.model.transformer import VideoAR
+from pretrain.sampling.sampler import SampleError, Step, sample
 from tokenizer.codec import save
 from tokenizer.config import NetworkConfig
-from tokenizer.network import Network
+from tokenizer.network.network import Network
 
 NETWORK = NetworkConfig(bits=8, width=8, multipliers=(1, 1, 2, 2), blocks=1, groups=4)
 MODEL = ModelConfig(layers=1, width=16, heads=2, text_length=12)

@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pretrain.config import SampleConfig
-from pretrain.guidance import guided, needed, strength
+from pretrain.engine.config import SampleConfig
+from pretrain.sampling.guidance import guided, needed, strength
 
 
 def test_ucf_schedule() -> None:

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pretrain import sample as sampling
-from pretrain.batch import Batch
-from pretrain.config import ModelConfig, ObjectiveConfig, SampleConfig
-from pretrain.model import VideoAR
-from pretrain.objective import Objective
-from pretrain.sample import SampleError, forwards, sample, steps
-from pretrain.text import TextError, TextTokenizer
-from tokenizer.quantizer import pack
-from tokenizer.spec import CodecSpec
+from pretrain.sampling import sampler as sampling
+from pretrain.data.batch import Batch
+from pretrain.engine.config import ModelConfig, ObjectiveConfig, SampleConfig
+from pretrain.model.transformer import VideoAR
+from pretrain.objective.objective import Objective
+from pretrain.sampling.sampler import SampleError, forwards, sample, steps
+from pretrain.model.text_tokenizer import TextError, TextTokenizer
+from tokenizer.quantization.bsq import pack
+from tokenizer.quantization.codec_spec import CodecSpec
 
 SPEC = CodecSpec(bits=16, spatial_stride=16, temporal_stride=4, digest="x")
 CONFIG = ModelConfig(layers=2, width=32, heads=4, text_length=8)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.video import iter_frames
-from pretrain.reel import COLUMNS, Reel, columns, contact_sheet
+from pretrain.sampling.video_sink import COLUMNS, Reel, columns, contact_sheet
 
 
 def test_pieces_make_the_files_of_the_whole(tmp_path: Path) -> None:

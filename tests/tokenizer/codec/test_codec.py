@@ -11,10 +11,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tokenizer.blocks import Stream
+from tokenizer.network.blocks import Stream
 from tokenizer.codec import CodecError, Encoded, VideoCodec, digest, save
 from tokenizer.config import NetworkConfig
-from tokenizer.network import Network, to_uint8
+from tokenizer.network.network import Network, to_uint8
 
 
 def codec_of(network: Network, folder: Path) -> VideoCodec:
@@ -43,7 +43,7 @@ def chunks(total: int, cuts: list[int]) -> list[tuple[int, int]]:
 
 def near_zero(features: torch.Tensor, codec: VideoCodec) -> bool:
     """Whether a pre-sign value lies so near 0 that rounding may decide it."""
-    from tokenizer.quantizer import codes, resize_area, resize_linear
+    from tokenizer.quantization.bsq import codes, resize_area, resize_linear
 
     frames = features.flatten(0, 1)
     listed = codec.spec.scales(*frames.shape[2:])

@@ -10,10 +10,10 @@ import torch
 
 from tokenizer.codec import VideoCodec
 from tokenizer.config import NetworkConfig
-from tokenizer.importer import ImportFailure, change_bits, import_public
-from tokenizer.network import Network
-from tokenizer.quantizer import quantize
-from tokenizer.scales import scales
+from tokenizer.codec.image_import import ImportFailure, change_bits, import_public
+from tokenizer.network.network import Network
+from tokenizer.quantization.bsq import quantize
+from tokenizer.quantization.scale_schedule import scales
 
 
 def public_state(bits: int = 16, width: int = 8, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -45,7 +45,7 @@ def test_the_golden_file_imports_and_codes_as_the_public_network(
     encoded = codec.encode(golden["image_u8"].permute(0, 2, 3, 1)[:, None])
     assert (encoded.features[:, 0] - golden["feature"]).abs().max() < 1e-4
     want = torch.cat([golden[f"bits_{k}"].flatten(1) for k in range(6)], dim=1).bool()
-    from tokenizer.quantizer import unpack
+    from tokenizer.quantization.bsq import unpack
 
     found = torch.cat([item.flatten(1) for item in unpack(encoded.bits, scales(8, 8), 16)], dim=1)
     assert (found != want).double().mean() < 1e-3

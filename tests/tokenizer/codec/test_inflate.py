@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenizer.inflate import inflate
+from tokenizer.codec.inflate import inflate
 
 SHAPES: dict[str, tuple[int, ...]] = {"a.weight": (2, 3, 3, 3, 3), "a.bias": (2,), "b.weight": (2, 2, 1, 1, 1)}
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tokenizer.i3d import I3d, _same, frechet
-from tokenizer.weights import available
+from tokenizer.evaluation.i3d import I3d, _same, frechet
+from tokenizer.evaluation.pretrained import available
 
 
 @pytest.mark.skipif(not available("i3d"), reason="scoring networks not fetched (`make setup` fetches them)")

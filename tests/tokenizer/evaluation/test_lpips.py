@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokenizer.perceptual import Lpips, PerceptualLoss, perceptual
-from tokenizer.weights import WeightsError, available
+from tokenizer.evaluation.lpips import Lpips, PerceptualLoss, perceptual
+from tokenizer.evaluation.pretrained import WeightsError, available
 
 FETCHED = pytest.mark.skipif(
     not (available("lpips-alex") and available("lpips-vgg")), reason="scoring networks not fetched (`make setup` fetches them)"

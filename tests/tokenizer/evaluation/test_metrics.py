@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from tokenizer import metrics
-from tokenizer.quantizer import pack
-from tokenizer.scales import scales
+from tokenizer.evaluation import metrics
+from tokenizer.quantization.bsq import pack
+from tokenizer.quantization.scale_schedule import scales
 
 
 def noise(seed: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tokenizer.config import NetworkConfig
-from tokenizer.network import Network, pixels, to_uint8
+from tokenizer.network.network import Network, pixels, to_uint8
 
 
 def test_parity_with_the_public_image_network(golden: dict[str, torch.Tensor], golden_network: Network) -> None:
@@ -31,7 +31,7 @@ def test_a_video_encodes_its_first_frame_as_the_image_network(golden: dict[str, 
 
 
 def test_zero_older_slices_make_every_frame_an_image_where_time_is_not_halved(golden_2d: dict[str, torch.Tensor]) -> None:
-    from tokenizer.inflate import inflate
+    from tokenizer.codec.inflate import inflate
 
     network = Network(NetworkConfig(bits=16, width=32, temporal_stride=1)).eval()
     network.load_state_dict(inflate(golden_2d, network.shapes()))

@@ -9,23 +9,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenizer import quantizer
-from tokenizer.scales import scales
+from tokenizer.quantization import bsq
+from tokenizer.quantization.scale_schedule import scales
 
 SCALES = scales(8, 8)
 
 
 def test_quantize_gives_the_public_bits_and_sum(golden: dict[str, torch.Tensor]) -> None:
-    bits, total = quantizer.quantize(golden["feature"], SCALES)
+    bits, total = bsq.quantize(golden["feature"], SCALES)
     for k, found in enumerate(bits):
         assert torch.equal(found, golden[f"bits_{k}"].bool())
     assert torch.allclose(total, golden["quantized"], atol=1e-6)
-    assert torch.equal(quantizer.accumulate(bits, SCALES), total)
+    assert torch.equal(bsq.accumulate(bits, SCALES), total)
 
 
 def test_next_inputs_equal_the_public_ones(golden: dict[str, torch.Tensor]) -> None:
-    bits, _ = quantizer.quantize(golden["feature"], SCALES)
-    found = quantizer.next_inputs(bits, SCALES, mode="area")
+    bits, _ = bsq.quantize(golden["feature"], SCALES)
+    found = bsq.next_inputs(bits, SCALES, mode="area")
     assert len(found) == 5
     for k, item in enumerate(found):
         assert torch.allclose(item, golden[f"next_input_area_{k}"], atol=1e-6)
@@ -33,36 +33,36 @@ def test_next_inputs_equal_the_public_ones(golden: dict[str, torch.Tensor]) -> N
 
 def test_requantize_gives_the_public_labels_and_inputs(golden: dict[str, torch.Tensor]) -> None:
     flips = [golden[f"flip_{k}"].bool() for k in range(5)] + [torch.zeros(3, 8, 8, 16, dtype=torch.bool)]
-    labels, inputs, total = quantizer.requantize(golden["feature"], SCALES, flips)
+    labels, inputs, total = bsq.requantize(golden["feature"], SCALES, flips)
     for k, label in enumerate(labels):
         assert torch.equal(label.flatten(1, 2), golden[f"bsc_label_{k}"].bool())
     joined = torch.cat([item.flatten(2).transpose(1, 2) for item in inputs], dim=1)
     assert torch.allclose(joined, golden["bsc_input"], atol=1e-6)
     flipped = [label ^ flip for label, flip in zip(labels, flips)]
-    assert torch.allclose(total, quantizer.accumulate(flipped, SCALES), atol=1e-6)
+    assert torch.allclose(total, bsq.accumulate(flipped, SCALES), atol=1e-6)
 
 
 def test_requantize_without_flips_is_quantize() -> None:
     features = torch.randn(3, 8, 6, 9, generator=torch.Generator().manual_seed(1))
     listed = scales(6, 9)
-    bits, total = quantizer.quantize(features, listed)
-    labels, inputs, again = quantizer.requantize(features, listed, [torch.zeros_like(item) for item in bits])
+    bits, total = bsq.quantize(features, listed)
+    labels, inputs, again = bsq.requantize(features, listed, [torch.zeros_like(item) for item in bits])
     assert all(torch.equal(a, b) for a, b in zip(bits, labels))
     assert torch.allclose(total, again, atol=1e-6)
-    for a, b in zip(inputs, quantizer.next_inputs(bits, listed)):
+    for a, b in zip(inputs, bsq.next_inputs(bits, listed)):
         assert torch.allclose(a, b, atol=1e-6)
 
 
 def test_each_scale_lowers_the_residual() -> None:
     features = torch.nn.functional.normalize(torch.randn(4, 16, 8, 8), dim=1)
-    bits, _ = quantizer.quantize(features, SCALES)
-    errors = [(features - quantizer.accumulate(bits[:k], SCALES)).square().mean().item() for k in (4, 5, 6)]
+    bits, _ = bsq.quantize(features, SCALES)
+    errors = [(features - bsq.accumulate(bits[:k], SCALES)).square().mean().item() for k in (4, 5, 6)]
     assert errors[2] < errors[0]
 
 
 def test_codes_have_unit_length_and_bit_one_is_positive() -> None:
     bits = torch.rand(2, 3, 4, 24) > 0.5
-    made = quantizer.codes(bits)
+    made = bsq.codes(bits)
     assert torch.allclose(made.norm(dim=1), torch.ones(2, 3, 4))
     assert torch.equal(made.permute(0, 2, 3, 1) > 0, bits)
     assert math.isclose(made.abs().max().item(), 1 / math.sqrt(24), rel_tol=1e-6)
@@ -73,29 +73,29 @@ def test_codes_have_unit_length_and_bit_one_is_positive() -> None:
 def test_pack_and_unpack_are_inverse(rows: int, columns: int, d: int, count: int) -> None:
     listed = scales(rows, columns)
     bits = [torch.rand(count, r, c, d) > 0.5 for r, c in listed]
-    packed = quantizer.pack(bits)
+    packed = bsq.pack(bits)
     assert packed.shape == (count, sum(r * c for r, c in listed) * d // 8)
-    assert all(torch.equal(a, b) for a, b in zip(bits, quantizer.unpack(packed, listed, d)))
+    assert all(torch.equal(a, b) for a, b in zip(bits, bsq.unpack(packed, listed, d)))
 
 
 def test_lowest_bit_comes_first() -> None:
     bits = [torch.tensor([1, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0]).bool().view(1, 1, 1, 16)]
-    assert quantizer.pack(bits).tolist() == [[129, 2]]
+    assert bsq.pack(bits).tolist() == [[129, 2]]
 
 
 def test_wrong_shapes_are_named() -> None:
     with pytest.raises(ValueError, match="bytes a frame"):
-        quantizer.unpack(torch.zeros(2, 3, dtype=torch.uint8), SCALES, 8)
+        bsq.unpack(torch.zeros(2, 3, dtype=torch.uint8), SCALES, 8)
     with pytest.raises(ValueError, match="the scales end at"):
-        quantizer.quantize(torch.zeros(1, 8, 4, 4), SCALES)
+        bsq.quantize(torch.zeros(1, 8, 4, 4), SCALES)
     with pytest.raises(ValueError, match="flip maps"):
-        quantizer.requantize(torch.zeros(1, 8, 8, 8), SCALES, [])
+        bsq.requantize(torch.zeros(1, 8, 8, 8), SCALES, [])
 
 
 def test_half_precision_features_are_quantised_in_float32() -> None:
     features = torch.randn(2, 8, 4, 4).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        bits, total = quantizer.quantize(features, scales(4, 4))
-    want, _ = quantizer.quantize(features.float(), scales(4, 4))
+        bits, total = bsq.quantize(features, scales(4, 4))
+    want, _ = bsq.quantize(features.float(), scales(4, 4))
     assert total.dtype == torch.float32
     assert all(torch.equal(a, b) for a, b in zip(bits, want))

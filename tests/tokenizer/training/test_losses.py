@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenizer import losses
+from tokenizer.training import losses
 from tokenizer.config import LossConfig
-from tokenizer.discriminator import PatchDiscriminator
+from tokenizer.training.discriminator import PatchDiscriminator
 
 
 def test_total_weighs_the_terms() -> None:

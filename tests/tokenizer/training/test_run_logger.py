@@ -11,7 +11,7 @@ import pytest
 
 from cluster.config import MetricsConfig
 from cluster.metrics import MetricsPortError
-from tokenizer.journal import METRICS, Journal
+from tokenizer.training.run_logger import METRICS, Journal
 
 FIGURES = {
     "step": 7,

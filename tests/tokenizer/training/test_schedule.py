@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from tokenizer.config import TokenizerTraining, TrainingBucket
-from tokenizer.schedule import bucket_at, ema_at, keep_at, looked_at, rate_at
+from tokenizer.training.schedule import bucket_at, ema_at, keep_at, looked_at, rate_at
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:

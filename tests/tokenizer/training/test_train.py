@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 
 from cluster.config import load
-from tokenizer.train import finished, recipe_digest
-from tokenizer.trainer import TrainingError
+from tokenizer.training.train import finished, recipe_digest
+from tokenizer.training.trainer import TrainingError
 
 DRIVER = Path(__file__).with_name("drive_train.py")
 CONFIG = """

@@ -1,0 +1,1 @@
+from cluster.config.loader import *  # noqa: F403
