@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizer.network.blocks import CausalConv
+from cluster.runtime.malloc import keep_freed_memory
 from tokenizer.codec import VideoCodec, save
 from tokenizer.config import NetworkConfig
-from cluster.runtime.malloc import keep_freed_memory
+from tokenizer.network.causal_conv import CausalConv
 from tokenizer.network.network import Network
 
 

@@ -20,13 +20,14 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.config import PipelineConfig
-from pipeline.shards.layout import write_json
-from pipeline.shards.manifest import Manifest
-from pipeline.records import SourceVideo, VideoPlan
-from pipeline.shards.writer import write_shard
-from pipeline.maintenance.verify import verify
 from tests.pipeline.fakes import SHAPE, FakeCodec, clip, encoded
+
+from cluster.runtime.atomic_files import write_json
+from pipeline.config import PipelineConfig
+from pipeline.maintenance.verify import verify
+from pipeline.records import SourceVideo, VideoPlan
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.writer import write_shard
 
 SIZES = (1000, 8000)
 PART = 250

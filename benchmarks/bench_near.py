@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import video
-from pipeline.config import CutConfig
+from pipeline.analysis.fingerprint import RATE, Print
 from pipeline.analysis.scan import scan
-from pipeline.planning.near_index import CONTEXT, RATE, NearIndex, Print
+from pipeline.config import CutConfig
+from pipeline.planning.near_index import CONTEXT, NearIndex
 
 THRESHOLD = 0.9
 SAME = ("rabbit", "flower", "stream-of-water", "carphone")

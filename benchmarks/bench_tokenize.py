@@ -33,12 +33,12 @@ import numpy as np
 import psutil
 import torch
 
+from cluster.runtime.malloc import keep_freed_memory
+from pipeline.records import clip_times
 from pipeline.shards.manifest import Manifest
-from pipeline.planning.planner import clip_times
 from pipeline.video import Request, read_clips
 from tokenizer.codec import VideoCodec, save
 from tokenizer.config import NetworkConfig
-from cluster.runtime.malloc import keep_freed_memory
 from tokenizer.network.network import Network
 
 JOB = "import sys; from cluster.config import load; from pipeline.job.tokenize import tokenize; tokenize(load(sys.argv[1]))"

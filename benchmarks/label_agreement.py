@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from proof_overfit import FRAMES, SIDE, real_clips
 
-from pretrain.objective import teacher_forcing
-from pretrain.engine.config import ObjectiveConfig
+from pretrain.objective import corruption, teacher_forcing
+from pretrain.objective.config import ObjectiveConfig
 from tokenizer.codec import VideoCodec
-from tokenizer.quantization.bsq import unpack
+from tokenizer.quantization.bit_packing import unpack
 
 
 def main() -> int:
@@ -54,7 +54,9 @@ def main() -> int:
     plain = teacher_forcing._again
     for number in range(arguments.rounds):
         seeds = torch.arange(count) + 1000 * number
-        turned = teacher_forcing.flips(seeds, teacher_forcing.ratios(ObjectiveConfig(), seeds, latents, len(scales)), scales, codec.spec.bits)
+        turned = corruption.flips(
+            seeds, corruption.ratios(ObjectiveConfig(), seeds, latents, len(scales)), scales, codec.spec.bits
+        )
         exact = teacher_forcing.teach(bits, scales, turned, features)[0]
 
         def agreement(labels: list[Tensor], exact: list[Tensor] = exact) -> int:

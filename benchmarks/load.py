@@ -28,16 +28,15 @@ import webdataset
 import zstandard
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "pretrain"))
 
-from tests.helpers import made_shards
-
-from pretrain.engine.config import CurriculumConfig, Mix, ModelConfig, Stage
+from pretrain.data.config import CurriculumConfig, Mix, Stage
 from pretrain.data.curriculum import Curriculum
-from pretrain.data.token_datasets import Corpus
 from pretrain.data.loader import Loader
 from pretrain.data.sample_order import Order
+from pretrain.data.token_datasets import Corpus
+from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
+from tests.helpers import made_shards
 from tokenizer.quantization.codec_spec import CodecSpec
 
 

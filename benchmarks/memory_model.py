@@ -28,10 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.config import load
 from pretrain.data.batch import Batch
-from pretrain.engine.config import ModelConfig, ObjectiveConfig
+from pretrain.estimate.memory import Checkpointing, peak_bytes
+from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import VideoAR
+from pretrain.objective.config import ObjectiveConfig
 from pretrain.objective.objective import Objective
-from pretrain.estimate.job_estimate import Checkpointing, peak_bytes
 from tokenizer.quantization.codec_spec import CodecSpec
 
 GRID, BITS = (9, 24, 42), 48

@@ -19,17 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "pretrain"))
-
-from tests.helpers import made_shards
 
 from pipeline.records import Bucket
-from pretrain.engine.config import CurriculumConfig, Mix, ModelConfig, Stage
+from pretrain.data.config import CurriculumConfig, Mix, Stage
 from pretrain.data.curriculum import Curriculum
-from pretrain.data.token_datasets import Corpus
 from pretrain.data.loader import Loader
 from pretrain.data.sample_order import Order
+from pretrain.data.token_datasets import Corpus
+from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
+from tests.helpers import made_shards
 from tokenizer.quantization.codec_spec import CodecSpec
 
 SPEC = CodecSpec(bits=16, spatial_stride=16, temporal_stride=4, digest="0" * 64)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.tokenizer_jobs.augmentation import augment
 from pipeline.config import CorpusConfig
 from pipeline.corpus.listing import find
+from pipeline.tokenizer_jobs.augmentation import augment
 from pipeline.video import iter_frames
 from tokenizer.config import AugmentConfig, TrainingBucket
 

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from proof_tokenizer import strips
 
-from tokenizer.evaluation.i3d import I3d, frechet
+from tokenizer.evaluation.i3d import I3d
+from tokenizer.evaluation.metrics import frechet
 
 FRAMES = 16
 KNOWN = {"real": 289.0, "shuffled": 880.0, "frozen": 1256.0, "noise": 1803.0}

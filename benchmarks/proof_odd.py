@@ -22,16 +22,17 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tests.pipeline.fakes import FakeCodec
+
+from cluster.runtime.atomic_files import write_json
 from pipeline import video
 from pipeline.config import DecodeLimits, PipelineConfig
 from pipeline.decoding.process import DecoderProcess
 from pipeline.encoding.encoder import GroupEncoder
-from pipeline.shards.layout import write_json
-from pipeline.shards.manifest import Manifest
+from pipeline.maintenance.verify import verify
 from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, SourceVideo
-from pipeline.maintenance.verify import verify
-from tests.pipeline.fakes import FakeCodec
+from pipeline.shards.manifest import Manifest
 
 BUCKETS = (Bucket(frames=1, height=32, width=32), Bucket(frames=5, height=32, width=32), Bucket(frames=17, height=32, width=48))
 LIMITS = DecodeLimits(seconds=60, memory_gb=3, max_frames=20_000)

@@ -27,12 +27,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.video import VideoError, iter_frames, write_video
 from pretrain.data.batch import Batch
-from pretrain.engine.config import ModelConfig, ObjectiveConfig, SampleConfig
-from pretrain.model.transformer import VideoAR
-from pretrain.objective.objective import Objective
-from pretrain.sampling.video_sink import contact_sheet
-from pretrain.sampling.sampler import sample
+from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
+from pretrain.model.transformer import VideoAR
+from pretrain.objective.config import ObjectiveConfig
+from pretrain.objective.objective import Objective
+from pretrain.sampling.config import SampleConfig
+from pretrain.sampling.contact_sheet import contact_sheet
+from pretrain.sampling.sampler import sample
 from tokenizer.codec import VideoCodec
 
 FRAMES, SIDE, CLIPS = 9, 64, 8

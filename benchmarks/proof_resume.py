@@ -20,12 +20,11 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "system"))
 
 import psutil
-from tests.helpers import training
 
 from pretrain.runs.compare import compare
+from tests.helpers import training
 
 
 def disturb(config: Path, run: Path, dice: random.Random, steps: int) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.pipeline import s3_server
+from tests.helpers import s3_server
 
 
 def main() -> int:

@@ -39,7 +39,8 @@ from torch import Tensor
 from cluster.config import load
 from pipeline.tokenizer_jobs.evaluate import quality
 from tokenizer.codec import VideoCodec
-from tokenizer.evaluation.i3d import I3d, frechet
+from tokenizer.evaluation.i3d import I3d
+from tokenizer.evaluation.metrics import frechet
 
 SYSTEMS: dict[str, dict[str, Any]] = {
     "ours": {"bits": 24, "width": 16, "patch": 2, "multipliers": [1, 2, 4], "blocks": 1, "groups": 1},

@@ -20,17 +20,19 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pretrain.objective import teacher_forcing, counter_rng
+from pretrain.estimate.flops import training_flops
+from pretrain.model.attention import Mask, allowed_pairs, plan
+from pretrain.model.config import ModelConfig
+from pretrain.model.text_tokenizer import TextTokenizer
+from pretrain.model.token_layout import Layout
+from pretrain.model.transformer import VideoAR
+from pretrain.objective import counter_rng, teacher_forcing
 from pretrain.sampling import guidance
 from pretrain.sampling import sampler as sampling
-from pretrain.model.attention import Mask, allowed_pairs, plan
+from pretrain.sampling.config import SampleConfig
 from pretrain.sampling.kv_cache import Cache, cache_bytes
-from pretrain.engine.config import ModelConfig, SampleConfig
-from pretrain.estimate.flops import training_flops
-from pretrain.model.transformer import VideoAR
-from pretrain.model.token_layout import Layout
-from pretrain.model.text_tokenizer import TextTokenizer
-from tokenizer.quantization.bsq import codes, pack
+from tokenizer.quantization.bit_packing import pack
+from tokenizer.quantization.bsq import codes
 from tokenizer.quantization.codec_spec import CodecSpec
 
 GRID = (5, 8, 8)
@@ -62,7 +64,9 @@ def without_cache(
             hidden = model(x, positions[:, : so_far.length], attend)[:, -rows * columns :]
             forwards += 1
             logits = guidance.guided(model.head(hidden)[0], guidance.strength(config, frame, GRID[0], scale, len(scales)))
-            drawn = counter_rng.uniform(counter_rng.fold(seeds, frame * len(scales) + scale), counter_rng.SAMPLE, logits.shape[1:])
+            drawn = counter_rng.uniform(
+                counter_rng.fold(seeds, frame * len(scales) + scale), counter_rng.SAMPLE, logits.shape[1:]
+            )
             maps.append((drawn < (logits / config.temperature).sigmoid()).unflatten(1, (rows, columns)))
             total = total + teacher_forcing.enlarge(codes(maps[-1]), scales[-1])
         packed.append(pack(maps))

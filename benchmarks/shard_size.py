@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.planning.planner import clip_key
-from pipeline.records import Bucket, Clip
+from pipeline.records import Bucket, Clip, clip_key
 from pipeline.shards.writer import Encoded, write_shard
 from tokenizer.quantization.codec_spec import CodecSpec
 

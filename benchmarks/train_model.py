@@ -28,17 +28,18 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from cluster.runtime.malloc import keep_freed_memory
+from pretrain.data.batch import Batch
+from pretrain.estimate.flops import training_flops
 from pretrain.model import rope
 from pretrain.model.attention import Mask, allowed_pairs
-from pretrain.data.batch import Batch
-from pretrain.engine.config import ModelConfig, ObjectiveConfig
-from pretrain.estimate.flops import training_flops
-from pretrain.model.transformer import VideoAR
-from pretrain.objective.objective import Objective
+from pretrain.model.config import ModelConfig
 from pretrain.model.token_layout import Layout
-from cluster.runtime.malloc import keep_freed_memory
-from tokenizer.quantization.scale_schedule import Scales, scales
+from pretrain.model.transformer import VideoAR
+from pretrain.objective.config import ObjectiveConfig
+from pretrain.objective.objective import Objective
 from tokenizer.quantization.codec_spec import CodecSpec
+from tokenizer.quantization.scale_schedule import Scales, scales
 
 BITS, WIDTH, LAYERS, HEADS, HIDDEN = 32, 512, 8, 8, 1408
 IMAGE: Scales = tuple((side, side) for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))

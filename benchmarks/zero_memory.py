@@ -28,9 +28,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pretrain.data.batch import Batch
-from pretrain.engine.config import DeepSpeedConfig, ModelConfig, ObjectiveConfig, TrainConfig
+from pretrain.engine.config import DeepSpeedConfig, TrainConfig
 from pretrain.engine.engine import Engine, connect
+from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import VideoAR
+from pretrain.objective.config import ObjectiveConfig
 from pretrain.objective.objective import Objective
 from tokenizer.quantization.codec_spec import CodecSpec
 

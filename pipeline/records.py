@@ -6,9 +6,13 @@ import base64
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import xxhash
 from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    pass
 
 _BUCKET = re.compile(r"^f(\d{3,})x(\d+)x(\d+)$")
 
@@ -167,3 +171,14 @@ class PartReport(NamedTuple):
     decoder_deaths: int
     software: dict[str, int]
     """Videos by codec that `pipeline.decode_device` left to the CPU."""
+
+
+def clip_key(digest: str, begin: float, fps: float, bucket: Bucket, copy: int = 0) -> str:
+    """Return the sample key: 32 hex digits of xxh3-128 over content digest, begin, fps and bucket (and the copy's number)."""
+    text = f"{digest}|{begin:.6f}|{fps:.6f}|{bucket.name}" + (f"|{copy}" if copy else "")
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def clip_times(clip: Clip) -> tuple[float, ...]:
+    """Seconds of each frame of a clip from the video's first frame."""
+    return tuple(clip.begin + number / clip.fps for number in range(clip.bucket.frames))

@@ -23,27 +23,33 @@ from torch import Tensor, nn
 
 from cluster.config import Config, ConfigError, MetricsConfig, RunConfig, load
 from cluster.metrics import MetricsPortError, StepReport
-from pretrain.checkpoint import reader, integrity, train_state
-from pretrain.estimate import flops
-from pretrain.engine.config import CurriculumConfig, DeepSpeedConfig, ModelConfig, ObjectiveConfig, TrainConfig
-from pretrain.data.curriculum import Curriculum, CurriculumError, Place, Streams, counted
-from pretrain.data.token_datasets import Corpus
-from pretrain.engine.ema import Ema
-from pretrain.engine.engine import Engine, EngineError, check_compiler, connect, disconnect, zero_stage
-from pretrain.loop.validation import Validation
-from pretrain.loop.step_metrics import Clock, Figures, banner, read_ids, step_flops
-from pretrain.loop.guard import Guard
-from pretrain.runs.run_logger import Journal
-from pretrain.data.loader import Loader
-from pretrain.model.transformer import VideoAR
-from pretrain.objective.objective import Objective
-from pretrain.data.sample_order import Order
-from pretrain.engine.lr_schedule import learning_rate
-from pretrain.loop.periodic_samples import Showcase
+from pretrain.checkpoint import integrity, reader, train_state, writer
 from pretrain.checkpoint.train_state import TrainState
+from pretrain.data.config import CurriculumConfig
+from pretrain.data.curriculum import Curriculum, CurriculumError, Place, Streams, counted
+from pretrain.data.loader import Loader
+from pretrain.data.sample_order import Order
+from pretrain.data.token_datasets import Corpus
+from pretrain.engine.config import DeepSpeedConfig, TrainConfig
+from pretrain.engine.deepspeed_config import EngineError, check_compiler, zero_stage
+from pretrain.engine.ema import Ema
+from pretrain.engine.engine import Engine, connect, disconnect
+from pretrain.engine.lr_schedule import learning_rate
+from pretrain.estimate import hardware
+from pretrain.loop.guard import Guard
+from pretrain.loop.periodic_samples import Showcase
 from pretrain.loop.preemption import EXIT_STOPPED, StopRequest, leave
+from pretrain.loop.startup_banner import banner
+from pretrain.loop.step_metrics import Clock, Figures, read_ids, step_flops
+from pretrain.loop.validation import Validation
+from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
+from pretrain.model.transformer import VideoAR
+from pretrain.objective.config import ObjectiveConfig
+from pretrain.objective.objective import Objective
 from pretrain.objective.sequence_parallel import SequenceGroups
+from pretrain.runs import provenance, run_files
+from pretrain.runs.run_logger import Journal
 from tokenizer.quantization.codec_spec import CodecSpec
 
 
@@ -63,9 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         rank = int(os.environ.get("RANK", "0"))
         if config is not None:
-            train_state.mark_failed(config.get(RunConfig).dir, str(error))
+            run_files.mark_failed(config.get(RunConfig).dir, str(error))
         print(f"error: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, ConfigError | EngineError | CurriculumError | MetricsPortError | train_state.ResumeError) else 1
+        return (
+            2
+            if isinstance(error, ConfigError | EngineError | CurriculumError | MetricsPortError | train_state.ResumeError)
+            else 1
+        )
     finally:
         disconnect()
 
@@ -81,7 +91,7 @@ def run(config: Config) -> int:
     corpus = Corpus.open(folders, Streams(data), data.weights, cache=data.cache, cache_gb=data.cache_gb)
     data = counted(data, corpus.spec)
     curriculum = Curriculum(data)
-    train_state.agree(ranks.gather(train_state.identity(config, corpus.digest)), ranks.hosts)
+    provenance.agree(ranks.gather(provenance.identity(config, corpus.digest)), ranks.hosts)
     text = TextTokenizer.make(config.get(ModelConfig))
     groups = SequenceGroups(ranks, curriculum.stages, config.get(ModelConfig).heads, train.collective_timeout)
 
@@ -127,18 +137,18 @@ def run(config: Config) -> int:
         elif ema is not None:
             ema.start(engine.slices())
         if ranks.rank == 0:
-            train_state.truncate_metrics(folder / "metrics.jsonl", step)
-            train_state.write_provenance(folder, config, data_digest=corpus.digest, hosts=ranks.hosts, resumed_from=step)
-            train_state.write_status(folder, "running", step, curriculum.steps)
+            run_files.truncate_metrics(folder / "metrics.jsonl", step)
+            provenance.write_provenance(folder, config, data_digest=corpus.digest, hosts=ranks.hosts, resumed_from=step)
+            run_files.write_status(folder, "running", step, curriculum.steps)
         for words in banner(config, curriculum, corpus, engine, step):
             journal.say(words)
 
         # The loop.
         order = Order(seed, curriculum, {name: corpus.sources(name) for name in curriculum.streams()}, train.shuffle_window)
-        saver = reader.Checkpoints(folder, ranks, train.keep_checkpoints, journal.say)
+        saver = writer.Checkpoints(folder, ranks, train.keep_checkpoints, journal.say)
         validation = Validation.make(config, curriculum, text, ranks, groups)
         showcase = Showcase(config, corpus, text, ranks, journal.say)
-        peak = flops.peak_flops(ranks.device, engine.dtype, torch.get_num_threads()) * ranks.world
+        peak = hardware.peak_flops(ranks.device, engine.dtype, torch.get_num_threads()) * ranks.world
         tokens = fresh.tokens
         with Loader(
             corpus, order, text, rank=ranks.rank, world=ranks.world, micro_batch=train.micro_batch,
@@ -210,12 +220,12 @@ def run(config: Config) -> int:
                     journal.say(f"stopped after step {step} ({why}); run the same command to go on")
                     if ranks.rank == 0:
                         stop.clear()
-                        train_state.write_status(folder, "stopped", step, curriculum.steps, why)
+                        run_files.write_status(folder, "stopped", step, curriculum.steps, why)
                     return EXIT_STOPPED
                 clock.restart()
         saver.finish()
         if ranks.rank == 0:
-            train_state.write_status(folder, "finished", step, curriculum.steps)
+            run_files.write_status(folder, "finished", step, curriculum.steps)
         journal.say(f"finished: {curriculum.steps} steps, {tokens:,} tokens, checkpoint {integrity.folder_of(folder, step)}")
         return 0
 

@@ -82,7 +82,7 @@ def tokenizer_reconstruct(
     Example: videoar tokenizer reconstruct -c configs/demo.yaml clip.mp4 --output side-by-side.mp4
     """
     from cluster.config import load
-    from pipeline.tokenizer_jobs.main import reconstruct
+    from pipeline.tokenizer_jobs.reconstruct import reconstruct
 
     psnr = reconstruct(load(config, overrides or ()), video, output, seconds, size)
     typer.echo(f"{output}: PSNR {psnr:.2f} dB")

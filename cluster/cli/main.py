@@ -20,9 +20,9 @@ from typing import Annotated, Literal
 import typer
 
 from cluster.cli import data, plan, shards, tools, train
+from cluster.cli.errors import exit_code, is_ours, one_line
 from cluster.cli.options import ConfigPath, Overrides
 
-PACKAGES = ("cluster", "tokenizer", "pipeline", "pretrain")
 _HELP = "Pre-training of VideoAR: videos to tokens, tokens to a model, on one machine or a cluster."
 
 app = typer.Typer(
@@ -100,9 +100,9 @@ def preflight(
     from cluster.config import load
     from cluster.launch.preflight import Lookers, ShardFacts, check
     from pipeline.config import CorpusConfig
-    from pipeline.shards.dataset import ShardDataset
     from pipeline.corpus.listing import find
-    from pretrain.engine.config import CurriculumConfig
+    from pipeline.shards.dataset import ShardDataset
+    from pretrain.data.config import CurriculumConfig
     from tokenizer.codec import read_json
 
     def shards(folder: Path | str) -> ShardFacts:
@@ -160,30 +160,6 @@ def run(arguments: list[str]) -> int:
             print(f"videoar: {one_line(error)}", file=sys.stderr)
         return exit_code(error)
     return 0
-
-
-def is_ours(error: BaseException) -> bool:
-    """Whether an error is meant for the user: a class of our packages, an OSError, or raised by a line of ours."""
-    if isinstance(error, OSError) or any(kind.__module__.partition(".")[0] in PACKAGES for kind in type(error).__mro__):
-        return True
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    return last is not None and str(last.tb_frame.f_globals.get("__name__", "")).partition(".")[0] in PACKAGES
-
-
-def one_line(error: BaseException) -> str:
-    """Return the message of an error; an OSError without one of ours names its file first."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error) or type(error).__name__
-
-
-def exit_code(error: BaseException) -> int:
-    """Return 2 for a usage or configuration error, 1 for any other."""
-    from cluster.config import ConfigError
-
-    return 2 if isinstance(error, ConfigError) else 1
 
 
 if __name__ == "__main__":

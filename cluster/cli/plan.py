@@ -29,7 +29,8 @@ def plan(
     from dataclasses import asdict
 
     from cluster.config import load
-    from pretrain.estimate.job_estimate import Machine, make, peak_of
+    from pretrain.estimate.hardware import Machine, peak_of
+    from pretrain.estimate.job_estimate import make
     from tokenizer.codec import CodecError, read_json
     from tokenizer.config import TokenizerConfig
 
@@ -52,7 +53,8 @@ def _print(made: object, machine: object) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pretrain.estimate.job_estimate import Machine, Plan
+    from pretrain.estimate.hardware import Machine
+    from pretrain.estimate.job_estimate import Plan
 
     assert isinstance(made, Plan) and isinstance(machine, Machine)
     console = Console()

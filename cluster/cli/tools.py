@@ -51,7 +51,9 @@ def bench(
 
     if name == "tokenize" and "--codec-only" in context.args:
         name, context.args = "codec", [word for word in context.args if word != "--codec-only"]
-    script = Path(__file__).resolve().parents[1] / "benchmarks" / BENCHMARKS[name]
+    from cluster.runtime.source_tree import source_root
+
+    script = source_root() / "benchmarks" / BENCHMARKS[name]
     if not script.is_file():
         raise FileNotFoundError(2, "no benchmarks here; run it from a clone of the repository", str(script))
     raise typer.Exit(subprocess.run([sys.executable, str(script), *context.args], check=False).returncode)

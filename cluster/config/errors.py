@@ -116,3 +116,7 @@ def explain(path: Path, lines: Lines, given: Given, name: str, cls: type[BaseMod
         else:
             messages.append(f"{where}: `{dotted}`: {item['msg']} (found {item.get('input')!r:.80})")
     return "\n".join(messages)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names file, line, key and mend."""

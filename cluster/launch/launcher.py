@@ -29,10 +29,10 @@ from typing import Literal
 import psutil
 
 from cluster.config import ClusterConfig, Config, ConfigError, RunConfig
-from cluster.launch.ssh_launcher import ssh_command
 from cluster.launch.hostfile import Host, read_hostfile
 from cluster.launch.ports import free_port
 from cluster.launch.processes import runs_module, words_of
+from cluster.launch.ssh_launcher import ssh_command
 from cluster.launch.supervisor import Attempt, Policy, Supervisor
 from cluster.launch.watchdog import Watch
 
@@ -79,7 +79,7 @@ class Launch:
             return [deepspeed_program(), *here, *job]
         several = ["--hostfile", str(self.hostfile), "--master-port", str(port)]
         address = ["--master-addr", self.master_addr] if self.master_addr else []
-        return [sys.executable, "-m", "cluster.launch.launcher.ssh_launcher", *several, *address, "--", *job]
+        return [sys.executable, "-m", "cluster.launch.ssh_launcher", *several, *address, "--", *job]
 
 
 def deepspeed_program() -> str:

@@ -98,7 +98,9 @@ def _show(host: str, lines: Sequence[bytes]) -> None:
 
 def main() -> int:
     """Parse the command line, run, return the exit code."""
-    parser = argparse.ArgumentParser(prog="cluster.launch.ssh_launcher", description="Start DeepSpeed's launcher on every host.")
+    parser = argparse.ArgumentParser(
+        prog="cluster.launch.ssh_launcher", description="Start DeepSpeed's launcher on every host."
+    )
     parser.add_argument("--hostfile", type=Path, required=True)
     parser.add_argument("--master-addr", default="", help="the first host as the others reach it")
     parser.add_argument("--master-port", type=int, required=True)

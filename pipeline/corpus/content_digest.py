@@ -29,21 +29,3 @@ def content_digest(path: Path) -> str:
         reason = "not_found" if missing else "no_permission" if isinstance(error, PermissionError) else "unreadable"
         raise VideoError(reason, f"{path}: {error.strerror}") from error
     return hasher.hexdigest()
-
-
-class Seen:
-    """Digests met so far: the first video with a digest keeps it. 16 bytes of key a video."""
-
-    def __init__(self) -> None:
-        self._first: dict[bytes, str] = {}
-        self._copies: dict[bytes, int] = {}
-
-    def meet(self, digest: str, source: str) -> tuple[str, int]:
-        """Note a video. Returns (the earlier source that holds the same bytes, or empty; how many came before)."""
-        key = bytes.fromhex(digest)
-        first = self._first.setdefault(key, source)
-        if first == source:
-            return "", 0
-        count = self._copies.get(key, 0) + 1
-        self._copies[key] = count
-        return first, count

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import video
-from pipeline.config import CutConfig, DecodeLimits, FilterConfig
 from pipeline.analysis.scan import Scan, scan
+from pipeline.config import CutConfig, DecodeLimits, FilterConfig
 from pipeline.decoding.process import DEVICE, READ
 from pipeline.video import Device, DeviceError, Request, VideoError
 

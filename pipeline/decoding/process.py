@@ -28,12 +28,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.config import CutConfig, DecodeLimits, FilterConfig
-from pipeline.analysis.scan import Scan, marks
-from pipeline.planning.near_index import SIDE
-from pipeline.analysis.text_detector import text_network
-from pipeline.video import CPU, DeviceError, Frames, Request, VideoError
 from cluster.runtime.malloc import ENVIRONMENT
+from pipeline.analysis.fingerprint import SIDE
+from pipeline.analysis.scan import Scan
+from pipeline.analysis.shots import marks
+from pipeline.analysis.text_detector import text_network
+from pipeline.config import CutConfig, DecodeLimits, FilterConfig
+from pipeline.video import CPU, DeviceError, Frames, Request, VideoError
 
 if TYPE_CHECKING:
     from pipeline.analysis.transnet import Boundaries, TransNet

@@ -7,12 +7,21 @@ Called by: pipeline.ray_job.
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cluster.config import Config
+from cluster.config.differences import flat
 from pipeline.config import CorpusConfig, PipelineConfig
-from pipeline.shards.layout import FORMAT, flat
+from pipeline.shards.layout import DATASET, FORMAT
 from tokenizer.quantization.codec_spec import CodecSpec
+
+if TYPE_CHECKING:
+    pass
+from cluster.runtime.atomic_files import LedgerError, read_json, write_json
+from pipeline.shards.layout import ADDRESS
 
 FPS_RULE = "frame k of a clip is the frame that the video shows at begin + k / fps seconds from its first frame"
 _NOT_CONTENT = {
@@ -63,3 +72,46 @@ def _settings(pipeline: PipelineConfig, corpus: CorpusConfig) -> dict[str, Any]:
 def _scales(spec: CodecSpec, frames: int, height: int, width: int) -> list[list[int]]:
     _, rows, columns = spec.grid(frames, height, width)
     return [list(scale) for scale in spec.scales(rows, columns)]
+
+
+class ConfigChanged(LedgerError):
+    """The folder was begun with another configuration; the message lists what changed."""
+
+
+def begin(folder: Path, dataset: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
+    """Write dataset.json, or check that the folder was begun with the same one. Raises ConfigChanged with the differences.
+
+    defaults: settings with the values that they have unless told otherwise, nested as in `dataset`.
+    """
+    path = folder / DATASET
+    plain = json.loads(json.dumps(dataset))
+    if not path.exists():
+        foreign = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name != ADDRESS)
+        if foreign:
+            raise LedgerError(f"{folder}: holds {foreign[0]} but no {DATASET}; choose an empty folder as pipeline.output")
+        write_json(path, plain)
+        return
+    changes = list(differences(read_json(path), plain, defaults or {}))
+    if changes:
+        raise ConfigChanged(
+            f"{folder} was begun with another configuration:\n"
+            + "\n".join(f"  {line}" for line in changes)
+            + "\nrestore these values, or choose another pipeline.output"
+        )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[str]:
+    """Give one line `key: old -> new` for each value that differs between two dataset.json.
+
+    A setting that an older version did not know held its default then. One that this version does not know any more is no
+    difference where the folder says that it held its default (it is not in `not_default`).
+    """
+    set_before = old.get("not_default")
+    before, after = ({k: v for k, v in flat(side).items() if k != "not_default"} for side in (old, new))
+    usual = flat(json.loads(json.dumps(defaults)))
+    for key in sorted(set(before) | set(after)):
+        if key not in after and key not in usual and set_before is not None and key not in set_before:
+            continue
+        first, second = (side.get(key, usual.get(key)) for side in (before, after))
+        if first != second:
+            yield f"{key}: {json.dumps(first)} -> {json.dumps(second)}"

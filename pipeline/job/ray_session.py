@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import ray
 
 from pipeline.config import PipelineConfig
-from pipeline.workers.encode_pool import JobError, one_line
+from pipeline.workers.errors import JobError, one_line
 
 _ANSWER = 5.0
 """Seconds that a cluster's head gets to take a connection; Ray itself tries for minutes before it says anything."""

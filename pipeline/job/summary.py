@@ -11,10 +11,10 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pipeline.shards.digest import summed
 from pipeline.encoding.encoder import GroupReport
+from pipeline.shards.commit_record import read_info
+from pipeline.shards.digest import summed
 from pipeline.shards.manifest import Manifest
-from pipeline.shards.writer import read_info
 
 
 @dataclass

@@ -11,33 +11,31 @@ numbers and reports pass through Ray; no pixel and no token does. SHARDS must be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-
-import pyarrow.parquet as pq
 
 from cluster.config import Config, MetricsConfig
 from cluster.metrics import Meter
+from cluster.runtime.file_lock import Lock
 from cluster.runtime.progress import ProgressBar
-from pipeline.shards import layout
 from pipeline.config import CorpusConfig, PipelineConfig
+from pipeline.corpus.listing import find
+from pipeline.job import dataset_json
 from pipeline.job.dataset_json import dataset, defaults
-from pipeline.corpus.content_digest import content_digest
-from pipeline.shards.layout import ADDRESS, INDEX, Lock
-from pipeline.shards.manifest import Manifest
 from pipeline.job.ray_session import cluster
-from pipeline.workers.plan_driver import plan
-from pipeline.workers.encode_pool import Fallbacks, JobError, Pool
-from pipeline.shards.writer import ShardInfo, read_info
-from pipeline.corpus.listing import find, local
+from pipeline.job.repair import _compare, _discard_damaged
 from pipeline.job.summary import Run, Summary, describe, summarize
-from pipeline.maintenance.verify import verify
-from pipeline.video import VideoError
+from pipeline.shards import layout
+from pipeline.shards.commit_record import read_info
+from pipeline.shards.layout import ADDRESS, INDEX
+from pipeline.shards.manifest import Manifest
+from pipeline.workers.encode_pool import Pool
+from pipeline.workers.errors import JobError
+from pipeline.workers.job_metrics import _COUNTED, Fallbacks, _count_videos, _publish
+from pipeline.workers.plan_driver import plan
 from tokenizer.codec import read_json
 from tokenizer.config import TokenizerConfig
 from tokenizer.quantization.codec_spec import CodecSpec
-
-_COUNTED = ("pipeline_frames_total", "pipeline_tokens_total", "pipeline_shards_committed_total")
 
 
 def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Summary:
@@ -51,7 +49,7 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Su
     spec = _spec(config)
     with Lock(pipeline.output), _meter(config) as meter:
         layout.remove_leftovers(pipeline.output)
-        layout.begin(pipeline.output, dataset(config, spec), defaults())
+        dataset_json.begin(pipeline.output, dataset(config, spec), defaults())
         manifest = Manifest(pipeline.output)
         if manifest.generation() is None:
             _list(config.get(CorpusConfig), manifest, retry)
@@ -113,54 +111,6 @@ def _list(corpus: CorpusConfig, manifest: Manifest, retry: bool) -> None:
         manifest.begin_generation(new, clips)
 
 
-def _discard_damaged(manifest: Manifest) -> dict[str, str]:
-    """Find damaged shards, make sure that their videos are still what they were, and discard them.
-
-    Returns the sha256 that each had, by shard, where the index still tells it. Raises JobError, with nothing touched, when a
-    video is gone or changed: its samples would be lost.
-    """
-    if manifest.generation() is not None or not manifest.groups():
-        return {}
-    damaged = set(verify(manifest.folder).damaged)
-    known: dict[str, str] = {}
-    if damaged and (manifest.folder / INDEX).exists():
-        table = pq.read_table(manifest.folder / INDEX, columns=["shard", "tar_sha256"])
-        known = dict(zip(table["shard"].to_pylist(), table["tar_sha256"].to_pylist()))
-    checked: set[str] = set()
-    for group, names, _ in manifest.shards():
-        if damaged.isdisjoint(names):
-            continue
-        for clip in manifest.clips(group):
-            if clip.shard not in damaged or clip.source in checked:
-                continue
-            checked.add(clip.source)
-            try:
-                with local(clip.source) as path:
-                    same = content_digest(path) == clip.source_digest
-            except VideoError as error:
-                raise JobError(
-                    f"{clip.shard} is damaged and cannot be made again: {error}; bring the video back, or exclude it"
-                ) from error
-            if not same:
-                raise JobError(
-                    f"{clip.shard} is damaged and cannot be made again: {clip.source} has changed; bring the old one back"
-                )
-    for name in sorted(damaged):
-        print(f"repair: {name} is made again", flush=True)
-        (manifest.folder / f"{name}.parquet").unlink(missing_ok=True)
-        (manifest.folder / f"{name}.tar").unlink(missing_ok=True)
-    return {name: known.get(name, "") for name in damaged}
-
-
-def _compare(manifest: Manifest, damaged: Mapping[str, str]) -> None:
-    other = [n for n, old in sorted(damaged.items()) if old and read_info(manifest.folder / f"{n}.parquet").tar_sha256 != old]
-    if other:
-        raise JobError(
-            f"{', '.join(other)}: made again with other bytes than before (another processor or library version?); "
-            "the folder is sound, but its digest has changed"
-        )
-
-
 def _encode(config: Config, manifest: Manifest, meter: Meter) -> Run:
     pipeline = config.get(PipelineConfig)
     todo, clips_of, shards, ready = [], {}, 0, 0
@@ -202,19 +152,3 @@ def _encode(config: Config, manifest: Manifest, meter: Meter) -> Run:
     finally:
         pool.close()
     return run
-
-
-def _count_videos(manifest: Manifest, meter: Meter) -> None:
-    used, refused = manifest.outcomes()
-    meter.inc("pipeline_videos_total", used, outcome="planned")
-    meter.inc("pipeline_videos_total", refused, outcome="refused")
-
-
-def _publish(info: ShardInfo, meter: Meter) -> None:
-    """Count a committed shard. A job that goes on counts what it finds first, so that its series go on where they stopped."""
-    meter.inc("pipeline_clips_total", info.samples, outcome="encoded", reason="")
-    for reject in info.rejects:
-        meter.inc("pipeline_clips_total", outcome="refused", reason=reject["reason"])
-    meter.inc("pipeline_frames_total", info.frames)
-    meter.inc("pipeline_tokens_total", info.tokens)
-    meter.inc("pipeline_shards_committed_total")

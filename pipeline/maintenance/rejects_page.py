@@ -15,13 +15,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.corpus import listing
+from cluster.runtime.atomic_files import committing
 from pipeline.config import DecodeLimits
+from pipeline.corpus import fetch
 from pipeline.decoding.process import DecoderDied, DecoderProcess
-from pipeline.shards.dataset import excluded, hidden
-from pipeline.shards.layout import committing
-from pipeline.shards.manifest import Manifest
 from pipeline.records import Reject
+from pipeline.shards.exclusions import excluded, hidden
+from pipeline.shards.manifest import Manifest
 from pipeline.video import Request, VideoError
 
 _HEIGHT, _WIDTH = 90, 160
@@ -69,7 +69,7 @@ def _thumbnail(reject: Reject, decoder: DecoderProcess) -> str:
     """JPEG in base64 of the middle of the refused stretch (the first frame of a whole video), or nothing."""
     at = 0.0 if reject.begin is None or reject.end is None else (reject.begin + reject.end) / 2
     try:
-        with listing.local(reject.source) as path:
+        with fetch.local(reject.source) as path:
             (frames,) = decoder.read(path, [Request((at,), _HEIGHT, _WIDTH)])
     except (VideoError, DecoderDied):
         return ""

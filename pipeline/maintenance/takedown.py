@@ -12,12 +12,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from pipeline.shards.dataset import EXCLUDED, DatasetError, ShardDataset, excluded, hidden
-from pipeline.shards.layout import INDEX, Lock, write_json
-from pipeline.shards.manifest import Manifest, taken_down
+from cluster.runtime.atomic_files import write_json
+from cluster.runtime.file_lock import Lock
 from pipeline.records import Reject
-from pipeline.shards.writer import Encoded, read_info, read_sample, write_shard
-from pipeline.maintenance.verify import open_folder
+from pipeline.shards.commit_record import read_info
+from pipeline.shards.dataset import ShardDataset, open_folder
+from pipeline.shards.exclusions import EXCLUDED, excluded, hidden, taken_down
+from pipeline.shards.layout import INDEX, DatasetError
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.reader import read_sample
+from pipeline.shards.writer import Encoded, write_shard
 
 
 def exclude(folder: str | Path, sources: Iterable[str]) -> int:

@@ -14,17 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.shards.digest import dataset_digest, summed
-from pipeline.shards.dataset import META, DatasetError, ShardDataset, excluded
-from pipeline.shards.layout import DATASET, INDEX, read_json
-from pipeline.shards.manifest import FROM_SHARDS, Manifest
 from pipeline.records import Bucket
-from pipeline.shards.writer import CorruptSample, ShardInfo, read_info, read_sample, tar_digest
-from pipeline.video import write_video
+from pipeline.shards.commit_record import ShardInfo, read_info, tar_digest
+from pipeline.shards.dataset import open_folder
+from pipeline.shards.digest import dataset_digest
+from pipeline.shards.layout import INDEX, META, DatasetError
+from pipeline.shards.manifest import FROM_SHARDS, Manifest
+from pipeline.shards.reader import CorruptSample, read_sample
 from tokenizer.quantization.codec_spec import CodecSpec
 
 
@@ -118,17 +117,6 @@ def _planned_sources(folder: Path) -> set[str]:
     return set(pq.read_table(folder / "clips.parquet", columns=["source"])["source"].unique().to_pylist())
 
 
-def open_folder(folder: Path) -> tuple[dict[str, Any], CodecSpec]:
-    """Return dataset.json and the codec's spec. Raises DatasetError for a folder without one."""
-    try:
-        info = read_json(folder / DATASET)
-    except FileNotFoundError as error:
-        raise DatasetError(f"{folder}: no {DATASET}, so it holds no shards; make them with `videoar tokenize`") from error
-    if not (folder / "clips.parquet").exists():
-        raise DatasetError(f"{folder}: no clips.parquet: planning has not finished; run the same `videoar tokenize` again")
-    return info, CodecSpec.parse(info["spec"])
-
-
 def _check_shard(folder: Path, name: str, spec: CodecSpec) -> ShardInfo:
     """Check one shard to the last byte. Raises CorruptSample."""
     path, tar = folder / f"{name}.parquet", folder / f"{name}.tar"
@@ -203,65 +191,3 @@ def digest(folder: str | Path) -> str:
             yield replace(record, tar_sha256=tar_digest(folder / f"{name}.tar") if record.samples else "")
 
     return dataset_digest(info, records(), manifest.rejects())
-
-
-def stat(folder: str | Path) -> dict[str, Any]:
-    """Return counts of a finished folder: per bucket, refusals by stage and reason, sizes. Plain values, for a table or JSON."""
-    folder = Path(folder)
-    dataset = ShardDataset.open(folder)
-    manifest = Manifest(folder)
-    names: dict[str, list[str]] = {}
-    for _, shards, _ in manifest.shards():
-        for name in shards:
-            names.setdefault(name.split("/")[0], []).append(name)
-    buckets = {}
-    for bucket, own in sorted(names.items()):
-        sums = summed(read_info(folder / f"{name}.parquet") for name in own)
-        buckets[bucket] = {what: sums[what] for what in ("shards", "samples", "frames", "tokens", "bytes")}
-    refused = Counter(f"{reject.stage}/{reject.reason}" for reject in manifest.rejects())
-    return {
-        "folder": str(folder),
-        "digest": dataset.digest,
-        "tokenizer": dataset.spec.digest,
-        "bits": dataset.spec.bits,
-        "fps": dataset.fps,
-        "videos": len(manifest.known()),
-        "videos_used": len(manifest.used()),
-        "buckets": buckets,
-        "refused": dict(sorted(refused.items())),
-        "excluded": excluded(folder),
-    }
-
-
-def show(folder: str | Path, weights: str | Path, out: str | Path, count: int = 9, bucket: str | None = None) -> Path:
-    """Decode some samples, spread over a bucket, into a grid and write it as an mp4. Returns its path.
-
-    weights: the tokenizer's folder. Raises DatasetError for another tokenizer, an empty dataset or an unknown bucket.
-    """
-    import torch
-
-    from tokenizer.codec import VideoCodec
-
-    dataset = ShardDataset.open(folder)
-    codec = VideoCodec.load(weights)
-    if codec.spec.digest != dataset.spec.digest:
-        raise DatasetError(
-            f"{folder} was made with tokenizer {dataset.spec.digest[:12]}, {weights} is {codec.spec.digest[:12]}"
-        )
-    names = [found.name for found in dataset.buckets()]
-    if not names or (bucket is not None and bucket not in names):
-        raise DatasetError(f"{folder}: no samples in {bucket or 'any bucket'}; it has {', '.join(names) or 'none'}")
-    shape = Bucket.parse(bucket or names[-1])
-    total = dataset.rows(shape).num_rows
-    numbers = sorted({round(at) for at in np.linspace(0, total - 1, min(count, total))})
-    tiles = []
-    for number in numbers:
-        bits = torch.frombuffer(bytearray(dataset.read(shape, number).bits), dtype=torch.uint8)
-        tiles.append(codec.decode(bits[None], shape.height, shape.width)[0].cpu().numpy())
-    columns = int(np.ceil(np.sqrt(len(tiles))))
-    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
-    grid = np.concatenate([np.concatenate(tiles[at : at + columns], axis=2) for at in range(0, len(tiles), columns)], axis=1)
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_video(path, grid, dataset.fps)
-    return path

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import FilterConfig
 from pipeline.analysis.scan import Scan
+from pipeline.config import FilterConfig
 
 
 def scores(found: Scan, begin: float, end: float) -> dict[str, float]:

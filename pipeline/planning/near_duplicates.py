@@ -18,24 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.corpus.content_digest import Seen
-from pipeline.shards.layout import committing
-from pipeline.planning.near_index import CONTEXT, RATE, SIDE, NearIndex, Print
-from pipeline.planning.planner import clip_key
+from cluster.runtime.atomic_files import committing
+from pipeline.analysis.fingerprint import RATE, SIDE, Print
+from pipeline.planning.near_index import CONTEXT, NearIndex
 from pipeline.records import Clip, Reject, VideoPlan
-
-
-def without_copies(plan: VideoPlan, seen: Seen, refuse: bool) -> VideoPlan:
-    """Refuse a video whose bytes were seen before, or give its clips keys of their own (`refuse` false)."""
-    if not plan.digest:
-        return plan
-    first, copies = seen.meet(plan.digest, plan.source)
-    if not first:
-        return plan
-    if refuse:
-        return VideoPlan(plan.source, plan.digest, (), (Reject(plan.source, "dedup", "exact_copy", f"same bytes as {first}"),))
-    clips = tuple(replace(c, key=clip_key(c.source_digest, c.begin, c.fps, c.bucket, copies)) for c in plan.clips)
-    return replace(plan, clips=clips)
 
 
 class NearCopies:

@@ -7,75 +7,23 @@ Called by: pipeline.ray_job (planning tasks).
 
 from __future__ import annotations
 
-import math
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import xxhash
-
-from pipeline.planning import filters
-from pipeline.corpus import listing
+from pipeline.analysis.scan import Scan
+from pipeline.analysis.shots import shots
 from pipeline.config import PipelineConfig
-from pipeline.analysis.scan import Scan, shots
-from pipeline.decoding.process import DecoderDied, DecoderProcess
+from pipeline.corpus import fetch
 from pipeline.corpus.content_digest import content_digest
-from pipeline.records import Bucket, Clip, Reject, SourceVideo, VideoPlan
-from pipeline.video import EPSILON, VideoError
+from pipeline.decoding.process import DecoderDied, DecoderProcess
+from pipeline.planning import filters
+from pipeline.planning.spans import spans, suited
+from pipeline.records import Clip, Reject, SourceVideo, VideoPlan, clip_key
+from pipeline.video import VideoError
 
 if TYPE_CHECKING:
     from pipeline.planning.captioner import Captioner
-
-
-@dataclass(frozen=True)
-class Span:
-    """A stretch of a shot: every bucket listed makes a clip that begins at `begin`."""
-
-    begin: float
-    end: float
-    """Time just after the last frame of the longest clip."""
-    buckets: tuple[Bucket, ...]
-
-
-def spans(begin: float, end: float, buckets: Sequence[Bucket], fps: float, stride: float) -> list[Span]:
-    """Lay clips into a shot [begin, end), in seconds.
-
-    The longest bucket whose last frame still lies in the shot sets the grid; every bucket no longer than that makes a
-    clip at each of its points, so that one decode serves them all. Frame k of a clip is at begin + k / fps.
-    """
-    fitting = [bucket for bucket in buckets if (bucket.frames - 1) / fps < end - begin - EPSILON]
-    if not fitting:
-        return []
-    longest = max(bucket.frames for bucket in fitting)
-    step = longest / fps * stride
-    count = 1 + math.floor(max(0.0, end - begin - EPSILON - (longest - 1) / fps) / step)
-    found = []
-    for number in range(count):
-        at = round(begin + number * step, 6)
-        if at + (longest - 1) / fps < end - EPSILON:
-            found.append(Span(at, round(at + longest / fps, 6), tuple(fitting)))
-    return found
-
-
-def clip_key(digest: str, begin: float, fps: float, bucket: Bucket, copy: int = 0) -> str:
-    """Return the sample key: 32 hex digits of xxh3-128 over content digest, begin, fps and bucket (and the copy's number)."""
-    text = f"{digest}|{begin:.6f}|{fps:.6f}|{bucket.name}" + (f"|{copy}" if copy else "")
-    return xxhash.xxh3_128_hexdigest(text.encode())
-
-
-def clip_times(clip: Clip) -> tuple[float, ...]:
-    """Seconds of each frame of a clip from the video's first frame."""
-    return tuple(clip.begin + number / clip.fps for number in range(clip.bucket.frames))
-
-
-def suited(buckets: Sequence[Bucket], width: int, height: int, rule: str) -> tuple[Bucket, ...]:
-    """Return the buckets that a video of this shape fills: all, or those nearest in aspect ratio."""
-    if rule == "all":
-        return tuple(buckets)
-    off = [abs(math.log((bucket.width / bucket.height) / (width / height))) for bucket in buckets]
-    return tuple(bucket for bucket, distance in zip(buckets, off) if distance <= min(off) + EPSILON)
 
 
 def plan_video(
@@ -87,7 +35,7 @@ def plan_video(
     """
     digest = ""
     try:
-        with listing.local(video.source) as path:
+        with fetch.local(video.source) as path:
             digest = content_digest(path)
             found = _scan(path, config, decoder)
             plan = _judged(video, digest, found, config)
@@ -119,7 +67,7 @@ def _lay(video: SourceVideo, digest: str, found: Scan, config: PipelineConfig) -
     rejects: list[Reject] = []
     buckets = suited(config.buckets, found.width, found.height, config.aspect)
     shortest = min(bucket.frames for bucket in buckets)
-    caption = listing.sidecar(video.source) or video.caption
+    caption = fetch.sidecar(video.source) or video.caption
     for begin, end in shots(found, config.cuts):
         laid = spans(begin, end, buckets, config.fps, config.clip_stride)
         if not laid:

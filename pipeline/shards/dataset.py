@@ -12,7 +12,6 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,21 +19,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.shards.layout import DATASET, FORMAT, INDEX
+from cluster.runtime.atomic_files import read_json
 from pipeline.records import Bucket, TokenSample
-from pipeline.shards.writer import read_bits, read_features, read_sample_at
+from pipeline.shards.exclusions import EXCLUDED, excluded
+from pipeline.shards.layout import DATASET, FORMAT, INDEX, META, DatasetError
+from pipeline.shards.reader import read_bits, read_features, read_sample_at
 from tokenizer.quantization.codec_spec import CodecSpec
 
 if TYPE_CHECKING:
     from pipeline.shards.remote_cache import ShardCache
 
-META = b"videoar"
-EXCLUDED = "excluded.json"
 _OPEN_TARS = 256
-
-
-class DatasetError(ValueError):
-    """A folder that is no finished dataset; the message names it and the mend."""
 
 
 class _Tar:
@@ -218,21 +213,6 @@ class _Cells:
         return None if cells is None else cells[number].as_py()
 
 
-def excluded(folder: Path) -> list[str]:
-    """Return the sources taken down from a folder (excluded.json), sorted; a name ending in / takes all below it."""
-    try:
-        return sorted(json.loads((folder / EXCLUDED).read_text()))
-    except FileNotFoundError:
-        return []
-    except (json.JSONDecodeError, TypeError) as error:
-        raise DatasetError(f"{folder / EXCLUDED}: not a JSON list of sources: {error}") from error
-
-
-def hidden(source: str, gone: Sequence[str]) -> bool:
-    """Whether a source is among those taken down."""
-    return any(source.startswith(name) if name.endswith("/") else source == name for name in gone)
-
-
 def _without(table: pa.Table, gone: list[str]) -> pa.Table:
     if not gone:
         return table
@@ -241,3 +221,14 @@ def _without(table: pa.Table, gone: list[str]) -> pa.Table:
         if name.endswith("/"):
             mask = pc.or_(mask, pc.starts_with(table["source"], name))
     return table.filter(pc.invert(mask))
+
+
+def open_folder(folder: Path) -> tuple[dict[str, Any], CodecSpec]:
+    """Return dataset.json and the codec's spec. Raises DatasetError for a folder without one."""
+    try:
+        info = read_json(folder / DATASET)
+    except FileNotFoundError as error:
+        raise DatasetError(f"{folder}: no {DATASET}, so it holds no shards; make them with `videoar tokenize`") from error
+    if not (folder / "clips.parquet").exists():
+        raise DatasetError(f"{folder}: no clips.parquet: planning has not finished; run the same `videoar tokenize` again")
+    return info, CodecSpec.parse(info["spec"])

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.records import Reject
-from pipeline.shards.writer import ShardInfo
+from pipeline.shards.commit_record import ShardInfo
 
 
 def dataset_digest(dataset: Mapping[str, Any], infos: Iterable[ShardInfo], rejects: Iterable[Reject]) -> str:

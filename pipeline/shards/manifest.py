@@ -21,14 +21,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.runtime.atomic_files import committing, read_json, write_json
 from pipeline.config import PipelineConfig
-from pipeline.planning.near_duplicates import NearCopies, without_copies
-from pipeline.corpus.content_digest import Seen
-from pipeline.shards.digest import dataset_digest
-from pipeline.shards.dataset import META, hidden
-from pipeline.shards.layout import CLIPS, DATASET, INDEX, PLAN, PRINTS, REJECTS, SOURCES, committing, read_json, write_json
+from pipeline.planning.exact_duplicates import Seen, without_copies
+from pipeline.planning.near_duplicates import NearCopies
 from pipeline.records import Clip, Reject, SourceVideo, VideoPlan
-from pipeline.shards.writer import ShardInfo, read_info
+from pipeline.shards.commit_record import ShardInfo, read_info
+from pipeline.shards.digest import dataset_digest
+from pipeline.shards.exclusions import hidden
+from pipeline.shards.layout import CLIPS, DATASET, INDEX, META, PLAN, PRINTS, REJECTS, SOURCES
 from pipeline.shards.schemas import CLIPS as CLIP_SCHEMA
 from pipeline.shards.schemas import COMPACT, ROWS, clip_rows, clips_of, reject_rows, rejects_of
 
@@ -235,11 +236,6 @@ class Manifest:
                 if table.num_rows:
                     writer.write_table(table)
         return digest
-
-
-def taken_down(clip: Clip) -> Reject:
-    """The refusal of a clip whose source was excluded."""
-    return Reject(clip.source, "exclude", "taken_down", "", clip.begin, clip.end, {}, clip.key)
 
 
 class _Grouper:

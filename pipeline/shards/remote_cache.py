@@ -21,7 +21,7 @@ from pathlib import Path
 
 import fsspec
 
-from pipeline.corpus.listing import NETWORK, retried
+from cluster.runtime.remote_files import NETWORK, retried
 
 _PARTIAL = ".partial"
 

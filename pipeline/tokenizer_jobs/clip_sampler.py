@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.corpus.fetch import local
 from pipeline.tokenizer_jobs.augmentation import augment
-from pipeline.corpus.listing import local
 from pipeline.video import VideoError, iter_frames, probe, read_frames
 from tokenizer.config import AugmentConfig, TrainingBucket
 

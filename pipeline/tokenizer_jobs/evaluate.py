@@ -25,11 +25,12 @@ from torch import Tensor
 from cluster.config import Config
 from cluster.runtime.progress import ProgressBar
 from pipeline.config import CorpusConfig
-from pipeline.corpus.listing import find, local
+from pipeline.corpus.fetch import local
+from pipeline.corpus.listing import find
 from pipeline.video import VideoError, iter_frames
-from tokenizer.evaluation import metrics
 from tokenizer.codec import VideoCodec
 from tokenizer.config import TokenizerConfig, TrainingBucket
+from tokenizer.evaluation import metrics
 from tokenizer.evaluation.i3d import I3d
 from tokenizer.evaluation.lpips import Lpips
 from tokenizer.evaluation.pretrained import available

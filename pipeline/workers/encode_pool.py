@@ -10,95 +10,29 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import (
-    LocalRayletDiedError,
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
     RayTaskError,
-    WorkerCrashedError,
 )
 
 from cluster.config import Config
 from cluster.metrics import Meter
-from pipeline.config import PipelineConfig
-from pipeline.encoding.encoder import GroupEncoder, GroupReport
-from pipeline.workers.plan_task import stand_in
-from tokenizer.codec import VideoCodec
-from tokenizer.config import TokenizerConfig
 from cluster.runtime.malloc import ENVIRONMENT
+from pipeline.config import PipelineConfig
+from pipeline.encoding.encoder import GroupReport
+from pipeline.workers.encode_actor import _EncodeActor
+from pipeline.workers.errors import LOST, JobError, cause, one_line
+from tokenizer.config import TokenizerConfig
 
-LOST = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError, LocalRayletDiedError, RayActorError)
-"""What Ray raises when the process or host that had the work is gone."""
-_remote: Any = ray.remote  # its types lack concurrency groups
 _LOOK = 5.0
 """Seconds between heartbeats."""
 _BEGIN = 300.0
 """Seconds at least that a worker gets from being asked for to its first heartbeat, however short pipeline.stall_seconds is."""
-
-
-class JobError(RuntimeError):
-    """The job cannot go on; the message says why and what to do. Running again continues."""
-
-
-def cause(error: RayTaskError) -> BaseException:
-    """The error as the task raised it: the driver's caller shows it as one line."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, ValueError | OSError | RuntimeError) else error
-
-
-class Fallbacks:
-    """Tells and counts what a decoding card has left to the CPU; each codec is told of once."""
-
-    def __init__(self, device: str, meter: Meter) -> None:
-        self._device, self._meter = device, meter
-        self._told: set[str] = set()
-
-    def add(self, stage: str, software: Mapping[str, int]) -> None:
-        """Take the videos by codec of one report."""
-        for codec, videos in sorted(software.items()):
-            self._meter.inc("pipeline_software_decodes_total", videos, stage=stage, codec=codec)
-            if codec not in self._told:
-                self._told.add(codec)
-                print(
-                    f"decode_device {self._device}: videos in {codec} that it cannot decode are decoded on the CPU", flush=True
-                )
-
-
-@_remote(max_restarts=0, concurrency_groups={"heartbeat": 1})
-class _EncodeActor:
-    """One codec on one device; owns whole shard groups. A thread beside the codec's answers heartbeats."""
-
-    def __init__(self, config: PipelineConfig, weights: Path, folder: Path) -> None:
-        stand_in(folder)
-        self._config, self._weights = config, weights
-        self._encoder: GroupEncoder | None = None
-
-    def ready(self) -> int:
-        """Load the codec; errors reach the driver as they are."""
-        device = "cuda" if self._config.gpus_per_worker > 0 else "cpu"
-        torch.set_num_threads(self._config.threads)
-        codec = VideoCodec.load(self._weights, device=device, dtype=getattr(torch, self._config.dtype))
-        self._encoder = GroupEncoder(self._config.output, self._config, codec)
-        return os.getpid()
-
-    def encode(self, group: int, ahead: int | None) -> GroupReport:
-        """Encode and commit one group."""
-        assert self._encoder is not None
-        return self._encoder.encode(group, ahead)
-
-    @ray.method(concurrency_group="heartbeat")
-    def beat(self) -> int:
-        """Say how much has been done so far (`GroupEncoder.steps`)."""
-        return self._encoder.steps if self._encoder is not None else 0
 
 
 class Pool:
@@ -245,9 +179,3 @@ class Pool:
         """End every actor."""
         for actor in self._actors.values():
             ray.kill(actor)
-
-
-def one_line(error: BaseException) -> str:
-    """First line of an error's text, or its kind."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

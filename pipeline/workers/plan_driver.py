@@ -19,11 +19,12 @@ from ray.exceptions import RayTaskError
 from cluster.metrics import Meter
 from cluster.runtime.progress import ProgressBar
 from pipeline.config import PipelineConfig
-from pipeline.shards.manifest import Manifest
-from pipeline.workers.plan_task import listed, plan_part, sign_of
-from pipeline.workers.encode_pool import LOST, Fallbacks, JobError, cause
 from pipeline.records import SourceVideo
+from pipeline.shards.manifest import Manifest
+from pipeline.workers.errors import LOST, JobError, cause
 from pipeline.workers.heartbeat import Watch
+from pipeline.workers.job_metrics import Fallbacks
+from pipeline.workers.plan_task import listed, plan_part, sign_of
 
 _TRIES = 3
 """Deaths of a part's task after which the job stops and names it."""

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import ray
 
-from pipeline.decoding import persistent
+from cluster.runtime.atomic_files import write_json
 from pipeline.config import PipelineConfig
-from pipeline.shards.layout import SOURCES, write_json
+from pipeline.decoding import persistent
 from pipeline.planning.planner import plan_video, refused
 from pipeline.records import PartReport, SourceVideo
+from pipeline.shards.layout import SOURCES
 from pipeline.workers.heartbeat import Sign
 
 

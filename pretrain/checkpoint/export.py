@@ -19,12 +19,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cluster.config import load as load_config
-from pretrain.checkpoint import reader, integrity
-from pretrain.engine.config import ModelConfig, ObjectiveConfig
-from pretrain.model.transformer import VideoAR
-from pretrain.checkpoint.train_state import TrainState, write_atomic
-from pretrain.model.text_tokenizer import TextTokenizer
+from cluster.runtime.atomic_files import write_atomic
+from pretrain.checkpoint import integrity, reader
 from pretrain.checkpoint.consolidate import read_ema
+from pretrain.checkpoint.train_state import TrainState
+from pretrain.model.config import ModelConfig
+from pretrain.model.text_tokenizer import TextTokenizer
+from pretrain.model.transformer import VideoAR
+from pretrain.objective.config import ObjectiveConfig
 from tokenizer.quantization.codec_spec import CodecSpec
 
 PREFIX = "model."

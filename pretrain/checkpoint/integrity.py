@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from cluster.runtime.atomic_files import sync_folder, write_synced
 
 _NAME = re.compile(r"^step-(\d{8})$")
 
@@ -52,23 +53,6 @@ def hashed(path: Path) -> tuple[Path, int, str]:
     """Return path, size and sha256 of a file."""
     with path.open("rb") as file:
         return path, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_synced(path: Path, text: str) -> None:
-    """Write a text and wait until the disk has it."""
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Wait until the disk has the names in a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def listed(run: Path) -> list[Path]:

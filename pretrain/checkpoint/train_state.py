@@ -8,29 +8,17 @@ Called by: train.py, checkpoint.py, compare.py.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
-import os
-import platform
-import socket
-import subprocess
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from cluster.config import Config
-from pretrain.engine.config import CurriculumConfig, ModelConfig
-
-PACKAGES = ("torch", "deepspeed", "numpy", "pyarrow", "zstandard", "safetensors")
+from pretrain.data.config import CurriculumConfig
+from pretrain.model.config import ModelConfig
 
 
 class ResumeError(ValueError):
     """A checkpoint that this configuration cannot go on from; the message names the difference and the mend."""
-
-
-class RankMismatch(ValueError):
-    """Ranks that do not run the same thing; the message names the rank and the difference."""
 
 
 @dataclass(frozen=True)
@@ -121,128 +109,3 @@ def past_digest(config: CurriculumConfig, step: int) -> str:
         left -= stage.steps
     text = json.dumps([plain, list(config.weights)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def code_digest() -> str:
-    """Return the sha256 over the source files of the four packages, as this process would import them."""
-    root = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256()
-    for package in ("cluster", "pipeline", "pretrain", "tokenizer"):
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-def identity(config: Config, data_digest: str) -> dict[str, str]:
-    """Return what must be equal on all ranks, flat: one entry a setting, so that a difference can be named."""
-    found = {"code": code_digest()[:12], "data": data_digest[:12], "python": platform.python_version()}
-    found.update({f"package {name}": version for name, version in versions().items()})
-    for name, section in config.plain().items():
-        if name not in ("cluster", "metrics", "corpus"):
-            found.update(_flat(name, section))
-    return found
-
-
-def _flat(prefix: str, value: Any) -> dict[str, str]:
-    if isinstance(value, dict) and value:
-        return {key: text for name, item in value.items() for key, text in _flat(f"{prefix}.{name}", item).items()}
-    return {prefix: json.dumps(value)}
-
-
-def agree(identities: Sequence[Mapping[str, str]], hosts: Sequence[str]) -> None:
-    """Raise RankMismatch when a rank differs from rank 0, naming the rank, its host and the first difference."""
-    first = identities[0]
-    for rank, other in enumerate(identities):
-        for key in sorted({*first, *other}):
-            if first.get(key) != other.get(key):
-                raise RankMismatch(
-                    f"rank {rank} on {hosts[rank]} differs from rank 0 on {hosts[0]}: `{key}` is {other.get(key)} there and "
-                    f"{first.get(key)} on rank 0; start all ranks with the same code and configuration"
-                )
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that numbers depend on."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def commit() -> str:
-    """Return the git commit of the code, `+changes` when files differ, or an empty text outside a clone."""
-    root = Path(__file__).resolve().parents[1]
-    try:
-        head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run(
-            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
-
-
-def write_provenance(run: Path, config: Config, *, data_digest: str, hosts: Sequence[str], resumed_from: int) -> None:
-    """Write RUN/config.yaml and append one start to RUN/run.json."""
-    write_atomic(run / "config.yaml", config.yaml())
-    path = run / "run.json"
-    starts: list[Any] = json.loads(path.read_text())["starts"] if path.is_file() else []
-    starts.append(
-        {
-            "commit": commit(),
-            "code_digest": code_digest(),
-            "python": platform.python_version(),
-            "packages": versions(),
-            "hosts": list(hosts),
-            "data_digest": data_digest,
-            "config_digest": config.digest(),
-            "resumed_from": resumed_from,
-            "restarts": int(os.environ.get("VIDEOAR_RESTARTS", "0")),
-        }
-    )
-    write_atomic(path, json.dumps({"starts": starts}, indent=1) + "\n")
-
-
-def write_status(run: Path, state: str, step: int, steps: int, line: str = "") -> None:
-    """Write RUN/status.json: `running`, `stopped`, `finished` or `failed`, for supervisors and monitors."""
-    plain = {"state": state, "step": step, "steps": steps, "line": line, "host": socket.gethostname(), "pid": os.getpid()}
-    write_atomic(run / "status.json", json.dumps(plain) + "\n")
-
-
-def mark_failed(run: Path, line: str) -> None:
-    """Turn `running` in RUN/status.json into `failed`, with the error's line."""
-    path = run / "status.json"
-    if path.is_file():
-        plain = json.loads(path.read_text())
-        if plain["state"] == "running" and plain["pid"] == os.getpid():
-            write_status(run, "failed", plain["step"], plain["steps"], line)
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a small file so that readers see the old or the new content, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
-def truncate_metrics(path: Path, step: int) -> int:
-    """Cut metrics.jsonl after the line of `step` (a torn last line goes too). Returns how many bytes went.
-
-    The file is cut in place: its writer may be open already, and readers keep following it.
-    """
-    if not path.is_file():
-        return 0
-    kept = 0
-    with path.open("rb") as file:
-        for text in file:
-            try:
-                if not text.endswith(b"\n") or json.loads(text)["step"] > step:
-                    break
-            except (json.JSONDecodeError, KeyError, TypeError):
-                break
-            kept += len(text)
-    size = path.stat().st_size
-    if kept < size:
-        os.truncate(path, kept)
-    return size - kept

@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import accumulate
 
 from pipeline.records import Bucket
-from pretrain.engine.config import CurriculumConfig, Mix, Stage
+from pretrain.data.config import CurriculumConfig, Mix, Stage
 from tokenizer.quantization.codec_spec import CodecSpec
 
 CYCLE = 1000

@@ -25,11 +25,11 @@ from torch import Tensor
 
 from pipeline.records import TokenSample
 from pretrain.data.batch import Batch
+from pretrain.data.config import size_of
 from pretrain.data.curriculum import Place
-from pretrain.data.token_datasets import Corpus, DataError
+from pretrain.data.micro_batches import Arrangement, arrange
 from pretrain.data.sample_order import Order, Slot
-from pretrain.objective.packed_row import Arrangement, arrange
-from pretrain.objective.sequence_parallel import size_of
+from pretrain.data.token_datasets import Corpus, DataError
 
 MAX_REPLACEMENTS = 64
 """Corrupt rows in a row after which the data set is given up."""
@@ -164,7 +164,7 @@ class Loader:
 
     def _read(self, stream: tuple[str, int], slot: Slot) -> TokenSample:
         """Read a slot; a corrupt row gives way to the next readable row of its source: a rule of the row alone."""
-        from pipeline.shards.writer import CorruptSample
+        from pipeline.shards.reader import CorruptSample
 
         rows = self.corpus.rows(stream, slot.source)
         first: CorruptSample | None = None

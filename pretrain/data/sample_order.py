@@ -129,25 +129,3 @@ def _mix(value: int) -> int:
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _WORD
     return value ^ (value >> 31)
-
-
-@dataclass(frozen=True)
-class Split:
-    """How one global batch falls to ranks and micro-batches."""
-
-    micro_batch: int
-    """Samples a rank runs at once: train.micro_batch, or less when the global batch has no use for it."""
-    accumulation: int
-    """Micro-batches a rank; the same on all ranks."""
-
-    def slots(self, batch: int, rank: int, world: int) -> list[list[int]]:
-        """Return the slots of each micro-batch of `rank`; a number of `batch` or more is a fill sample of weight 0."""
-        mine = [rank + world * i for i in range(self.micro_batch * self.accumulation)]
-        return [mine[i : i + self.micro_batch] for i in range(0, len(mine), self.micro_batch)]
-
-
-def split(batch: int, micro_batch: int, world: int) -> Split:
-    """Divide a global batch: equal shapes and counts on every rank, at any number of ranks."""
-    each = -(-batch // world)
-    accumulation = -(-each // micro_batch)
-    return Split(micro_batch=-(-each // accumulation), accumulation=accumulation)

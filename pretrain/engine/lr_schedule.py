@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 
-from pretrain.engine.config import TrainConfig
 from pretrain.data.curriculum import Curriculum
+from pretrain.engine.config import TrainConfig
 
 DECAY_SHARE = 0.2
 """Last share of the steps over which `wsd` falls."""

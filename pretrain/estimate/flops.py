@@ -7,25 +7,6 @@ Called by: train.py, plan.py, `videoar bench train`.
 
 from __future__ import annotations
 
-import time
-
-import torch
-
-PEAKS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H800": 989e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "B200": 2250e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10": 125e12,
-    "4090": 165e12,
-}
-"""Dense bf16 tensor-core peaks, FLOPs a second, from the makers' data sheets; the first name that fits counts."""
-
 
 def training_flops(parameters: int, tokens: int, layers: int, width: int, pairs: int) -> float:
     """Return FLOPs of forward and backward: 6 a parameter a token, and 12 x width a layer for each attended pair of tokens.
@@ -50,25 +31,3 @@ def causal_pairs(text: int, frames: int, scales: list[int], window: int = 0) -> 
         before = min(number, window) if window else number
         pairs += sum(inside) + frame * (text + before * frame)
     return pairs
-
-
-def peak_flops(device: torch.device, dtype: torch.dtype, threads: int) -> float:
-    """Return FLOPs a second that this device can reach; measured on a CPU (about 0.3 s), NaN for an unknown GPU."""
-    if device.type == "cpu":
-        return _measured(dtype, threads)
-    name = torch.cuda.get_device_name(device)
-    for known, peak in PEAKS.items():
-        if known in name:
-            return peak if dtype == torch.bfloat16 else peak / 2
-    return float("nan")
-
-
-def _measured(dtype: torch.dtype, threads: int) -> float:
-    size = 768
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    best = float("inf")
-    for _ in range(6):
-        began = time.perf_counter()
-        torch.mm(a, b)
-        best = min(best, time.perf_counter() - began)
-    return 2.0 * size**3 / best

@@ -14,15 +14,17 @@ import torch
 from safetensors.torch import save_file
 
 from cluster.config import Config, RunConfig
-from pretrain.engine.config import ObjectiveConfig, SampleConfig, TrainConfig
-from pretrain.data.curriculum import Place
-from pretrain.data.token_datasets import Corpus
-from pretrain.engine.engine import Engine
-from pretrain.objective.objective import Objective
-from pretrain.data.sample_order import Slot
 from cluster.runtime.process_group import Ranks
-from pretrain.sampling.sampler import sample
+from pretrain.data.curriculum import Place
+from pretrain.data.sample_order import Slot
+from pretrain.data.token_datasets import Corpus
+from pretrain.engine.config import TrainConfig
+from pretrain.engine.engine import Engine
 from pretrain.model.text_tokenizer import TextTokenizer
+from pretrain.objective.config import ObjectiveConfig
+from pretrain.objective.objective import Objective
+from pretrain.sampling.config import SampleConfig
+from pretrain.sampling.sampler import sample
 from tokenizer.config import TokenizerConfig
 
 

@@ -9,20 +9,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from cluster.config import Config, RunConfig
-from pretrain.estimate import flops
-from pretrain.engine.config import DeepSpeedConfig, ModelConfig, TrainConfig
-from pretrain.data.curriculum import Curriculum
-from pretrain.data.token_datasets import Corpus
-from pretrain.engine.engine import Engine, zero_stage
-from pretrain.runs.run_logger import Journal
-from pretrain.data.loader import StepData
-from pretrain.data.sample_order import split
+from cluster.config import Config
 from cluster.runtime.process_group import Ranks, pack
-from pretrain.objective.sequence_parallel import size_of
+from pretrain.data.loader import StepData
+from pretrain.data.token_datasets import Corpus
+from pretrain.engine.engine import Engine
+from pretrain.estimate import flops
+from pretrain.model.config import ModelConfig
+from pretrain.runs.run_logger import Journal
 
 
 class Clock:
@@ -97,33 +93,3 @@ def step_flops(config: Config, engine: Engine, corpus: Corpus, item: StepData, w
     tokens = count * (text + frames * sum(scales))
     pairs = count * flops.causal_pairs(text, frames, scales, window)
     return flops.training_flops(engine.parameters, tokens, model.layers, model.width, pairs)
-
-
-def banner(config: Config, curriculum: Curriculum, corpus: Corpus, engine: Engine, step: int) -> list[str]:
-    """Return the lines that a run begins with: every number that was worked out."""
-    train, ranks = config.get(TrainConfig), engine.ranks
-    words = [
-        f"run {config.get(RunConfig).dir}: {engine.parameters:,} parameters, {train.dtype}, "
-        f"ZeRO-{zero_stage(config.get(DeepSpeedConfig))}, {ranks.world} rank(s) on {', '.join(dict.fromkeys(ranks.hosts))} ({ranks.device.type})",
-        *(["deterministic algorithms: on"] if torch.are_deterministic_algorithms_enabled() else []),
-        f"data {corpus.digest[:12]} of {', '.join(map(str, corpus.folders))}",
-    ]
-    for stage in curriculum.stages:
-        for mix in stage.mix:
-            together = size_of(stage, ranks.world)
-            parts = split(mix.batch, train.micro_batch, ranks.world // together)
-            stream = (mix.bucket, mix.frames)
-            grid = "x".join(map(str, corpus.grid(stream)))
-            rows = sum(source.rows for source in corpus.sources(stream))
-            words.append(
-                f"stage {stage.name}: {stage.steps} steps, {mix.shape} (latents {grid}), {rows} samples, "
-                f"global batch {mix.batch} = {ranks.world // together} x {parts.micro_batch} x {parts.accumulation}"
-                + (f", {together} ranks share each sequence" if together > 1 else "")
-            )
-            if together != stage.sequence_parallel:
-                words.append(
-                    f"  sequence_parallel {stage.sequence_parallel} does not divide {ranks.world} ranks: {together} taken"
-                )
-    if step:
-        words.append(f"going on after step {step} of {curriculum.steps}")
-    return words

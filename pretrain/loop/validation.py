@@ -16,14 +16,17 @@ from torch import Tensor
 
 from cluster.config import Config, RunConfig
 from cluster.metrics import JsonLines
-from pretrain.engine.config import CurriculumConfig, Mix, ModelConfig, ObjectiveConfig, Stage, TrainConfig
+from cluster.runtime.process_group import Ranks
+from pretrain.data.config import CurriculumConfig, Mix, Stage
 from pretrain.data.curriculum import Curriculum, Place
-from pretrain.data.token_datasets import Corpus
-from pretrain.engine.engine import Engine
-from pretrain.loop.step_metrics import Figures
 from pretrain.data.loader import Loader, TextEncoder
 from pretrain.data.sample_order import Order
-from cluster.runtime.process_group import Ranks
+from pretrain.data.token_datasets import Corpus
+from pretrain.engine.config import TrainConfig
+from pretrain.engine.engine import Engine
+from pretrain.loop.step_metrics import Figures
+from pretrain.model.config import ModelConfig
+from pretrain.objective.config import ObjectiveConfig
 from pretrain.objective.sequence_parallel import SequenceGroups
 
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.model import fused_ops
 from pretrain.model.attention import Attend
-from pretrain.engine.config import ModelConfig
+from pretrain.model.config import ModelConfig
 
 EPS = 1e-6
 

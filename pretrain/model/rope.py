@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pretrain.engine.config import ModelConfig
+from pretrain.model.config import ModelConfig
 from pretrain.model.token_layout import Layout
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.engine.config import ModelConfig
+from pretrain.model.config import ModelConfig
 
 PADDING = 0
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from pretrain.model import rope
 from pretrain.model.attention import Attend
-from pretrain.engine.config import ModelConfig
-from pretrain.model.layers import Block, Linear, RMSNorm, Table, recomputed
 from pretrain.model.bit_loss import bit_loss
+from pretrain.model.config import ModelConfig
+from pretrain.model.layers import Block, Linear, RMSNorm, Table, recomputed
 from pretrain.model.token_layout import Layout
 
 

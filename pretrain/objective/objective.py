@@ -17,16 +17,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pretrain.objective import teacher_forcing, counter_rng
-from pretrain.model.attention import Mask, plan
 from pretrain.data.batch import Batch
-from pretrain.engine.config import ObjectiveConfig
+from pretrain.model.attention import Mask, plan
 from pretrain.model.bit_loss import token_weights
-from pretrain.model.transformer import VideoAR
-from pretrain.objective.packed_row import Pack
 from pretrain.model.token_layout import Layout
+from pretrain.model.transformer import VideoAR
+from pretrain.objective import corruption, counter_rng, teacher_forcing
+from pretrain.objective.config import ObjectiveConfig
+from pretrain.objective.packed_row import Pack
 from pretrain.objective.sequence_parallel import SequenceGroup, Share
-from tokenizer.quantization.bsq import unpack
+from tokenizer.quantization.bit_packing import unpack
 from tokenizer.quantization.codec_spec import CodecSpec
 
 
@@ -110,9 +110,9 @@ class Objective(nn.Module):
         count = batch.bits.shape[0]
         bits = unpack(batch.bits.reshape(count * frames, -1), scales, spec.bits)
         turned = features = None
-        if teacher_forcing.active(config):
-            ratios = teacher_forcing.ratios(config, batch.seeds, frames, len(scales))
-            turned = teacher_forcing.flips(batch.seeds, ratios, scales, spec.bits)
+        if corruption.active(config):
+            ratios = corruption.ratios(config, batch.seeds, frames, len(scales))
+            turned = corruption.flips(batch.seeds, ratios, scales, spec.bits)
             features = None if batch.features is None else batch.features.flatten(0, 1)
         mode = model.config.input_resize
         labels, inputs, final = teacher_forcing.teach(bits, scales, turned, features, requantise=config.requantise, mode=mode)

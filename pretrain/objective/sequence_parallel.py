@@ -16,7 +16,6 @@ queries, keys and values one by one, wants another layout, and would bring `deep
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,10 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pretrain.model.attention import Attend
-from pretrain.engine.config import Stage
-from pretrain.data.curriculum import CurriculumError
 from cluster.runtime.process_group import Ranks
+from pretrain.data.config import Stage, size_of
+from pretrain.data.curriculum import CurriculumError
+from pretrain.model.attention import Attend
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,6 @@ class SequenceGroup:
     """This rank among them."""
     handle: Any
     """torch's process group."""
-
-
-def size_of(stage: Stage, world: int) -> int:
-    """Return how many ranks share a sequence: what the stage asks for, as far as it divides the number of ranks."""
-    return math.gcd(stage.sequence_parallel, world)
 
 
 class SequenceGroups:

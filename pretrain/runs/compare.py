@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from cluster.config.differences import differences
 
 
 class CompareError(ValueError):
@@ -69,13 +70,6 @@ def compare(first: Path, second: Path) -> Comparison:
     )
 
 
-def differences(a: Any, b: Any, where: str = "") -> Iterator[str]:
-    """Give one line `key: a -> b` for each value that differs."""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        for key in sorted({*a, *b}, key=str):
-            yield from differences(a.get(key), b.get(key), f"{where}.{key}" if where else str(key))
-    elif a != b:
-        yield f"{where}: {json.dumps(a)} -> {json.dumps(b)}"
 
 
 def _metrics(run: Path) -> dict[int, dict[str, Any]]:

@@ -27,15 +27,17 @@ from cluster.config import Config, RunConfig
 from cluster.runtime.progress import ProgressBar
 from pipeline.records import Bucket
 from pipeline.video import iter_frames
-from pretrain.engine.config import CurriculumConfig, SampleConfig
 from pretrain.checkpoint.export import describe, export, load_model
-from pretrain.model.transformer import VideoAR
-from pretrain.sampling.video_sink import Reel, columns, sheet
-from pretrain.sampling.sampler import SampleError, forwards, steps
+from pretrain.data.config import CurriculumConfig
 from pretrain.model.text_tokenizer import TextTokenizer
+from pretrain.model.transformer import VideoAR
+from pretrain.sampling.config import SampleConfig
+from pretrain.sampling.contact_sheet import columns, sheet
+from pretrain.sampling.sampler import SampleError, forwards, steps
+from pretrain.sampling.video_sink import Reel
 from tokenizer.codec import DecodeState, VideoCodec
 from tokenizer.config import TokenizerConfig
-from tokenizer.quantization.bsq import pack
+from tokenizer.quantization.bit_packing import pack
 
 
 @dataclass(frozen=True)

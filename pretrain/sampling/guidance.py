@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pretrain.engine.config import SampleConfig
+from pretrain.sampling.config import SampleConfig
 
 
 def strength(config: SampleConfig, frame: int, frames: int, scale: int, scales: int) -> float:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.model.attention import Attend
-from pretrain.engine.config import ModelConfig
+from pretrain.model.config import ModelConfig
 from pretrain.model.token_layout import Layout
 
 

@@ -20,15 +20,16 @@ import torch
 from torch import Tensor
 
 from cluster.runtime.progress import ProgressBar
-from pretrain.objective import teacher_forcing, counter_rng
-from pretrain.sampling import guidance
 from pretrain.model.attention import Mask, plan
-from pretrain.sampling.kv_cache import Cache
-from pretrain.engine.config import SampleConfig
-from pretrain.model.transformer import VideoAR
-from pretrain.model.token_layout import Layout
 from pretrain.model.text_tokenizer import TextTokenizer
-from tokenizer.quantization.bsq import codes, pack, unpack
+from pretrain.model.token_layout import Layout
+from pretrain.model.transformer import VideoAR
+from pretrain.objective import counter_rng, teacher_forcing
+from pretrain.sampling import guidance
+from pretrain.sampling.config import SampleConfig
+from pretrain.sampling.kv_cache import Cache
+from tokenizer.quantization.bit_packing import pack, unpack
+from tokenizer.quantization.bsq import codes
 from tokenizer.quantization.codec_spec import CodecSpec
 
 
@@ -139,7 +140,9 @@ def steps(
             logits = model.head(hidden_RLC[:, -rows * columns :])[0]
             if is_guided:
                 logits = guidance.guided(logits, guidance.strength(config, frame, frames, scale, len(scales)))
-            drawn = counter_rng.uniform(counter_rng.fold(seeds, frame * len(scales) + scale), counter_rng.SAMPLE, logits.shape[1:])
+            drawn = counter_rng.uniform(
+                counter_rng.fold(seeds, frame * len(scales) + scale), counter_rng.SAMPLE, logits.shape[1:]
+            )
             chosen = drawn < (logits / config.temperature).sigmoid() if config.temperature > 0 else logits > 0
             chosen = chosen.unflatten(1, (rows, columns))
             total = total + teacher_forcing.enlarge(codes(chosen), scales[-1])

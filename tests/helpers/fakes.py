@@ -13,8 +13,7 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
-from pipeline.planning.planner import clip_key
-from pipeline.records import Bucket, Clip
+from pipeline.records import Bucket, Clip, clip_key
 from pipeline.shards.writer import Encoded
 from tokenizer.codec import save
 from tokenizer.config import NetworkConfig

@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from tests.helpers.fakes import FakeCodec, encoded
 
-from pipeline.shards.layout import DiskFull
+from cluster.runtime.atomic_files import DiskFull
 from pipeline.records import Bucket
-from pipeline.shards.writer import read_info, read_sample, tar_digest, write_shard
+from pipeline.shards.commit_record import read_info, tar_digest
+from pipeline.shards.reader import read_sample
+from pipeline.shards.writer import write_shard
+from tests.helpers.fakes import FakeCodec, encoded
 
 BIG = Bucket(frames=17, height=64, width=64)
 

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.shards.layout import DATASET, FORMAT, INDEX
 from pipeline.records import Bucket, Clip
+from pipeline.shards.layout import DATASET, FORMAT, INDEX
 from pipeline.shards.writer import Encoded, write_shard
 from tokenizer.quantization.codec_spec import CodecSpec
 

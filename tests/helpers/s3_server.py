@@ -14,17 +14,16 @@ import s3fs
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from cluster.runtime.atomic_files import write_json
 from pipeline.config import CorpusConfig, PipelineConfig
+from pipeline.corpus.listing import find
 from pipeline.decoding.process import DecoderProcess
 from pipeline.encoding.encoder import GroupEncoder
-from pipeline.shards.dataset import ShardDataset
-from pipeline.shards.layout import write_json
-from pipeline.shards.manifest import Manifest
+from pipeline.maintenance.verify import verify
 from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket
-from pipeline.corpus.listing import find
-from pipeline.maintenance.verify import verify
-
+from pipeline.shards.dataset import ShardDataset
+from pipeline.shards.manifest import Manifest
 from tests.helpers.fakes import FakeCodec
 
 KINDS = ("throttled", "failed", "dropped", "broken")

@@ -12,9 +12,9 @@ from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "pretrain"))
 from tests.helpers import made_shards
+
+ROOT = Path(__file__).resolve().parents[2]
 
 BUCKETS = {"f009x32x32": 22, "f005x64x64": 9}
 CONFIG = """
@@ -75,7 +75,7 @@ def train(config: Path, ranks: int, run: Path, *overrides: str, code: int = 0) -
 def several(config: Path, ranks: int, runs: dict[str, list[str]], *, code: int = 0) -> None:
     """Run several jobs, one after the other, in one set of rank processes: run folder -> overrides."""
     command = [str(Path(sys.executable).with_name("deepspeed")), "--hostfile", os.devnull, "--num_gpus", str(ranks)]
-    command += ["--master_port", str(free_port()), "--no_local_rank", str(Path(__file__).with_name("several_worker.py"))]
+    command += ["--master_port", str(free_port()), "--no_local_rank", "--module", "tests.helpers.several_worker"]
     command += [str(config), str(code), json.dumps({str(config.parent / name): given for name, given in runs.items()})]
     done = subprocess.run(
         command, env=environment(), cwd=config.parent, text=True, capture_output=True, timeout=PATIENCE, check=False

@@ -8,23 +8,21 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from pretrain.data.batch import Batch  # noqa: E402
-from pretrain.engine.config import Mix, ModelConfig, ObjectiveConfig, Stage  # noqa: E402
-from pretrain.model.transformer import VideoAR  # noqa: E402
-from pretrain.objective.objective import Objective  # noqa: E402
-from cluster.runtime.process_group import Ranks  # noqa: E402
-from pretrain.loop.preemption import leave  # noqa: E402
-from pretrain.objective.sequence_parallel import SequenceGroup, SequenceGroups  # noqa: E402
-from tokenizer.quantization.codec_spec import CodecSpec  # noqa: E402
+from cluster.runtime.process_group import Ranks
+from pretrain.data.batch import Batch
+from pretrain.data.config import Mix, Stage
+from pretrain.loop.preemption import leave
+from pretrain.model.config import ModelConfig
+from pretrain.model.transformer import VideoAR
+from pretrain.objective.config import ObjectiveConfig
+from pretrain.objective.objective import Objective
+from pretrain.objective.sequence_parallel import SequenceGroup, SequenceGroups
+from tokenizer.quantization.codec_spec import CodecSpec
 
 SPEC = CodecSpec(bits=16, spatial_stride=16, temporal_stride=4, digest="x")
 MODEL = ModelConfig(layers=2, width=32, heads=4, text_length=8, max_scales=4)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
 from tests.helpers import training
 from tests.helpers.made_shards import make
 

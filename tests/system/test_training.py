@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
 from tests.helpers import training
 
 pytestmark = pytest.mark.system
@@ -168,11 +167,11 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(config: Path, undisturb
 
 
 def test_validation_samples_bf16_and_a_corrupt_sample_in_one_run(tmp_path: Path) -> None:
-    from tests.helpers.made_shards import SPEC, make
     from safetensors.torch import load_file
 
-    from pipeline.shards.dataset import ShardDataset
     from pipeline.records import Bucket
+    from pipeline.shards.dataset import ShardDataset
+    from tests.helpers.made_shards import SPEC, make
 
     config = training.prepare(tmp_path)
     make(tmp_path / "held-out", training.BUCKETS, salt="held-out")
@@ -230,13 +229,12 @@ def test_ranks_that_differ_are_refused_by_name(config: Path) -> None:
 
 
 def test_a_skipped_step_leaves_no_trace_at_any_stage(tmp_path: Path) -> None:
-    from tests.helpers import skip_worker
     import torch
 
     from pretrain.engine.config import TrainConfig
     from pretrain.engine.optimizer import adamw
+    from tests.helpers import skip_worker
 
-    worker = Path(__file__).with_name("skip_worker.py")
     command = [
         str(Path(sys.executable).with_name("deepspeed")),
         "--hostfile",
@@ -245,7 +243,7 @@ def test_a_skipped_step_leaves_no_trace_at_any_stage(tmp_path: Path) -> None:
         "2",
         "--no_local_rank",
     ]
-    command += ["--master_port", str(training.free_port()), str(worker), str(tmp_path)]
+    command += ["--master_port", str(training.free_port()), "--module", "tests.helpers.skip_worker", str(tmp_path)]
     done = subprocess.run(command, env=training.environment(), capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = [json.loads(path.read_text()) for path in sorted(tmp_path.iterdir())]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tokenizer.config import NetworkConfig
 from tokenizer.codec.inflate import inflate
+from tokenizer.config import NetworkConfig
 from tokenizer.network.network import Network
 
 

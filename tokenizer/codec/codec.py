@@ -14,27 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tokenizer.network.blocks import Stream, onednn_computes
-from tokenizer.codec.folder import JSON_NAME, WEIGHTS_NAME, CodecError, check_keys, digest, read_json, read_weights, save
+from tokenizer.codec.folder import JSON_NAME, WEIGHTS_NAME, CodecError, check_keys, digest, read_json, read_weights
+from tokenizer.network.causal_conv import Stream, onednn_computes
 from tokenizer.network.network import Network, channels_last, pixels, to_uint8
-from tokenizer.quantization.bsq import accumulate, pack, quantize, unpack
-from tokenizer.quantization.scale_schedule import Scales
+from tokenizer.quantization.bit_packing import pack, unpack
+from tokenizer.quantization.bsq import accumulate, quantize
 from tokenizer.quantization.codec_spec import CodecSpec
-
-__all__ = [
-    "JSON_NAME",
-    "WEIGHTS_NAME",
-    "CodecError",
-    "DecodeState",
-    "EncodeState",
-    "Encoded",
-    "VideoCodec",
-    "check_keys",
-    "digest",
-    "read_json",
-    "read_weights",
-    "save",
-]
+from tokenizer.quantization.scale_schedule import Scales
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from tokenizer import codec
-from tokenizer.config import NetworkConfig
 from tokenizer.codec.inflate import inflate, name_some
+from tokenizer.config import NetworkConfig
 from tokenizer.network.network import Network
 from tokenizer.quantization.codec_spec import CodecSpec
 

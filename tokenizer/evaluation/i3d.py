@@ -13,10 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tokenizer.evaluation.pretrained import load
@@ -135,26 +133,3 @@ class I3d(nn.Module):
             x_BCTHW = (x_TCHW / 127.5 - 1).transpose(0, 1)[None].contiguous(memory_format=torch.channels_last_3d)
             found.append(self(x_BCTHW)[0].float().cpu())
         return torch.stack(found)
-
-
-def frechet(a_NF: NDArray[np.float64], b_NF: NDArray[np.float64]) -> float:
-    """Frechet distance between the Gaussians of two feature sets: |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
-
-    Raises ValueError for fewer than 2 rows. With n rows the covariances have rank n - 1; small sets are biased upwards.
-    """
-    if min(len(a_NF), len(b_NF)) < 2:
-        raise ValueError("a Frechet distance takes at least 2 clips on each side")
-    a, b = a_NF.astype(np.float64), b_NF.astype(np.float64)
-    difference = a.mean(0) - b.mean(0)
-    # the trace of (S1 S2)^(1/2) is the sum of singular values of X Y^T, X and Y the centred, scaled sets: no F x F root is needed
-    x, y = (m - m.mean(0) for m in (a, b))
-    x, y = x / np.sqrt(len(x) - 1), y / np.sqrt(len(y) - 1)
-    # a set of more rows than columns is first turned to its triangular factor, which leaves that sum as it is
-    left, right = (_triangular(m) if m.shape[0] > m.shape[1] else m for m in (x, y))
-    cross = np.linalg.svd(left @ right.T, compute_uv=False).sum()
-    return float(difference @ difference + (x**2).sum() + (y**2).sum() - 2 * cross)
-
-
-def _triangular(m_NF: NDArray[np.float64]) -> NDArray[np.float64]:
-    factor: NDArray[np.float64] = np.asarray(np.linalg.qr(m_NF, mode="r"))
-    return factor

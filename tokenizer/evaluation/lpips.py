@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.network.blocks import frames_of
 from tokenizer.evaluation.pretrained import load
+from tokenizer.network.causal_conv import frames_of
 
 Net = Literal["none", "lpips-vgg", "lpips-alex"]
 

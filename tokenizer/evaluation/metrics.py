@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenizer.evaluation.i3d import I3d, frechet
+from tokenizer.evaluation.i3d import I3d
 from tokenizer.evaluation.lpips import Lpips
-from tokenizer.quantization.bsq import unpack
+from tokenizer.quantization.bit_packing import unpack
 from tokenizer.quantization.scale_schedule import Scales
 
 
@@ -90,3 +92,26 @@ def bits_per_pixel(frame_bytes: int, latents: int, frames: int, height: int, wid
 def mean(values: Sequence[float]) -> float:
     """Arithmetic mean, NaN for none."""
     return math.fsum(values) / len(values) if values else math.nan
+
+
+def frechet(a_NF: NDArray[np.float64], b_NF: NDArray[np.float64]) -> float:
+    """Frechet distance between the Gaussians of two feature sets: |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
+
+    Raises ValueError for fewer than 2 rows. With n rows the covariances have rank n - 1; small sets are biased upwards.
+    """
+    if min(len(a_NF), len(b_NF)) < 2:
+        raise ValueError("a Frechet distance takes at least 2 clips on each side")
+    a, b = a_NF.astype(np.float64), b_NF.astype(np.float64)
+    difference = a.mean(0) - b.mean(0)
+    # the trace of (S1 S2)^(1/2) is the sum of singular values of X Y^T, X and Y the centred, scaled sets: no F x F root is needed
+    x, y = (m - m.mean(0) for m in (a, b))
+    x, y = x / np.sqrt(len(x) - 1), y / np.sqrt(len(y) - 1)
+    # a set of more rows than columns is first turned to its triangular factor, which leaves that sum as it is
+    left, right = (_triangular(m) if m.shape[0] > m.shape[1] else m for m in (x, y))
+    cross = np.linalg.svd(left @ right.T, compute_uv=False).sum()
+    return float(difference @ difference + (x**2).sum() + (y**2).sum() - 2 * cross)
+
+
+def _triangular(m_NF: NDArray[np.float64]) -> NDArray[np.float64]:
+    factor: NDArray[np.float64] = np.asarray(np.linalg.qr(m_NF, mode="r"))
+    return factor

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tokenizer.network.blocks import CausalConv, FrameNorm, Middle, ResidualBlock, Stream, Upsample, name_slots, unfold
 from tokenizer.config import NetworkConfig
+from tokenizer.network.blocks import Middle, ResidualBlock, Upsample, unfold
+from tokenizer.network.causal_conv import CausalConv, FrameNorm, Stream, name_slots
 
 
 class Level(nn.Module):

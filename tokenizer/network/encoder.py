@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tokenizer.network.blocks import CausalConv, Downsample, FrameNorm, Middle, ResidualBlock, Stream, fold, name_slots
 from tokenizer.config import NetworkConfig
+from tokenizer.network.blocks import Downsample, Middle, ResidualBlock, fold
+from tokenizer.network.causal_conv import CausalConv, FrameNorm, Stream, name_slots
 
 
 class Level(nn.Module):

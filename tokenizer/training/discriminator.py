@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.network.blocks import group_count
+from tokenizer.network.causal_conv import group_count
 
 
 class PatchDiscriminator(nn.Module):

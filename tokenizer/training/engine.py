@@ -27,8 +27,8 @@ import deepspeed
 import deepspeed.comm
 from deepspeed.ops import __compatible_ops__
 
-from tokenizer.config import TokenizerTraining
 from cluster.runtime.malloc import keep_freed_memory
+from tokenizer.config import TokenizerTraining
 
 
 @dataclass(frozen=True)

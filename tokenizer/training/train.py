@@ -27,12 +27,13 @@ from cluster.config import Config, MetricsConfig, RunConfig
 from cluster.runtime.progress import ProgressBar
 from tokenizer import codec
 from tokenizer.config import TokenizerConfig, TokenizerTraining, TrainingBucket
+from tokenizer.network.network import Network, pixels
+from tokenizer.quantization.codec_spec import CodecSpec
+from tokenizer.training.autoencoder import Autoencoder
 from tokenizer.training.engine import World, start, stop
 from tokenizer.training.run_logger import Journal
-from tokenizer.network.network import Network, pixels
 from tokenizer.training.schedule import bucket_at, keep_at, looked_at
-from tokenizer.quantization.codec_spec import CodecSpec
-from tokenizer.training.trainer import Autoencoder, Trainer, TrainingError
+from tokenizer.training.trainer import Trainer, TrainingError
 
 CHECKPOINTS = "tokenizer-checkpoints"
 

@@ -16,43 +16,22 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenizer import codec
-from tokenizer.training import losses
-from tokenizer.training.straight_through import Bottleneck, bottleneck
 from tokenizer.config import LossConfig, TokenizerConfig
-from tokenizer.training.discriminator import PatchDiscriminator
-from tokenizer.training.engine import Engine, World, barrier, mean_over_ranks
-from tokenizer.network.network import Network
 from tokenizer.evaluation.lpips import perceptual
 from tokenizer.quantization.scale_schedule import Scales
+from tokenizer.training import losses
+from tokenizer.training.autoencoder import Autoencoder
+from tokenizer.training.discriminator import PatchDiscriminator
+from tokenizer.training.engine import Engine, World, barrier, mean_over_ranks
 from tokenizer.training.schedule import ema_at, rate_at
+from tokenizer.training.straight_through import Bottleneck
 
 
 class TrainingError(RuntimeError):
     """A training that cannot go on; the message names the mend."""
-
-
-class Autoencoder(nn.Module):
-    """The network with the quantiser between its halves, as training runs it."""
-
-    def __init__(self, config: TokenizerConfig) -> None:
-        super().__init__()
-        self.network = Network(config.network)
-        self.loss, self.dtype = config.loss, torch.bfloat16 if config.training.dtype == "bfloat16" else torch.float32
-
-    def forward(self, x_BCTHW: Tensor, scales: Scales, keep: list[bool], quantized: bool) -> tuple[Tensor, Bottleneck]:
-        """Reconstruction float32 (B,3,T,H,W) and the bottleneck; `quantized` false passes the features through as they are."""
-        with torch.autocast(x_BCTHW.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            features = self.network.encoder(x_BCTHW)
-        middle = bottleneck(
-            features.float().transpose(1, 2).flatten(0, 1), scales, keep, self.loss.inverse_temperature, quantized
-        )
-        joined = middle.quantized.unflatten(0, (x_BCTHW.shape[0], -1)).transpose(1, 2)
-        with torch.autocast(x_BCTHW.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            recon = self.network.decoder(joined.contiguous(memory_format=torch.channels_last_3d))
-        return recon.float(), middle
 
 
 class Trainer:

@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from cluster.cli import main
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TEXTS = sorted(
     [
         *ROOT.glob("*.md"),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launch.ssh_launcher import remote_command, run, ssh_command, verdict
 from cluster.launch.hostfile import Host
+from cluster.launch.ssh_launcher import remote_command, run, ssh_command, verdict
 
 HOSTS = (Host("a", 1, 1), Host("b", 1, 2))
 

@@ -14,11 +14,12 @@ import pytest
 import yaml
 
 from cluster.cli import main
-from cluster.monitoring.alerts import ALERTS
-from cluster.monitoring.dashboards import DashboardError, known_series, names_in, queries, write
-from cluster.metrics import METRICS, Meter
-from cluster.monitoring.panels import DASHBOARDS
 from cluster.launch.ports import free_port
+from cluster.metrics import METRICS, Meter
+from cluster.monitoring.alerts import ALERTS
+from cluster.monitoring.dashboards import write
+from cluster.monitoring.panels import DASHBOARDS
+from cluster.monitoring.promql import DashboardError, known_series, names_in, queries
 
 
 @pytest.mark.parametrize(

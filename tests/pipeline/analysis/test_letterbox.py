@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from pipeline import video
+from pipeline.analysis.letterbox import Bars
 from pipeline.config import CutConfig, DecodeLimits, FilterConfig, PipelineConfig
 from pipeline.decoding.process import DecoderProcess
-from pipeline.analysis.letterbox import Bars
-from pipeline.planning.planner import clip_times, plan_video
-from pipeline.records import Bucket, SourceVideo
+from pipeline.planning.planner import plan_video
+from pipeline.records import Bucket, SourceVideo, clip_times
 from pipeline.shards.schemas import clip_rows, clips_of
 from pipeline.video import Request, VideoError
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.planning import filters
 from pipeline import video
+from pipeline.analysis.scan import scan
+from pipeline.analysis.shots import shots
 from pipeline.config import CutConfig, FilterConfig
-from pipeline.analysis.scan import scan, shots
-
+from pipeline.planning import filters
 from tests.helpers.fakes import timed
 
 LIMITS = {"max_frames": 10_000, "max_pixels": 4096 * 4096}

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from pipeline import video
+from pipeline.analysis.text_detector import TextDetector, text_network
 from pipeline.config import CutConfig, DecodeLimits, FilterConfig, PipelineConfig
 from pipeline.decoding.process import DecoderProcess
 from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, SourceVideo
-from pipeline.analysis.text_detector import TextDetector, text_network
 from tokenizer.evaluation.pretrained import WeightsError
 
 

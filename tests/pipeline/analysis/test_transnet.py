@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.analysis import transnet
 from pipeline import video
+from pipeline.analysis import transnet
+from pipeline.analysis.shots import marks, shots
 from pipeline.config import CutConfig, DecodeLimits
-from pipeline.analysis.scan import marks, shots
 from pipeline.decoding.process import DecoderProcess
 from tokenizer.evaluation import pretrained
 

@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.corpus import listing
+from cluster.runtime import remote_files
 from pipeline.config import CorpusConfig
+from pipeline.corpus import fetch, listing
 from pipeline.corpus.content_digest import content_digest
-from pipeline.corpus.listing import SourceError, find, sidecar
+from pipeline.corpus.fetch import sidecar
+from pipeline.corpus.listing import SourceError, find
 from pipeline.video import VideoError, probe
 
 
@@ -82,11 +84,11 @@ def test_fsspec_urls_are_listed_and_copied(clips: Path) -> None:
         assert names("memory://corpus") == ["memory:///corpus/sub/y.mp4", "memory:///corpus/z.mp4"]
         assert names("memory://corpus/*.mp4") == ["memory:///corpus/z.mp4"]
         assert names("memory://corpus/z.mp4") == ["memory://corpus/z.mp4"]
-        assert listing.sidecar("memory://corpus/z.mp4") == "a man in a car" and listing.sidecar("memory://corpus/sub/y.mp4") == ""
-        with listing.local("memory://corpus/z.mp4") as path:
+        assert fetch.sidecar("memory://corpus/z.mp4") == "a man in a car" and fetch.sidecar("memory://corpus/sub/y.mp4") == ""
+        with fetch.local("memory://corpus/z.mp4") as path:
             assert path.suffix == ".mp4" and path.read_bytes() == (clips / "carphone_distorted.mp4").read_bytes()
         assert not path.exists()
-        with pytest.raises(VideoError) as caught, listing.local("memory://corpus/absent.mp4"):
+        with pytest.raises(VideoError) as caught, fetch.local("memory://corpus/absent.mp4"):
             pass
         assert caught.value.reason == "not_found"
         with pytest.raises(SourceError, match="holds no video"):
@@ -107,14 +109,14 @@ def test_throttling_is_tried_again_and_absence_is_not(monkeypatch: pytest.Monkey
             raise OSError("SlowDown")
         return "ok"
 
-    assert listing.retried(flaky) == "ok" and len(calls) == 4
+    assert remote_files.retried(flaky) == "ok" and len(calls) == 4
 
     def absent() -> str:
         calls.append(1)
         raise FileNotFoundError
 
     with pytest.raises(FileNotFoundError):
-        listing.retried(absent)
+        remote_files.retried(absent)
     assert len(calls) == 5
 
 
@@ -163,8 +165,8 @@ def test_webdataset_tars_of_videos(tmp_path: Path, clips: Path) -> None:
                 tar.addfile(header, io.BytesIO(data))
     found = find(CorpusConfig(videos=(f"{tmp_path}/*.tar",)))
     assert len(found) == 6 and found[0].source == f"tar://0001.mp4::{tmp_path}/00000.tar"
-    assert [listing.sidecar(video.source) for video in found[:3]] == ["from json", "from txt", ""]
-    with listing.local(found[4].source) as path:
+    assert [fetch.sidecar(video.source) for video in found[:3]] == ["from json", "from txt", ""]
+    with fetch.local(found[4].source) as path:
         assert path.read_bytes() == content and path.suffix == ".mp4"
     (tmp_path / "broken.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(SourceError, match=r"cannot read .*broken\.tar"):

@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from pipeline import video
-from pipeline.config import CutConfig, DecodeLimits
 from pipeline.analysis.scan import scan
-from pipeline.decoding.process import DecoderDied, DecoderProcess
+from pipeline.config import CutConfig, DecodeLimits
 from pipeline.decoding.child import _Beat
+from pipeline.decoding.process import DecoderDied, DecoderProcess
 from pipeline.video import Request, VideoError
 
 TIMES = tuple(i / 8 for i in range(9))

@@ -9,13 +9,15 @@ import pytest
 
 from pipeline.config import DecodeLimits, PipelineConfig
 from pipeline.decoding.process import DecoderProcess
-from pipeline.encoding.encoder import GroupEncoder, decoded
-from pipeline.shards.manifest import Manifest
+from pipeline.encoding.decode_clips import decoded
+from pipeline.encoding.encoder import GroupEncoder
 from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, Clip, Reject, SourceVideo
-from pipeline.shards.writer import read_info, read_sample
-
+from pipeline.shards.commit_record import read_info
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.reader import read_sample
 from tests.helpers.fakes import FakeCodec
+
 from .test_manifest import planned
 
 BUCKETS = (Bucket(frames=5, height=32, width=32), Bucket(frames=9, height=32, width=48))

@@ -9,12 +9,10 @@ import sys
 from pathlib import Path
 
 
-def test_a_disk_that_fills_loses_nothing_that_was_finished(tmp_path: Path) -> None:
+def test_a_disk_that_fills_loses_nothing_that_was_finished(root: Path, tmp_path: Path) -> None:
     namespace = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
-    script = Path(__file__).with_name("fill_disk.py")
-    done = subprocess.run(
-        [*namespace, sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
-    )
+    command = [*namespace, sys.executable, "-m", "tests.helpers.fill_disk", str(tmp_path)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["before"] >= 1, "some shards were finished before the disk was full"

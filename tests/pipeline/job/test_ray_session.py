@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.job import ray_session
 from pipeline.config import PipelineConfig
-from pipeline.workers.encode_pool import JobError
-
+from pipeline.job import ray_session
+from pipeline.workers.errors import JobError
 from tests.helpers.fakes import tiny_tokenizer
 
 

@@ -11,12 +11,11 @@ import fsspec
 import pytest
 import s3fs
 
-from pipeline.corpus import listing
 from pipeline.config import CorpusConfig
+from pipeline.corpus import fetch, listing
 from pipeline.corpus.listing import SourceError, find
 from pipeline.video import VideoError
-
-from . import s3_server
+from tests.helpers import s3_server
 
 
 @pytest.fixture
@@ -55,7 +54,7 @@ def test_what_a_dead_or_foreign_server_says(server: s3_server.Unreliable, monkey
         find(CorpusConfig(videos=("s3://nobucket/",)))
     assert "\n" not in str(caught.value)
     s3_server.fill("here", [("a.mp4", b"123")])
-    with pytest.raises(VideoError) as gone, listing.local("s3://here/b.mp4"):
+    with pytest.raises(VideoError) as gone, fetch.local("s3://here/b.mp4"):
         pass
     assert gone.value.reason == "not_found"
     with fsspec.open("s3://here/a.mp4") as file:
@@ -67,6 +66,6 @@ def test_what_a_dead_or_foreign_server_says(server: s3_server.Unreliable, monkey
     s3fs.S3FileSystem.clear_instance_cache()
     server.every = 1
     began = time.monotonic()
-    with pytest.raises(VideoError) as dead, listing.local("s3://here/a.mp4"):
+    with pytest.raises(VideoError) as dead, fetch.local("s3://here/a.mp4"):
         pass
     assert dead.value.reason == "unreachable" and "s3://here/a.mp4" in str(dead.value) and time.monotonic() - began < 20

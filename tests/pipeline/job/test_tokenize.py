@@ -22,16 +22,16 @@ import torch
 
 from cluster.config import ConfigError, load
 from cluster.metrics import Meter
-from pipeline.job import tokenize
-from pipeline.maintenance import verify
-from pipeline.shards.dataset import ShardDataset
-from pipeline.shards.layout import ConfigChanged, Lock, Locked
-from pipeline.shards.manifest import Manifest
-from pipeline.records import Bucket
+from cluster.runtime.file_lock import Lock, Locked
 from pipeline.corpus.listing import SourceError
-from tokenizer.codec import CodecError, VideoCodec
-
+from pipeline.job import tokenize
+from pipeline.job.dataset_json import ConfigChanged
+from pipeline.maintenance import preview, verify
+from pipeline.records import Bucket
+from pipeline.shards.dataset import ShardDataset
+from pipeline.shards.manifest import Manifest
 from tests.helpers.fakes import tiny_tokenizer
+from tokenizer.codec import CodecError, VideoCodec
 
 pytestmark = pytest.mark.system
 
@@ -115,7 +115,7 @@ def test_two_workers_give_the_same_digest(
     sample = dataset.read(SECOND, 0)
     frames = VideoCodec.load(weights).decode(torch.frombuffer(bytearray(sample.bits), dtype=torch.uint8)[None], 32, 48)
     assert frames.shape == (1, 9, 32, 48, 3)
-    grid = verify.show(tmp_path / "shards", weights, tmp_path / "grid.mp4", count=4)
+    grid = preview.show(tmp_path / "shards", weights, tmp_path / "grid.mp4", count=4)
     assert grid.stat().st_size > 0
 
     with monkeypatch.context() as patch:

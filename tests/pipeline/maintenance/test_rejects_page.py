@@ -7,13 +7,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from cluster.runtime.atomic_files import write_json
 from pipeline.config import DecodeLimits, FilterConfig, PipelineConfig
-from pipeline.maintenance.rejects_page import contact_sheet
 from pipeline.decoding.process import DecoderProcess
-from pipeline.shards.layout import write_json
-from pipeline.shards.manifest import Manifest
+from pipeline.maintenance.rejects_page import contact_sheet
 from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, SourceVideo
+from pipeline.shards.manifest import Manifest
 
 
 def test_refusals_are_shown_by_reason(tmp_path: Path, clips: Path) -> None:

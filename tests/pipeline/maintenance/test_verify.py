@@ -6,14 +6,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.maintenance import takedown, verify
-from pipeline.shards.dataset import DatasetError, ShardDataset
-from pipeline.shards.layout import write_json
-from pipeline.shards.manifest import Manifest
+from cluster.runtime.atomic_files import write_json
+from pipeline.maintenance import statistics, takedown, verify
 from pipeline.records import Bucket, Reject
+from pipeline.shards.dataset import ShardDataset
+from pipeline.shards.layout import DatasetError
+from pipeline.shards.manifest import Manifest
 from pipeline.shards.writer import Encoded, write_shard
-
 from tests.helpers.fakes import FakeCodec
+
 from .test_manifest import BUCKET, merge, plan
 
 SHARDS = [f"{BUCKET.name}/shard-00000{number}" for number in range(3)]
@@ -101,7 +102,7 @@ def test_an_index_that_lags_is_found(folder: Path) -> None:
 
 
 def test_stat_counts(folder: Path) -> None:
-    found = verify.stat(folder)
+    found = statistics.stat(folder)
     assert found["buckets"] == {BUCKET.name: {"shards": 3, "samples": 6, "frames": 30, "tokens": 6 * 2 * 5, "bytes": 3 * 10240}}
     assert found["refused"] == {"encode/damaged": 1, "probe/unreadable": 1} and found["videos"] == 3
     json.dumps(found)
@@ -126,7 +127,7 @@ def test_compaction_removes_the_bytes_and_everything_still_adds_up(folder: Path)
     assert takedown.compact(folder) == 2
     report = verify.verify(folder)
     assert report.sound and (report.clips, report.encoded, report.refused_clips) == (7, 4, 3)
-    assert verify.stat(folder)["refused"] == {"encode/damaged": 1, "exclude/taken_down": 2, "probe/unreadable": 1}
+    assert statistics.stat(folder)["refused"] == {"encode/damaged": 1, "exclude/taken_down": 2, "probe/unreadable": 1}
     assert (folder / f"{SHARDS[0]}.tar").read_bytes() == kept and not (folder / f"{SHARDS[2]}.tar").exists()
     assert {c.caption for g in range(3) for c in Manifest(folder).clips(g) if c.source == "v/b"} == {""}
     assert takedown.compact(folder) == 0 and len(ShardDataset.open(folder)) == 4

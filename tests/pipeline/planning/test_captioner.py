@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.planning import captioner as module
-from pipeline.planning.captioner import COLUMN, CaptionerError, HuggingFace, folder_digest, load
 from pipeline.config import CaptionerConfig, DecodeLimits, PipelineConfig
 from pipeline.decoding.process import DecoderProcess
+from pipeline.planning import captioner as module
+from pipeline.planning.captioner import COLUMN, CaptionerError, HuggingFace, folder_digest, load
 from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, SourceVideo
 from pipeline.shards.schemas import clip_rows, clips_of

@@ -6,15 +6,16 @@ import cv2
 import numpy as np
 import pytest
 
+from cluster.runtime.atomic_files import write_json
 from pipeline import video
-from pipeline.config import CutConfig, DecodeLimits, PipelineConfig
+from pipeline.analysis.fingerprint import FINE, RATE, SIDE, Print, Printer, inner
 from pipeline.analysis.scan import scan
+from pipeline.config import CutConfig, DecodeLimits, PipelineConfig
 from pipeline.decoding.process import DecoderProcess
-from pipeline.shards.layout import write_json
-from pipeline.shards.manifest import Manifest
-from pipeline.planning.near_index import FINE, RATE, SIDE, NearIndex, Print, Printer, inner
+from pipeline.planning.near_index import NearIndex
 from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, SourceVideo
+from pipeline.shards.manifest import Manifest
 
 THRESHOLD = 0.9
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from pipeline.config import CutConfig, DecodeLimits, FilterConfig, PipelineConfig
 from pipeline.decoding.process import DecoderProcess
-from pipeline.planning.planner import clip_key, plan_video, spans, suited
-from pipeline.records import Bucket, SourceVideo, VideoPlan
-
+from pipeline.planning.planner import plan_video
+from pipeline.planning.spans import spans, suited
+from pipeline.records import Bucket, SourceVideo, VideoPlan, clip_key
 from tests.helpers.fakes import timed
 
 SMALL = Bucket(frames=5, height=32, width=32)

@@ -8,17 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from cluster.runtime import atomic_files
+from cluster.runtime.atomic_files import DiskFull, LedgerError
+from cluster.runtime.file_lock import Lock, Locked
+from pipeline.job import dataset_json
+from pipeline.job.dataset_json import ConfigChanged
 from pipeline.shards import layout
-from pipeline.shards.layout import ConfigChanged, DiskFull, LedgerError, Lock, Locked
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file"
-    with pytest.raises(RuntimeError, match="midway"), layout.committing(path) as temporary:
+    with pytest.raises(RuntimeError, match="midway"), atomic_files.committing(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError("midway")
     assert not path.exists() and not list(path.parent.iterdir())
-    with layout.committing(path) as temporary:
+    with atomic_files.committing(path) as temporary:
         temporary.write_text("whole")
         assert not path.exists()
     assert path.read_text() == "whole" and list(path.parent.iterdir()) == [path]
@@ -27,11 +31,14 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_disk_full_keeps_what_was(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("before")
-    with pytest.raises(DiskFull, match="the disk is full; free some space and run again"), layout.committing(path) as temporary:
+    with (
+        pytest.raises(DiskFull, match="the disk is full; free some space and run again"),
+        atomic_files.committing(path) as temporary,
+    ):
         temporary.write_text("x")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(DiskFull, match=r"pipeline\.min_free_gb is 1e\+09"), layout.committing(path, 1e9):
+    with pytest.raises(DiskFull, match=r"pipeline\.min_free_gb is 1e\+09"), atomic_files.committing(path, 1e9):
         pass
 
 
@@ -43,7 +50,7 @@ def test_the_second_job_learns_who_holds_the_folder(tmp_path: Path) -> None:
 
 
 def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
-    code = f"from pipeline.shards.layout import Lock; from pathlib import Path\nwith Lock(Path({str(tmp_path)!r})): print(1, flush=True); input()"
+    code = f"from cluster.runtime.file_lock import Lock; from pathlib import Path\nwith Lock(Path({str(tmp_path)!r})): print(1, flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None and holder.stdout.readline()
         with pytest.raises(Locked, match=f"process {holder.pid}"), Lock(tmp_path):
@@ -61,12 +68,12 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_a_changed_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
     old = {"fps": 8.0, "pipeline": {"batch": 4, "cuts": {"threshold": 27.0}}, "buckets": ["f005x32x32"]}
-    layout.begin(tmp_path, old)
+    dataset_json.begin(tmp_path, old)
     before = (tmp_path / "dataset.json").read_bytes()
-    layout.begin(tmp_path, old)
+    dataset_json.begin(tmp_path, old)
     new = {"fps": 12.0, "pipeline": {"batch": 4, "cuts": {"threshold": 30.0}, "dedup": True}, "buckets": ["f005x32x32"]}
     with pytest.raises(ConfigChanged) as caught:
-        layout.begin(tmp_path, new)
+        dataset_json.begin(tmp_path, new)
     lines = str(caught.value).splitlines()
     assert lines[1:-1] == ["  fps: 8.0 -> 12.0", "  pipeline.cuts.threshold: 27.0 -> 30.0", "  pipeline.dedup: null -> true"]
     assert (tmp_path / "dataset.json").read_bytes() == before
@@ -75,7 +82,7 @@ def test_a_changed_configuration_is_refused_with_the_difference(tmp_path: Path) 
 def test_a_key_of_another_version_is_no_change_while_it_holds_its_default(tmp_path: Path) -> None:
     """The folder was begun before `pipeline.crop` and `pipeline.cuts.margin` existed, and when there was a `pipeline.gone`."""
     kept = {"batch": 4, "cuts": {"threshold": 27.0}}
-    layout.begin(
+    dataset_json.begin(
         tmp_path, {"fps": 8.0, "pipeline": {**kept, "gone": {"far": 3, "near": 1}}, "not_default": ["pipeline.gone.near"]}
     )
     before = (tmp_path / "dataset.json").read_bytes()
@@ -84,7 +91,7 @@ def test_a_key_of_another_version_is_no_change_while_it_holds_its_default(tmp_pa
     def newer(margin: float, deep: bool, **fields: object) -> list[str]:
         pipeline = {"batch": 4, "cuts": {"threshold": 27.0, "margin": margin}, "crop": {"deep": deep}, "gone": {"near": 1}}
         try:
-            layout.begin(tmp_path, {"fps": 8.0, "pipeline": {**pipeline, **fields}, "not_default": ["x"]}, defaults)
+            dataset_json.begin(tmp_path, {"fps": 8.0, "pipeline": {**pipeline, **fields}, "not_default": ["x"]}, defaults)
         except ConfigChanged as error:
             return str(error).splitlines()[1:-1]
         return []
@@ -99,7 +106,7 @@ def test_a_key_of_another_version_is_no_change_while_it_holds_its_default(tmp_pa
 def test_a_foreign_folder_is_not_written_to(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(LedgerError, match=r"holds holiday\.jpg but no dataset\.json"):
-        layout.begin(tmp_path, {})
+        dataset_json.begin(tmp_path, {})
 
 
 def test_leftovers_of_killed_writers_go(tmp_path: Path) -> None:
@@ -118,4 +125,4 @@ def test_leftovers_of_killed_writers_go(tmp_path: Path) -> None:
 def test_damaged_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(LedgerError, match=r"dataset\.json: not valid JSON"):
-        layout.begin(tmp_path, {})
+        dataset_json.begin(tmp_path, {})

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from cluster.runtime.atomic_files import write_json
 from pipeline.config import PipelineConfig
 from pipeline.decoding.process import DecoderProcess
-from pipeline.shards.dataset import ShardDataset
-from pipeline.shards.layout import write_json
-from pipeline.shards.manifest import Manifest
 from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, Reject, SourceVideo, VideoPlan
+from pipeline.shards.dataset import ShardDataset
+from pipeline.shards.manifest import Manifest
 from pipeline.shards.writer import Encoded, write_shard
-
 from tests.helpers.fakes import FakeCodec, clip, encoded
 
 BUCKET = Bucket(frames=5, height=16, width=16)

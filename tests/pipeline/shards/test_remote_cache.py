@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -12,18 +11,17 @@ from typing import Any
 import fsspec
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pretrain"))
-from tests.helpers import made_shards
-
 from pipeline.corpus import listing
-from pipeline.shards.dataset import DatasetError, ShardDataset
 from pipeline.records import Bucket
+from pipeline.shards.dataset import ShardDataset
+from pipeline.shards.layout import DatasetError
+from pipeline.shards.reader import CorruptSample
 from pipeline.shards.remote_cache import ShardCache
-from pipeline.shards.writer import CorruptSample
-from pretrain.engine.config import CurriculumConfig, Mix, Stage
+from pretrain.data.config import CurriculumConfig, Mix, Stage
 from pretrain.data.curriculum import Curriculum
-from pretrain.data.token_datasets import Corpus
 from pretrain.data.sample_order import Order
+from pretrain.data.token_datasets import Corpus
+from tests.helpers import made_shards
 
 NAME = "f009x32x32"
 BUCKET = Bucket.parse(NAME)

@@ -11,8 +11,9 @@ import webdataset
 import zstandard
 
 from pipeline.records import Bucket, Reject
-from pipeline.shards.writer import CorruptSample, read_info, read_sample, write_shard
-
+from pipeline.shards.commit_record import read_info
+from pipeline.shards.reader import CorruptSample, read_sample
+from pipeline.shards.writer import write_shard
 from tests.helpers.fakes import FakeCodec, encoded
 
 NAME = "f005x16x16/shard-000000"

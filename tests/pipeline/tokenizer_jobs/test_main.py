@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from cluster.config import load
-from pipeline.tokenizer_jobs.main import main, reconstruct, roundtrip
 from pipeline.tokenizer_jobs.evaluate import held_clips, score
+from pipeline.tokenizer_jobs.main import main
+from pipeline.tokenizer_jobs.reconstruct import reconstruct, roundtrip
 from pipeline.video import probe
 from tokenizer.codec import VideoCodec, save
 from tokenizer.config import NetworkConfig, TrainingBucket
-from tokenizer.network.network import Network
 from tokenizer.evaluation.pretrained import available
+from tokenizer.network.network import Network
 
 NETWORK = NetworkConfig(bits=8, width=8, patch=2, multipliers=(1, 1, 1), blocks=1, groups=1)
 CONFIG = """

@@ -17,13 +17,13 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from cluster.metrics import Meter
 from pipeline import video
-from pipeline.config import CutConfig, DecodeLimits, PipelineConfig
 from pipeline.analysis.scan import scan
-from pipeline.decoding.process import DecoderProcess
+from pipeline.config import CutConfig, DecodeLimits, PipelineConfig
 from pipeline.decoding.child import _one
-from pipeline.workers.encode_pool import Fallbacks
+from pipeline.decoding.process import DecoderProcess
 from pipeline.video import Device, DeviceError, Reader, Request, VideoError
 from pipeline.video.picture import picture
+from pipeline.workers.job_metrics import Fallbacks
 
 TIMES = tuple(i / 8 for i in range(9))
 ABSENT = "cuda:63"

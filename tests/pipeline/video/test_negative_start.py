@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from pipeline import video
-
 from tests.helpers.fakes import numbered, numbers
 
 TIMES = [0.0, 0.1, 0.15, 0.6, 0.61, 0.7, 1.2, 1.3, 1.4, 1.55, 1.7, 1.8]

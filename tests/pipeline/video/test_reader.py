@@ -11,7 +11,6 @@ import pytest
 
 from pipeline import video
 from pipeline.video import Request, VideoError
-
 from tests.helpers.fakes import numbered, numbers, timed
 
 

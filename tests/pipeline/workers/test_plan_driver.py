@@ -16,12 +16,12 @@ import pytest
 import ray
 
 from cluster.metrics import Meter
-from pipeline.workers import plan_driver
 from pipeline.config import DecodeLimits, PipelineConfig
+from pipeline.records import Bucket, SourceVideo
 from pipeline.shards.layout import PLAN
 from pipeline.shards.manifest import Manifest
-from pipeline.records import Bucket, SourceVideo
 from pipeline.video import DeviceError
+from pipeline.workers import plan_driver
 
 pytestmark = pytest.mark.system
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,17 +14,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parent))
-from tests.helpers.made_state import STATE
-
-from pretrain.checkpoint import integrity
-from pretrain.checkpoint.reader import Checkpoints
-from pretrain.engine.config import DeepSpeedConfig, TrainConfig
-from pretrain.engine.ema import Ema, join, slice_of
-from pretrain.engine.engine import OURS, EngineError, check_compiler, deepspeed_config
 from cluster.runtime.process_group import Ranks
-from pretrain.checkpoint.host_copy import copied, write_torch
+from pretrain.checkpoint import integrity
 from pretrain.checkpoint.consolidate import WeightsError, from_zero3, from_zero12, read_ema
+from pretrain.checkpoint.host_copy import copied, write_torch
+from pretrain.checkpoint.writer import Checkpoints
+from pretrain.engine.config import DeepSpeedConfig, TrainConfig
+from pretrain.engine.deepspeed_config import OURS, EngineError, check_compiler, deepspeed_config
+from pretrain.engine.ema import Ema, join, slice_of
+from tests.helpers.made_state import STATE
 
 ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"), hosts=("here",))
 

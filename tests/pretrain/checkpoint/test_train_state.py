@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from tests.helpers.made_state import STATE
-
-from pretrain.engine.config import CurriculumConfig, Mix, ModelConfig, Stage
+from pretrain.checkpoint.train_state import ResumeError, TrainState, past_digest
+from pretrain.data.config import CurriculumConfig, Mix, Stage
 from pretrain.loop.guard import Guard, TrainingHalted
-from pretrain.checkpoint.train_state import RankMismatch, ResumeError, TrainState, agree, mark_failed, past_digest, truncate_metrics, write_status
+from pretrain.model.config import ModelConfig
+from pretrain.runs.provenance import RankMismatch, agree
+from pretrain.runs.run_files import mark_failed, truncate_metrics, write_status
+from tests.helpers.made_state import STATE
 
 
 def test_state_round_trips_and_refuses_another_format(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pretrain.engine.config import CurriculumConfig, Mix, ObjectiveConfig, Stage, TrainConfig
+from pretrain.data.config import CurriculumConfig, Mix, Stage
 from pretrain.data.curriculum import CYCLE, Curriculum, CurriculumError, counted, share, spread
+from pretrain.engine.config import TrainConfig
 from pretrain.engine.lr_schedule import learning_rate
+from pretrain.objective.config import ObjectiveConfig
 from tokenizer.quantization.codec_spec import CodecSpec
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from tests.helpers import made_shards
-
-from pipeline.shards.dataset import DatasetError, ShardDataset
 from pipeline.records import Bucket
+from pipeline.shards.dataset import ShardDataset
+from pipeline.shards.layout import DatasetError
 from pretrain.data.batch import Batch
-from pretrain.engine.config import CurriculumConfig, Mix, ModelConfig, Stage
+from pretrain.data.config import CurriculumConfig, Mix, Stage
 from pretrain.data.curriculum import Curriculum
-from pretrain.data.token_datasets import Corpus, DataError
 from pretrain.data.loader import Loader, StepData
 from pretrain.data.sample_order import Order
+from pretrain.data.token_datasets import Corpus, DataError
+from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
+from tests.helpers import made_shards
 from tokenizer.quantization.codec_spec import CodecSpec
 
 BUCKET, LARGE = "f009x32x32", "f005x64x64"

@@ -7,9 +7,10 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.engine.config import CurriculumConfig, Mix, Stage
+from pretrain.data.config import CurriculumConfig, Mix, Stage
 from pretrain.data.curriculum import Curriculum
-from pretrain.data.sample_order import Epochs, Order, Source, sample_seed, split
+from pretrain.data.micro_batches import split
+from pretrain.data.sample_order import Epochs, Order, Source, sample_seed
 
 STREAM = ("f005x64x64", 0)
 

@@ -13,16 +13,19 @@ import pretrain.model.block_attention
 from cluster.cli import main
 from cluster.config import Config, load
 from pretrain.data.batch import Batch
-from pretrain.engine.config import ModelConfig, ObjectiveConfig
 from pretrain.estimate.flops import causal_pairs, training_flops
-from pretrain.model.transformer import VideoAR
-from pretrain.objective.objective import Objective
-from pretrain.estimate.job_estimate import LIVE_PARAMETERS, Checkpointing, Machine, PlanError, activation_bytes, block_bytes, make, parameters_of, peak_of, spec_of
+from pretrain.estimate.hardware import Machine, PlanError, peak_of
+from pretrain.estimate.job_estimate import make, spec_of
+from pretrain.estimate.memory import LIVE_PARAMETERS, Checkpointing, activation_bytes, block_bytes, parameters_of
+from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
+from pretrain.model.transformer import VideoAR
+from pretrain.objective.config import ObjectiveConfig
+from pretrain.objective.objective import Objective
 from tokenizer.config import TokenizerConfig
 from tokenizer.quantization.codec_spec import CodecSpec
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 MACHINE = Machine(gpus=8, memory_gb=80.0, peak=1e15, mfu=0.5, link_gb=100.0)
 STAGE = "{name: a, steps: 100, mix: [{bucket: f017x64x64, batch: 16}]}"
 

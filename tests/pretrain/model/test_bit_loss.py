@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.model import bit_loss
 from pretrain.model.bit_loss import bit_loss, token_weights
 from pretrain.model.token_layout import Layout
 
@@ -22,7 +21,7 @@ def test_weights_sum_to_one_and_follow_the_root_of_the_area() -> None:
 
 @pytest.mark.parametrize("rows", [7, 4096])
 def test_fused_equals_plain(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bit_loss, "ROWS", rows)
+    monkeypatch.setattr("pretrain.model.bit_loss.ROWS", rows)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(2, 30, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(16, 8, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -52,7 +51,7 @@ def test_no_logits_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(x.shape[0])
         return plain(x, weight, bias)
 
-    monkeypatch.setattr(bit_loss.F, "linear", spy)
+    monkeypatch.setattr(F, "linear", spy)
     hidden = torch.randn(2, 50, 8, requires_grad=True)
     bit_loss(hidden, torch.randn(16, 8), torch.randn(16), torch.zeros(2, 50, 16, dtype=torch.bool), torch.ones(2, 50))[
         0

@@ -38,7 +38,10 @@ def test_heads_against_separate_steps() -> None:
 def test_compiled_equals_plain() -> None:
     generator = torch.Generator().manual_seed(0)
     x, y, weight = (torch.randn(*shape, generator=generator, requires_grad=True) for shape in ((3, 16), (3, 16), (16,)))
-    cases: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [(fused_ops.add_norm, (x, y, weight, 1e-6)), (fused_ops.swiglu, (x,))]
+    cases: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
+        (fused_ops.add_norm, (x, y, weight, 1e-6)),
+        (fused_ops.swiglu, (x,)),
+    ]
     for function, arguments in cases:
         results = []
         for run in (function, fused_ops.compiled(function)):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pretrain.model.attention import Mask, plan
-from pretrain.engine.config import ModelConfig
+from pretrain.model.config import ModelConfig
 from pretrain.model.layers import Block, FeedForward, Linear, RMSNorm, SelfAttention, Table, ffn_width, recomputed
 from pretrain.model.rope import positions, tables
 from pretrain.model.token_layout import Layout

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pretrain.model import rope
-from pretrain.engine.config import ModelConfig
+from pretrain.model.config import ModelConfig
 from pretrain.model.token_layout import Layout
 
 CONFIG = ModelConfig(layers=1, width=64, heads=2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.engine.config import ModelConfig
+from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextError, TextTokenizer
 
 

@@ -9,10 +9,10 @@ import torch
 
 from cluster.config import load
 from pretrain.model.attention import Mask, plan
-from pretrain.engine.config import ModelConfig
-from pretrain.model.transformer import VideoAR
-from pretrain.model.token_layout import Layout
+from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
+from pretrain.model.token_layout import Layout
+from pretrain.model.transformer import VideoAR
 
 CONFIG = ModelConfig(layers=2, width=32, heads=4, max_scales=4)
 LAYOUT = Layout(text=3, frames=3, scales=((1, 1), (2, 2), (3, 2)))

@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.model.attention import plan
 from pretrain.data.batch import Batch
-from pretrain.engine.config import ModelConfig, ObjectiveConfig
+from pretrain.model.attention import plan
 from pretrain.model.bit_loss import token_weights
+from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import VideoAR
+from pretrain.objective.config import ObjectiveConfig
 from pretrain.objective.objective import Objective, ObjectiveError
 from tokenizer.quantization.codec_spec import CodecSpec
 

@@ -11,13 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pretrain.model.attention import Mask
 from pretrain.data.batch import Batch
-from pretrain.engine.config import ModelConfig, ObjectiveConfig
-from pretrain.model.transformer import VideoAR
-from pretrain.objective.objective import Objective
-from pretrain.objective.packed_row import Pack, arrange
+from pretrain.data.micro_batches import arrange
+from pretrain.model.attention import Mask
+from pretrain.model.config import ModelConfig
 from pretrain.model.token_layout import Layout
+from pretrain.model.transformer import VideoAR
+from pretrain.objective.config import ObjectiveConfig
+from pretrain.objective.objective import Objective
+from pretrain.objective.packed_row import Pack
 from tokenizer.quantization.codec_spec import CodecSpec
 
 SPEC = CodecSpec(bits=16, spatial_stride=16, temporal_stride=4, digest="x")

@@ -10,23 +10,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).parent))
+from cluster.runtime.process_group import Ranks
+from pretrain.data.config import Mix, Stage, size_of
+from pretrain.data.curriculum import CurriculumError
+from pretrain.objective.sequence_parallel import SequenceGroup, SequenceGroups, Share
 from tests.helpers import ulysses_worker
 
-from pretrain.engine.config import Mix, Stage
-from pretrain.data.curriculum import CurriculumError
-from cluster.runtime.process_group import Ranks
-from pretrain.objective.sequence_parallel import SequenceGroup, SequenceGroups, Share, size_of
 
-
-def test_ranks_that_share_sequences_compute_what_one_computes(tmp_path: Path) -> None:
+def test_ranks_that_share_sequences_compute_what_one_computes(root: Path, tmp_path: Path) -> None:
     world = 2
-    worker = Path(ulysses_worker.__file__)
-    command = [sys.executable, str(worker)]
+    command = [sys.executable, "-m", "tests.helpers.ulysses_worker"]
     store, out = tmp_path / "store", tmp_path / "out.safetensors"
     jobs = [
         subprocess.Popen(
-            [*command, str(rank), str(world), str(store), str(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*command, str(rank), str(world), str(store), str(out)],
+            cwd=root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in range(world)
     ]

@@ -9,8 +9,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pretrain.objective import teacher_forcing
-from pretrain.engine.config import ObjectiveConfig
+from pretrain.objective import corruption, teacher_forcing
+from pretrain.objective.config import ObjectiveConfig
 from tokenizer.quantization.bsq import accumulate, next_inputs, quantize, requantize
 from tokenizer.quantization.scale_schedule import scales
 
@@ -109,7 +109,7 @@ def test_without_features_the_labels_come_near_those_from_features(features: Ten
 
 def test_ratios_follow_eq_8() -> None:
     config = ObjectiveConfig(flip_min=0.05, flip_max=0.25, flip_delta=0.02)
-    found = teacher_forcing.ratios(config, torch.arange(4000), 4, 6)
+    found = corruption.ratios(config, torch.arange(4000), 4, 6)
     for frame in range(4):
         low, high = 0.05 + 0.02 * frame, 0.25 + 0.02 * frame
         inner = found[:, frame, 1:]
@@ -123,22 +123,22 @@ def test_ratios_follow_eq_8() -> None:
 
 
 def test_ablations_of_the_ratios() -> None:
-    plain = teacher_forcing.ratios(ObjectiveConfig(flip_inherit=False, flip_time_dependent=False), SEEDS, 20, 6)
+    plain = corruption.ratios(ObjectiveConfig(flip_inherit=False, flip_time_dependent=False), SEEDS, 20, 6)
     assert float(plain.max()) <= 0.25
     assert bool((plain[:, 1:, 0] < plain[:, :-1, -1]).any())
-    grown = teacher_forcing.ratios(ObjectiveConfig(flip_inherit=False), SEEDS, 200, 2)
+    grown = corruption.ratios(ObjectiveConfig(flip_inherit=False), SEEDS, 200, 2)
     assert float(grown.max()) <= 1.0 and float(grown[:, -1].min()) >= 1.0
     off = ObjectiveConfig(flip_max=0, flip_delta=0)
-    assert not teacher_forcing.active(off) and teacher_forcing.active(ObjectiveConfig())
+    assert not corruption.active(off) and corruption.active(ObjectiveConfig())
 
 
 def test_bits_turn_with_their_ratio() -> None:
     ratios = torch.rand(50, 2, 6, generator=torch.Generator().manual_seed(0)) * 0.3
-    maps = teacher_forcing.flips(SEEDS, ratios, SCALES, 16)
+    maps = corruption.flips(SEEDS, ratios, SCALES, 16)
     assert [tuple(m.shape) for m in maps] == [(100, h, w, 16) for h, w in SCALES]
     share = maps[-1].float().mean((1, 2, 3)).view(50, 2)
     assert float((share - ratios[:, :, -1]).abs().max()) < 5 * (0.25 / 1024) ** 0.5
-    assert not teacher_forcing.flips(SEEDS, torch.zeros_like(ratios), SCALES, 16)[3].any()
+    assert not corruption.flips(SEEDS, torch.zeros_like(ratios), SCALES, 16)[3].any()
 
 
 def test_feeds_are_in_the_order_of_the_tokens(features: Tensor) -> None:

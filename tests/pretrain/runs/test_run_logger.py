@@ -17,7 +17,8 @@ from cluster.config import MetricsConfig
 from cluster.metrics import MetricsPortError, StepReport
 from pretrain.estimate import flops
 from pretrain.model.attention import Mask
-from pretrain.engine.config import ModelConfig, TrainConfig
+from pretrain.model.config import ModelConfig
+from pretrain.engine.config import TrainConfig
 from pretrain.loop.step_metrics import Clock, Figures
 from pretrain.runs.run_logger import Journal
 from pretrain.model.transformer import VideoAR
@@ -25,6 +26,7 @@ from pretrain.engine.optimizer import adamw, groups, mark_muon
 from cluster.runtime.process_group import Ranks
 from pretrain.model.token_layout import Layout
 from pretrain.loop.preemption import StopRequest
+from pretrain.estimate import hardware
 
 REPORT = StepReport(
     step=3,
@@ -102,7 +104,7 @@ def test_flops_and_peak() -> None:
     assert flops.training_flops(10, 7, 0, 0, 0) == 420
     assert flops.training_flops(0, 0, 2, 8, 5) == 960
     torch.set_num_threads(1)
-    assert 1e8 < flops.peak_flops(torch.device("cpu"), torch.float32, 1) < 1e13
+    assert 1e8 < hardware.peak_flops(torch.device("cpu"), torch.float32, 1) < 1e13
 
 
 def test_figures_keep_flags_and_vectors_apart() -> None:

@@ -16,11 +16,12 @@ from safetensors.torch import save_file
 
 from cluster.config import Config, load
 from pipeline.video import VideoWriter, iter_frames, probe, write_video
+from pretrain.model.config import ModelConfig
+from pretrain.model.transformer import VideoAR
+from pretrain.objective.config import ObjectiveConfig
 from pretrain.sampling import generate
-from pretrain.engine.config import ModelConfig, ObjectiveConfig
 from pretrain.sampling.generate import Setting, clip, read_prefix, run
 from pretrain.sampling.generate import load as load_setting
-from pretrain.model.transformer import VideoAR
 from pretrain.sampling.sampler import SampleError, Step, sample
 from tokenizer.codec import save
 from tokenizer.config import NetworkConfig

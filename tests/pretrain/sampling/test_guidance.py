@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pretrain.engine.config import SampleConfig
+from pretrain.sampling.config import SampleConfig
 from pretrain.sampling.guidance import guided, needed, strength
 
 

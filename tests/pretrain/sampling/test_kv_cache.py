@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from pretrain.model.attention import Mask, plan
-from pretrain.sampling.kv_cache import Cache, cache_bytes, kept_frames
-from pretrain.engine.config import ModelConfig
+from pretrain.model.config import ModelConfig
 from pretrain.model.token_layout import Layout
+from pretrain.sampling.kv_cache import Cache, cache_bytes, kept_frames
 
 CONFIG = ModelConfig(layers=2, width=16, heads=2)
 LAYOUT = Layout(text=3, frames=6, scales=((1, 1), (2, 2)))

@@ -7,14 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pretrain.sampling import sampler as sampling
 from pretrain.data.batch import Batch
-from pretrain.engine.config import ModelConfig, ObjectiveConfig, SampleConfig
-from pretrain.model.transformer import VideoAR
-from pretrain.objective.objective import Objective
-from pretrain.sampling.sampler import SampleError, forwards, sample, steps
+from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextError, TextTokenizer
-from tokenizer.quantization.bsq import pack
+from pretrain.model.transformer import VideoAR
+from pretrain.objective.config import ObjectiveConfig
+from pretrain.objective.objective import Objective
+from pretrain.sampling import sampler as sampling
+from pretrain.sampling.config import SampleConfig
+from pretrain.sampling.sampler import SampleError, forwards, sample, steps
+from tokenizer.quantization.bit_packing import pack
 from tokenizer.quantization.codec_spec import CodecSpec
 
 SPEC = CodecSpec(bits=16, spatial_stride=16, temporal_stride=4, digest="x")

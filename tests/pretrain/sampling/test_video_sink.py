@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pipeline.video import iter_frames
-from pretrain.sampling.video_sink import COLUMNS, Reel, columns, contact_sheet
+from pretrain.sampling.contact_sheet import COLUMNS, columns, contact_sheet
+from pretrain.sampling.video_sink import Reel
 
 
 def test_pieces_make_the_files_of_the_whole(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tokenizer.network.blocks import Stream
 from tokenizer.codec import CodecError, Encoded, VideoCodec, digest, save
 from tokenizer.config import NetworkConfig
+from tokenizer.network.causal_conv import Stream
 from tokenizer.network.network import Network, to_uint8
 
 

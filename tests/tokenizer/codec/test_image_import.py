@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tokenizer.codec import VideoCodec
-from tokenizer.config import NetworkConfig
 from tokenizer.codec.image_import import ImportFailure, change_bits, import_public
+from tokenizer.config import NetworkConfig
 from tokenizer.network.network import Network
 from tokenizer.quantization.bsq import quantize
 from tokenizer.quantization.scale_schedule import scales
@@ -45,7 +45,7 @@ def test_the_golden_file_imports_and_codes_as_the_public_network(
     encoded = codec.encode(golden["image_u8"].permute(0, 2, 3, 1)[:, None])
     assert (encoded.features[:, 0] - golden["feature"]).abs().max() < 1e-4
     want = torch.cat([golden[f"bits_{k}"].flatten(1) for k in range(6)], dim=1).bool()
-    from tokenizer.quantization.bsq import unpack
+    from tokenizer.quantization.bit_packing import unpack
 
     found = torch.cat([item.flatten(1) for item in unpack(encoded.bits, scales(8, 8), 16)], dim=1)
     assert (found != want).double().mean() < 1e-3

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tokenizer.evaluation.i3d import I3d, _same, frechet
+from tokenizer.evaluation.i3d import I3d, _same
+from tokenizer.evaluation.metrics import frechet
 from tokenizer.evaluation.pretrained import available
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tokenizer.evaluation import metrics
-from tokenizer.quantization.bsq import pack
+from tokenizer.quantization.bit_packing import pack
 from tokenizer.quantization.scale_schedule import scales
 
 

@@ -14,8 +14,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from tokenizer.evaluation import pretrained
-from tokenizer.evaluation.pretrained import WeightsError, load, member, read_arrays
+from tokenizer.evaluation import fetch
+from tokenizer.evaluation.fetch import member, read_arrays
+from tokenizer.evaluation.pretrained import WeightsError, load
 
 
 class Evil:
@@ -76,20 +77,20 @@ def test_archive_members_are_read_by_name(tmp_path: Path) -> None:
 
 
 def test_the_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert pretrained.main([]) == 2
-    assert pretrained.main(["fetch", "inception"]) == 2
+    assert fetch.main([]) == 2
+    assert fetch.main(["fetch", "inception"]) == 2
     assert "usage" in capsys.readouterr().err
 
 
 def test_state_dicts_are_read_and_anything_else_is_not() -> None:
     buffer = io.BytesIO()
     torch.save({"a.weight": torch.ones(2, dtype=torch.float16), "a.count": torch.tensor(3)}, buffer)
-    found = pretrained.read_state(buffer.getvalue())
+    found = fetch.read_state(buffer.getvalue())
     assert set(found) == {"a.weight"} and found["a.weight"].dtype == torch.float32
     for content in (Evil(), [torch.ones(1)], {"a": "text"}):
         buffer = io.BytesIO()
         torch.save(content, buffer)
         with pytest.raises(WeightsError, match=r"cannot be read|something else"):
-            pretrained.read_state(buffer.getvalue())
+            fetch.read_state(buffer.getvalue())
     with pytest.raises(WeightsError, match="cannot be read"):
-        pretrained.read_state(b"nothing of the kind")
+        fetch.read_state(b"nothing of the kind")

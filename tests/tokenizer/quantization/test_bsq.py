@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenizer.quantization import bsq
+from tokenizer.quantization import bit_packing, bsq
 from tokenizer.quantization.scale_schedule import scales
 
 SCALES = scales(8, 8)
@@ -73,19 +73,19 @@ def test_codes_have_unit_length_and_bit_one_is_positive() -> None:
 def test_pack_and_unpack_are_inverse(rows: int, columns: int, d: int, count: int) -> None:
     listed = scales(rows, columns)
     bits = [torch.rand(count, r, c, d) > 0.5 for r, c in listed]
-    packed = bsq.pack(bits)
+    packed = bit_packing.pack(bits)
     assert packed.shape == (count, sum(r * c for r, c in listed) * d // 8)
-    assert all(torch.equal(a, b) for a, b in zip(bits, bsq.unpack(packed, listed, d)))
+    assert all(torch.equal(a, b) for a, b in zip(bits, bit_packing.unpack(packed, listed, d)))
 
 
 def test_lowest_bit_comes_first() -> None:
     bits = [torch.tensor([1, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0]).bool().view(1, 1, 1, 16)]
-    assert bsq.pack(bits).tolist() == [[129, 2]]
+    assert bit_packing.pack(bits).tolist() == [[129, 2]]
 
 
 def test_wrong_shapes_are_named() -> None:
     with pytest.raises(ValueError, match="bytes a frame"):
-        bsq.unpack(torch.zeros(2, 3, dtype=torch.uint8), SCALES, 8)
+        bit_packing.unpack(torch.zeros(2, 3, dtype=torch.uint8), SCALES, 8)
     with pytest.raises(ValueError, match="the scales end at"):
         bsq.quantize(torch.zeros(1, 8, 4, 4), SCALES)
     with pytest.raises(ValueError, match="flip maps"):

