@@ -27,9 +27,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from cluster.runtime.process_group import connect
 from pretrain.data.batch import Batch
 from pretrain.engine.config import DeepSpeedConfig, TrainConfig
-from pretrain.engine.engine import Engine, connect
+from pretrain.engine.engine import Engine
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import VideoAR
 from pretrain.objective.config import ObjectiveConfig
@@ -84,7 +85,7 @@ def worker(stage: int, width: int, layers: int, out: Path) -> None:
         )
         engine.backward(engine.forward(batch, 0, 0.0, last=True)["loss"])
         engine.step(1e-4)
-    found = ranks.gather((live() - before, psutil.Process().memory_info().rss - resident))
+    found = ranks.all_gather((live() - before, psutil.Process().memory_info().rss - resident))
     if ranks.rank == 0:
         tensors, grown = (max(pair[i] for pair in found) for i in range(2))
         (out / f"{stage}.json").write_text(json.dumps({"parameters": engine.parameters, "tensors": tensors, "resident": grown}))

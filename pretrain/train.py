@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from cluster.config import Config, ConfigError, MetricsConfig, RunConfig, load
 from cluster.metrics import MetricsPortError, StepReport
+from cluster.runtime.exit_codes import STOPPED
+from cluster.runtime.process_group import connect, disconnect, leave
 from pretrain.checkpoint import integrity, reader, train_state, writer
 from pretrain.checkpoint.train_state import TrainState
 from pretrain.data.config import CurriculumConfig
@@ -33,12 +35,12 @@ from pretrain.data.token_datasets import Corpus
 from pretrain.engine.config import DeepSpeedConfig, TrainConfig
 from pretrain.engine.deepspeed_config import EngineError, check_compiler, zero_stage
 from pretrain.engine.ema import Ema
-from pretrain.engine.engine import Engine, connect, disconnect
+from pretrain.engine.engine import Engine
 from pretrain.engine.lr_schedule import learning_rate
 from pretrain.estimate import hardware
 from pretrain.loop.guard import Guard
 from pretrain.loop.periodic_samples import Showcase
-from pretrain.loop.preemption import EXIT_STOPPED, StopRequest, leave
+from pretrain.loop.preemption import StopRequest
 from pretrain.loop.startup_banner import banner
 from pretrain.loop.step_metrics import Clock, Figures, read_ids, step_flops
 from pretrain.loop.validation import Validation
@@ -91,7 +93,7 @@ def run(config: Config) -> int:
     corpus = Corpus.open(folders, Streams(data), data.weights, cache=data.cache, cache_gb=data.cache_gb)
     data = counted(data, corpus.spec)
     curriculum = Curriculum(data)
-    provenance.agree(ranks.gather(provenance.identity(config, corpus.digest)), ranks.hosts)
+    provenance.agree(ranks.all_gather(provenance.identity(config, corpus.digest)), ranks.hosts)
     text = TextTokenizer.make(config.get(ModelConfig))
     groups = SequenceGroups(ranks, curriculum.stages, config.get(ModelConfig).heads, train.collective_timeout)
 
@@ -101,7 +103,7 @@ def run(config: Config) -> int:
         # Where to go on from: rank 0 looks, all ranks do the same.
         if ranks.rank == 0:
             integrity.remove_leftovers(folder)
-        found: Path | None = ranks.from_first(integrity.newest(folder, journal.say) if ranks.rank == 0 else None)
+        found: Path | None = ranks.broadcast(integrity.newest(folder, journal.say) if ranks.rank == 0 else None)
         saved = None if found is None else TrainState.read(found / "state.json")
         step = 0 if saved is None else saved.step
         fresh = TrainState(
@@ -124,7 +126,7 @@ def run(config: Config) -> int:
             journal.say(
                 f"{found.name} was written by {saved.world if saved else 0} ranks, this job has {ranks.world}: converting"
             )
-            source = ranks.from_first(reader.to_universal(found) if ranks.rank == 0 else None)
+            source = ranks.broadcast(reader.to_universal(found) if ranks.rank == 0 else None)
         check_compiler(config.get(ModelConfig).compile, ranks.device)
         engine = Engine(lambda: build(config, corpus.spec, text), train, deepspeed, ranks, seed=seed, universal=universal)
         ema = Ema(train.ema) if train.ema else None
@@ -216,12 +218,12 @@ def run(config: Config) -> int:
                     showcase.make(engine, place)
                 if stopping:
                     saver.finish()
-                    why = "; ".join(sorted({text for text in ranks.gather(stop.reason) if text}))
+                    why = "; ".join(sorted({text for text in ranks.all_gather(stop.reason) if text}))
                     journal.say(f"stopped after step {step} ({why}); run the same command to go on")
                     if ranks.rank == 0:
                         stop.clear()
                         run_files.write_status(folder, "stopped", step, curriculum.steps, why)
-                    return EXIT_STOPPED
+                    return STOPPED
                 clock.restart()
         saver.finish()
         if ranks.rank == 0:

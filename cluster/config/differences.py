@@ -1,13 +1,10 @@
-"""DOC from pipeline/shards/layout.py."""
+"""What differs between two nested configurations, key by key."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
 def flat(plain: Mapping[str, Any], where: str = "") -> dict[str, Any]:
@@ -22,10 +19,14 @@ def flat(plain: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     return found
 
 
-def differences(a: Any, b: Any, where: str = "") -> Iterator[str]:
-    """Give one line `key: a -> b` for each value that differs."""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        for key in sorted({*a, *b}, key=str):
-            yield from differences(a.get(key), b.get(key), f"{where}.{key}" if where else str(key))
-    elif a != b:
-        yield f"{where}: {json.dumps(a)} -> {json.dumps(b)}"
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys whose values differ, in order. A key that one side lacks counts as null there."""
+    first, second = flat(old), flat(new)
+    return sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one line `key: old -> new` for each value that differs."""
+    first, second = flat(old), flat(new)
+    for key in changed_keys(old, new):
+        yield f"{key}: {json.dumps(first.get(key))} -> {json.dumps(second.get(key))}"

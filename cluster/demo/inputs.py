@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from cluster.config import load
+from cluster.config.differences import changed_keys
+from cluster.runtime.atomic_files import write_text
 from cluster.runtime.source_tree import source_root
 
 NEED_FREE_GB = 2.0
@@ -79,21 +80,13 @@ def write_config(root: Path, out: Path, videos: Path, *, default: bool, override
     path = out / "demo.yaml"
     if path.is_file() and path.read_text() != text:
         old, new = yaml.safe_load(path.read_text()), resolved.plain()
-        changed = sorted(_changed(old, new))
+        changed = changed_keys(old, new)
         raise DemoError(
             f"{path}: this folder holds a demo with another configuration (changed: {', '.join(changed[:6])}); "
             "choose another --out, or delete the folder"
         )
-    path.write_text(text)
+    write_text(path, text)
     return path
-
-
-def _changed(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in {*old, *new}:
-            yield from _changed(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
-    elif old != new:
-        yield prefix
 
 
 def captions_of(table: str | None, clips: Sequence[Path]) -> dict[str, str]:

@@ -7,15 +7,13 @@ Called by: cluster/cli/main.py (`make demo`). Run again, each step continues whe
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.demo.inputs import DemoError, check_disk, default_videos, find_videos, recipe_folder, write_config
 from cluster.demo.steps import Steps, console
+from cluster.runtime.file_lock import FileLock
 
 
 def run(out: Path, videos: Path | None = None, overrides: Sequence[str] = ()) -> None:
@@ -31,7 +29,11 @@ def run(out: Path, videos: Path | None = None, overrides: Sequence[str] = ()) ->
     folder = (default_videos() if videos is None else videos).resolve()
     clips = find_videos(folder)
     out.mkdir(parents=True, exist_ok=True)
-    with only_one(out):
+    lock = FileLock(
+        out / ".demo-lock",
+        lambda holder: DemoError(f"{out}: a demo is running here already ({holder}); wait for it or choose another --out"),
+    )
+    with lock:
         check_disk(out)
         config = write_config(root, out, folder, default=videos is None, overrides=overrides)
         console.print(f"[bold]VideoAR demo[/bold]: {len(clips)} videos from {folder}, everything goes to {out}")
@@ -54,22 +56,3 @@ def run(out: Path, videos: Path | None = None, overrides: Sequence[str] = ()) ->
         ("figures of each step", out / "metrics.jsonl"),
     ):
         console.print(f"  {label:<21}{path}")
-
-
-@contextmanager
-def only_one(out: Path) -> Iterator[None]:
-    """Hold the folder's lock for the length of the demo. Raises DemoError naming the process that holds it."""
-    path = out / ".demo-lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise DemoError(
-                f"{out}: a demo is running here already (pid {holder}); wait for it or choose another --out"
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield

@@ -18,12 +18,9 @@ from cluster.config import load
 from cluster.demo.inputs import DemoError, captions_of
 from cluster.demo.scraper import Scraper
 from cluster.launch.ray_head import RayHead
+from cluster.runtime.exit_codes import STOPPED
 
 console = Console(highlight=False, soft_wrap=True)
-
-
-STOPPED = 75
-"""Exit code of a training job that stopped cleanly with a checkpoint (pretrain/train.py)."""
 
 
 class Steps:

@@ -10,7 +10,6 @@ One way for one machine (`local`) and one for several (`ssh`: the same launcher 
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import os
@@ -19,9 +18,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -35,6 +33,7 @@ from cluster.launch.processes import runs_module, words_of
 from cluster.launch.ssh_launcher import ssh_command
 from cluster.launch.supervisor import Attempt, Policy, Supervisor
 from cluster.launch.watchdog import Watch
+from cluster.runtime.file_lock import FileLock
 
 Via = Literal["local", "ssh"]
 TRAIN = "pretrain.train"
@@ -139,27 +138,14 @@ def environment(restarts: int, *, cpu: bool) -> dict[str, str]:
     return added
 
 
-@contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold RUN/launch.lock, so that two launches cannot write one run folder. Raises RunBusyError when it is held."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "launch.lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise RunBusyError(
-                f"{folder}: {owner} is running this run; wait for it, stop it, or set run.dir to another folder"
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
+def run_lock(folder: Path) -> FileLock:
+    """Return the lock RUN/launch.lock, so that two launches cannot write one run folder; held, it raises RunBusyError."""
+    return FileLock(
+        folder / "launch.lock",
+        lambda holder: RunBusyError(
+            f"{folder}: {holder} is running this run; wait for it, stop it, or set run.dir to another folder"
+        ),
+    )
 
 
 def sweep_command(job: Launch) -> str:

@@ -23,6 +23,7 @@ from types import FrameType, TracebackType
 
 from cluster.config import ClusterConfig, Config
 from cluster.launch.ray_head import RayError, RayHead, answers, ray_environment, ray_program
+from cluster.runtime.exit_codes import STOPPED
 
 __all__ = ["RayError", "RayHead", "run", "submit"]
 
@@ -105,7 +106,7 @@ def _exit_code(dashboard: str, job: str, submitted: int, token: str) -> int:
     if details["status"] == "SUCCEEDED":
         return 0
     if details["status"] == "STOPPED":
-        return 75
+        return STOPPED
     code = details.get("driver_exit_code")
     if code is None:
         print(f"job {job}: {details['status']}: {details.get('message')}", file=sys.stderr)

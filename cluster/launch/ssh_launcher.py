@@ -19,12 +19,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cluster.launch.hostfile import Host, read_hostfile
+from cluster.runtime.exit_codes import STOPPED
 
 FORWARDED = ("DS_ACCELERATOR", "GLOO_", "NCCL_", "OMP_NUM_THREADS", "PYTHONPATH", "PYTHONUNBUFFERED", "VIDEOAR_")
 """Beginnings of environment variables that ranks on other hosts get too."""
 GRACE_SECONDS = 10.0
 """Time between the first host's failure and the end of the others."""
-STOPPED = 75
 UNREACHABLE = 255
 """Exit code of ssh itself."""
 

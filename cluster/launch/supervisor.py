@@ -24,12 +24,11 @@ import psutil
 
 from cluster.launch.processes import parent_of, runs_module
 from cluster.launch.watchdog import Watch, Watchdog
+from cluster.runtime.exit_codes import STOPPED
 
 DONE = 0
 FAILED = 1
 USAGE = 2
-STOPPED = 75
-"""EX_TEMPFAIL: the job saved its state and stopped because it was asked to."""
 
 
 @dataclass(frozen=True)

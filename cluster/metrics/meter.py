@@ -1,9 +1,4 @@
-"""The one door to Prometheus: every metric is declared here once, and served, logged and plotted from here.
-
-In:  figures by declared name (`Meter.set/inc/observe`) and one `StepReport` a training step.
-Out: Prometheus text over HTTP (loopback unless told otherwise) and lines of metrics.jsonl.
-Called by: every package. This file imports none of them.
-"""
+"""The door to Prometheus: declared metrics, set by name and served over HTTP (loopback unless told otherwise)."""
 
 from __future__ import annotations
 
@@ -14,13 +9,15 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from cluster.config.errors import ConfigError
 from cluster.metrics.declarations import METRICS
 from cluster.metrics.step_report import StepReport
+from cluster.runtime.atomic_files import write_text
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
-class MetricsPortError(OSError):
+class MetricsPortError(ConfigError):
     """The metrics port cannot be served; the message names it and the mend."""
 
 
@@ -75,8 +72,7 @@ class Meter:
             ) from error
         address = f"{host}:{self._server.server_port}"
         if address_file is not None:
-            address_file.parent.mkdir(parents=True, exist_ok=True)
-            address_file.write_text(address + "\n")
+            write_text(address_file, address + "\n")
         return address
 
     def close(self) -> None:

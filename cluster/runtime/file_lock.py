@@ -1,4 +1,4 @@
-"""DOC from pipeline/shards/layout.py."""
+"""One process at a time in a folder: a lock that the kernel releases however its holder ends."""
 
 from __future__ import annotations
 
@@ -7,49 +7,46 @@ import getpass
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-from cluster.runtime.atomic_files import LedgerError
-from pipeline.shards.layout import LOCK
+from typing import Self
 
 
-class Locked(LedgerError):
-    """Another job writes to the folder; the message says which."""
+class FileLock:
+    """Exclusive lock on one file; context manager.
 
+    While it is held the file says by whom: user, process, host and since when.
 
-class Lock:
-    """Holds the folder for this process; the kernel lets go of it when the process ends, however it ends."""
+    busy: turns that text into the error that is raised when another process holds the lock; None waits for the lock instead.
+    Raises OSError when the file cannot be opened.
+    """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / LOCK
-        self._fd: int | None = None
+    def __init__(self, path: Path, busy: Callable[[str], Exception] | None) -> None:
+        self.path, self._busy = path, busy
+        self._handle: int | None = None
 
-    def __enter__(self) -> Lock:
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise LedgerError(
-                f"{self.path.parent}: cannot write there: {error.strerror}; choose another pipeline.output"
-            ) from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX if self._busy is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            holder = os.pread(fd, 4096, 0).decode(errors="replace").strip() or "another process"
-            os.close(fd)
-            raise Locked(f"{self.path.parent}: held by {holder}; wait for that job or stop it") from error
-        who = f"{getpass.getuser()}, process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}"
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, who.encode(), 0)
-        self._fd = fd
+            holder = os.pread(handle, 4096, 0).decode(errors="replace").strip() or "another process"
+            os.close(handle)
+            assert self._busy is not None
+            raise self._busy(holder) from error
+        except BaseException:
+            os.close(handle)
+            raise
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{getpass.getuser()}, process {os.getpid()} on {socket.gethostname()}, since {since}".encode(), 0)
+        self._handle = handle
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        assert self._fd is not None
-        os.ftruncate(self._fd, 0)
-        os.close(self._fd)
-        self._fd = None
+        assert self._handle is not None
+        os.ftruncate(self._handle, 0)
+        os.close(self._handle)
+        self._handle = None

@@ -1,4 +1,4 @@
-"""DOC from pipeline/corpus/listing.py."""
+"""Calls to object stores and other network file systems, tried again when the connection fails."""
 
 from __future__ import annotations
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from cluster.config import Config
 from cluster.config.differences import flat
 from pipeline.config import CorpusConfig, PipelineConfig
-from pipeline.shards.layout import DATASET, FORMAT
+from pipeline.shards.layout import DATASET, FORMAT, FolderError
 from tokenizer.quantization.codec_spec import CodecSpec
 
 if TYPE_CHECKING:
     pass
-from cluster.runtime.atomic_files import LedgerError, read_json, write_json
+from cluster.runtime.atomic_files import read_json, write_json
 from pipeline.shards.layout import ADDRESS
 
 FPS_RULE = "frame k of a clip is the frame that the video shows at begin + k / fps seconds from its first frame"
@@ -74,7 +74,7 @@ def _scales(spec: CodecSpec, frames: int, height: int, width: int) -> list[list[
     return [list(scale) for scale in spec.scales(rows, columns)]
 
 
-class ConfigChanged(LedgerError):
+class ConfigChanged(FolderError):
     """The folder was begun with another configuration; the message lists what changed."""
 
 
@@ -88,7 +88,7 @@ def begin(folder: Path, dataset: Mapping[str, Any], defaults: Mapping[str, Any] 
     if not path.exists():
         foreign = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name != ADDRESS)
         if foreign:
-            raise LedgerError(f"{folder}: holds {foreign[0]} but no {DATASET}; choose an empty folder as pipeline.output")
+            raise FolderError(f"{folder}: holds {foreign[0]} but no {DATASET}; choose an empty folder as pipeline.output")
         write_json(path, plain)
         return
     changes = list(differences(read_json(path), plain, defaults or {}))

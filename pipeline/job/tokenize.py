@@ -16,7 +16,6 @@ from contextlib import contextmanager, nullcontext
 
 from cluster.config import Config, MetricsConfig
 from cluster.metrics import Meter
-from cluster.runtime.file_lock import Lock
 from cluster.runtime.progress import ProgressBar
 from pipeline.config import CorpusConfig, PipelineConfig
 from pipeline.corpus.listing import find
@@ -27,7 +26,7 @@ from pipeline.job.repair import _compare, _discard_damaged
 from pipeline.job.summary import Run, Summary, describe, summarize
 from pipeline.shards import layout
 from pipeline.shards.commit_record import read_info
-from pipeline.shards.layout import ADDRESS, INDEX
+from pipeline.shards.layout import ADDRESS, INDEX, FolderLock
 from pipeline.shards.manifest import Manifest
 from pipeline.workers.encode_pool import Pool
 from pipeline.workers.errors import JobError
@@ -43,11 +42,11 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Su
 
     retry: videos that could not be probed and clips that could not be encoded get another try, in new shards.
     repair: check every byte first, and make damaged or missing shards again from their videos.
-    Raises SourceError, LedgerError (Locked, ConfigChanged), DiskFull, CodecError, JobError; nothing committed is lost.
+    Raises SourceError, FolderError (Locked, ConfigChanged), DiskFull, CodecError, JobError; nothing committed is lost.
     """
     pipeline = config.get(PipelineConfig)
     spec = _spec(config)
-    with Lock(pipeline.output), _meter(config) as meter:
+    with FolderLock(pipeline.output), _meter(config) as meter:
         layout.remove_leftovers(pipeline.output)
         dataset_json.begin(pipeline.output, dataset(config, spec), defaults())
         manifest = Manifest(pipeline.output)

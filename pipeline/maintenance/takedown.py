@@ -13,12 +13,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from cluster.runtime.atomic_files import write_json
-from cluster.runtime.file_lock import Lock
 from pipeline.records import Reject
 from pipeline.shards.commit_record import read_info
 from pipeline.shards.dataset import ShardDataset, open_folder
 from pipeline.shards.exclusions import EXCLUDED, excluded, hidden, taken_down
-from pipeline.shards.layout import INDEX, DatasetError
+from pipeline.shards.layout import INDEX, DatasetError, FolderLock
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import read_sample
 from pipeline.shards.writer import Encoded, write_shard
@@ -31,7 +30,7 @@ def exclude(folder: str | Path, sources: Iterable[str]) -> int:
     Raises DatasetError for a source that the folder does not hold.
     """
     folder = Path(folder)
-    with Lock(folder):
+    with FolderLock(folder):
         known = Manifest(folder).known()
         wanted = list(sources)
         for name in wanted:
@@ -52,7 +51,7 @@ def compact(folder: str | Path) -> int:
     info, spec = open_folder(folder)
     manifest = Manifest(folder)
     removed = 0
-    with Lock(folder):
+    with FolderLock(folder):
         gone = excluded(folder)
         if not gone:
             return 0

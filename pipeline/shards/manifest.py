@@ -108,7 +108,7 @@ class Manifest:
         rejects = [reject for reject in self.rejects() if reject.source not in names]
         used = 0
         with (
-            committing(self.folder / CLIPS, config.min_free_gb) as temporary,
+            committing(self.folder / CLIPS, config.min_free_gb, setting="pipeline.min_free_gb") as temporary,
             pq.ParquetWriter(temporary, CLIP_SCHEMA, **COMPACT) as writer,
         ):
             seen = self._copy_groups(writer, first_group)

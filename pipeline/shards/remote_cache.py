@@ -13,14 +13,13 @@ that is open when it makes room stays readable for whoever has it open; its byte
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 
+from cluster.runtime.file_lock import FileLock
 from cluster.runtime.remote_files import NETWORK, retried
 
 _PARTIAL = ".partial"
@@ -111,10 +110,6 @@ class ShardCache:
                     path.unlink(missing_ok=True)
                     total -= size
 
-    @contextlib.contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
+    def _locked(self, name: str) -> FileLock:
         path = self.root / "locks" / hashlib.sha256(f"{self.url if name != 'room' else ''}/{name}".encode()).hexdigest()[:16]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        return FileLock(path, busy=None)

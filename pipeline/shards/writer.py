@@ -57,7 +57,7 @@ def write_shard(
     tar_bytes, digest = 0, ""
     tar_path = folder / f"{shard}.tar"
     if samples:
-        with committing(tar_path, min_free_gb) as temporary:
+        with committing(tar_path, min_free_gb, setting="pipeline.min_free_gb") as temporary:
             with temporary.open("wb") as file:
                 rows = _write_tar(file, shard, sorted(samples, key=lambda sample: sample.clip.key), spec, zstd_level)
             digest = tar_digest(temporary)
@@ -79,7 +79,7 @@ def write_shard(
         rejects=tuple(asdict(reject) for reject in rejects),
     )
     table = sample_rows(rows).replace_schema_metadata({RECORD_KEY: json.dumps(info.__dict__, sort_keys=True).encode()})
-    with committing(folder / f"{shard}.parquet", min_free_gb) as temporary:
+    with committing(folder / f"{shard}.parquet", min_free_gb, setting="pipeline.min_free_gb") as temporary:
         pq.write_table(table, temporary, compression="zstd")
     return info
 

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cluster.config import load as load_config
-from cluster.runtime.atomic_files import write_atomic
+from cluster.runtime.atomic_files import write_text
 from pretrain.checkpoint import integrity, reader
 from pretrain.checkpoint.consolidate import read_ema
 from pretrain.checkpoint.train_state import TrainState
@@ -85,7 +85,7 @@ def export(
         "tokens": state.tokens,
         "checkpoint": folder.name,
     }
-    write_atomic(out / "model.json", json.dumps(plain, indent=1) + "\n")
+    write_text(out / "model.json", json.dumps(plain, indent=1) + "\n")
     return made
 
 

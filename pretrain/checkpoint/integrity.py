@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from cluster.runtime.atomic_files import sync_folder, write_synced
+from cluster.runtime.atomic_files import sync, write_text
 
 _NAME = re.compile(r"^step-(\d{8})$")
 
@@ -41,12 +41,12 @@ def publish(partial: Path, final: Path) -> None:
             size, digest = hashed(path)[1:]
             files[name] = {"size": size, "sha256": digest}
     text = json.dumps(files, indent=1, sort_keys=True)
-    write_synced(partial / "manifest.json", text)
+    write_text(partial / "manifest.json", text)
     if final.exists():
         shutil.rmtree(final)  # left over from a run that was truncated to an earlier step, or never finished
     partial.rename(final)
-    write_synced(final / "DONE", hashlib.sha256(text.encode()).hexdigest() + "\n")
-    sync_folder(final.parent)
+    write_text(final / "DONE", hashlib.sha256(text.encode()).hexdigest() + "\n")
+    sync(final.parent)
 
 
 def hashed(path: Path) -> tuple[Path, int, str]:

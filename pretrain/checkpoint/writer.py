@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from cluster.runtime.atomic_files import write_synced
+from cluster.runtime.atomic_files import write_text
 from cluster.runtime.process_group import Ranks
 from pretrain.checkpoint.deepspeed_io import TAG
 from pretrain.checkpoint.host_copy import write_torch
@@ -57,7 +57,7 @@ class Checkpoints:
                 (partial / TAG).mkdir(parents=True)
             except OSError as error:
                 problem = f"{partial}: {error.strerror}"
-        problem = self.ranks.from_first(problem)
+        problem = self.ranks.broadcast(problem)
         if problem:
             self._failed(state.step, problem)
             return time.monotonic() - began
@@ -83,7 +83,7 @@ class Checkpoints:
                     (partial / "latest").write_text(TAG)
                     scripts(str(partial))
                     state.write(partial / "state.json")
-                write_synced(partial / f"files-{rank:05d}.json", json.dumps(_relative(files, partial)))
+                write_text(partial / f"files-{rank:05d}.json", json.dumps(_relative(files, partial)))
             except (OSError, RuntimeError, SafetensorError) as error:
                 pending.error = f"rank {rank}: {error}"
             pending.down = True
@@ -108,7 +108,7 @@ class Checkpoints:
         self._pending = None
         pending.thread.join()
         if failed > 0:
-            errors = [error for error in self.ranks.gather(pending.error) if error]
+            errors = [error for error in self.ranks.all_gather(pending.error) if error]
             if self.ranks.rank == 0:
                 shutil.rmtree(pending.partial, ignore_errors=True)
             self._failed(pending.step, errors[0])
@@ -129,7 +129,7 @@ class Checkpoints:
             return
         self._pending.thread.join()
         down, failed = self.flags()
-        total = self.ranks.sum(torch.tensor([down, failed], dtype=torch.float64, device=self.ranks.device))
+        total = self.ranks.all_reduce(torch.tensor([down, failed], dtype=torch.float64, device=self.ranks.device))
         self.settle(float(total[0]), float(total[1]))
         self.ranks.barrier()
 

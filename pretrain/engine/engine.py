@@ -15,21 +15,15 @@ there the gradients are complete on each rank and are dropped here.
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import socket
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cluster.runtime.malloc import keep_freed_memory
 from cluster.runtime.process_group import Ranks
 from pretrain.data.batch import Batch
 from pretrain.engine import optimizer
@@ -37,55 +31,6 @@ from pretrain.engine.config import DeepSpeedConfig, TrainConfig
 from pretrain.engine.deepspeed_config import deepspeed_config, zero_stage
 from pretrain.engine.ema import slice_of
 from pretrain.objective.sequence_parallel import SequenceGroup
-
-
-def connect(timeout: float, threads: int = 0) -> Ranks:
-    """Join the job's ranks (one rank when nothing launched us) and choose the device.
-
-    timeout: seconds that a collective may wait. threads: torch threads on CPU, 0 divides the cores among the host's ranks.
-    """
-    # DeepSpeed still calls names that torch 2.13 has replaced, one warning a collective.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|deepspeed")
-    os.environ.setdefault("RANK", "0")
-    os.environ.setdefault("WORLD_SIZE", "1")
-    os.environ.setdefault("LOCAL_RANK", "0")
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    if "MASTER_PORT" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
-    import deepspeed
-    from deepspeed.accelerator import get_accelerator
-
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    accelerator = get_accelerator()
-    local = int(os.environ["LOCAL_RANK"])
-    if accelerator.device_name() == "cpu":
-        device = torch.device("cpu")
-        here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")
-        torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // max(1, here)))
-        keep_freed_memory()
-        # Only inference uses the shared-memory op, and building it needs a compiler at run time.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    else:
-        device = torch.device(accelerator.device_name(), local)
-        accelerator.set_device(local)
-    deepspeed.init_distributed(
-        dist_backend=accelerator.communication_backend_name(),
-        auto_mpi_discovery=False,
-        timeout=timedelta(seconds=timeout),
-        verbose=False,
-    )
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    hosts: list[Any] = [None] * world
-    torch.distributed.all_gather_object(hosts, socket.gethostname())
-    return Ranks(rank=rank, world=world, device=device, hosts=tuple(hosts))
-
-
-def disconnect() -> None:
-    """Leave the process group."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 @dataclass(frozen=True)

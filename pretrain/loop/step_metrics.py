@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cluster.config import Config
-from cluster.runtime.process_group import Ranks, pack
+from cluster.runtime.process_group import Ranks, pack_scalars
 from pretrain.data.loader import StepData
 from pretrain.data.token_datasets import Corpus
 from pretrain.engine.engine import Engine
@@ -54,7 +54,7 @@ class Figures:
     def summed(cls, totals: Mapping[str, Tensor], flags: Sequence[float], ranks: Ranks) -> Figures:
         """Sum over ranks with one all-reduce."""
         names = sorted(totals)
-        vector = ranks.sum(pack([totals[name] for name in names] + list(flags), ranks.device)).tolist()
+        vector = ranks.all_reduce(pack_scalars([totals[name] for name in names] + list(flags), ranks.device)).tolist()
         values, at = {}, 0
         for name in names:
             count = totals[name].numel()
@@ -77,7 +77,7 @@ def read_ids(item: StepData, any_replaced: bool, ranks: Ranks, journal: Journal)
     """Return the keys that the global batch was made of; only a step with corrupt samples asks the other ranks."""
     ids = list(item.ids)
     if any_replaced:
-        for rank, replaced in enumerate(ranks.gather(item.replaced)):
+        for rank, replaced in enumerate(ranks.all_gather(item.replaced)):
             for slot, key in replaced:
                 journal.say(f"step {item.place.step}: sample {ids[slot]} is corrupt; rank {rank} read {key} in its place")
                 journal.meter.inc("train_corrupt_samples_total")

@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
 from cluster.config.differences import differences
 
 
@@ -68,8 +69,6 @@ def compare(first: Path, second: Path) -> Comparison:
         first_other_samples=others[0] if others else 0,
         largest=max((value for _, value in apart), default=0.0),
     )
-
-
 
 
 def _metrics(run: Path) -> dict[int, dict[str, Any]]:

@@ -9,7 +9,7 @@ import json
 import sys
 
 from cluster.config import load
-from pretrain.loop.preemption import leave
+from cluster.runtime.process_group import leave
 from pretrain.train import run
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cluster.runtime.process_group import connect, leave
 from pretrain.engine.config import DeepSpeedConfig, TrainConfig
-from pretrain.engine.engine import Engine, connect
-from pretrain.loop.preemption import leave
+from pretrain.engine.engine import Engine
 
 
 class Twice(nn.Module):
@@ -61,7 +61,7 @@ def digest(engine: Engine) -> str:
         for name in sorted(moments):
             if torch.is_tensor(moments[name]):
                 own.update(moments[name].float().contiguous().numpy().tobytes())
-    return hashlib.sha256("".join(engine.ranks.gather(own.hexdigest())).encode()).hexdigest()
+    return hashlib.sha256("".join(engine.ranks.all_gather(own.hexdigest())).encode()).hexdigest()
 
 
 def main(folder: Path) -> None:

@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cluster.runtime.process_group import Ranks
+from cluster.runtime.process_group import Ranks, leave
 from pretrain.data.batch import Batch
 from pretrain.data.config import Mix, Stage
-from pretrain.loop.preemption import leave
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import VideoAR
 from pretrain.objective.config import ObjectiveConfig

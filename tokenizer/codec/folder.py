@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
+from cluster.runtime.atomic_files import replace_folder
 from tokenizer.config import NetworkConfig
 from tokenizer.network.network import Network
 from tokenizer.quantization.codec_spec import CodecSpec
@@ -83,12 +83,7 @@ def save(
     fresh.mkdir(parents=True)
     safetensors.torch.save_file(state, fresh / WEIGHTS_NAME)
     (fresh / JSON_NAME).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    old = folder.parent / f".{folder.name}.old-{os.getpid()}"
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    if old.exists():
-        shutil.rmtree(old)
+    replace_folder(fresh, folder)
     return spec
 
 

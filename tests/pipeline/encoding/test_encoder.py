@@ -17,8 +17,7 @@ from pipeline.shards.commit_record import read_info
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import read_sample
 from tests.helpers.fakes import FakeCodec
-
-from .test_manifest import planned
+from tests.pipeline.shards.test_manifest import planned
 
 BUCKETS = (Bucket(frames=5, height=32, width=32), Bucket(frames=9, height=32, width=48))
 

@@ -22,13 +22,13 @@ import torch
 
 from cluster.config import ConfigError, load
 from cluster.metrics import Meter
-from cluster.runtime.file_lock import Lock, Locked
 from pipeline.corpus.listing import SourceError
 from pipeline.job import tokenize
 from pipeline.job.dataset_json import ConfigChanged
 from pipeline.maintenance import preview, verify
 from pipeline.records import Bucket
 from pipeline.shards.dataset import ShardDataset
+from pipeline.shards.layout import FolderLock, Locked
 from pipeline.shards.manifest import Manifest
 from tests.helpers.fakes import tiny_tokenizer
 from tokenizer.codec import CodecError, VideoCodec
@@ -185,7 +185,7 @@ def test_user_errors_are_one_line(config: Path, tmp_path: Path, weights: Path, c
     (tmp_path / "void").mkdir()
     with pytest.raises(SourceError, match="holds no video"):
         tokenize.tokenize(load(config, [f"corpus.videos=[{tmp_path / 'void'}]"]))
-    with Lock(tmp_path / "shards"), pytest.raises(Locked, match="held by"):
+    with FolderLock(tmp_path / "shards"), pytest.raises(Locked, match="held by"):
         tokenize.tokenize(load(config))
     with pytest.raises(ConfigError):
         load(config, ["pipeline.workers=0"])

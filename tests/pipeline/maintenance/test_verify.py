@@ -14,8 +14,7 @@ from pipeline.shards.layout import DatasetError
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.writer import Encoded, write_shard
 from tests.helpers.fakes import FakeCodec
-
-from .test_manifest import BUCKET, merge, plan
+from tests.pipeline.shards.test_manifest import BUCKET, merge, plan
 
 SHARDS = [f"{BUCKET.name}/shard-00000{number}" for number in range(3)]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from cluster.runtime import atomic_files
-from cluster.runtime.atomic_files import DiskFull, LedgerError
-from cluster.runtime.file_lock import Lock, Locked
+from cluster.runtime.atomic_files import DamagedFile, DiskFull
 from pipeline.job import dataset_json
 from pipeline.job.dataset_json import ConfigChanged
 from pipeline.shards import layout
+from pipeline.shards.layout import FolderError, FolderLock, Locked
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -43,26 +43,26 @@ def test_disk_full_keeps_what_was(tmp_path: Path) -> None:
 
 
 def test_the_second_job_learns_who_holds_the_folder(tmp_path: Path) -> None:
-    with Lock(tmp_path), pytest.raises(Locked, match=f"process {os.getpid()} on .*, since 2"), Lock(tmp_path):
+    with FolderLock(tmp_path), pytest.raises(Locked, match=f"process {os.getpid()} on .*, since 2"), FolderLock(tmp_path):
         pass
-    with Lock(tmp_path):
+    with FolderLock(tmp_path):
         assert str(os.getpid()) in (tmp_path / ".lock").read_text()
 
 
 def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
-    code = f"from cluster.runtime.file_lock import Lock; from pathlib import Path\nwith Lock(Path({str(tmp_path)!r})): print(1, flush=True); input()"
+    code = f"from pipeline.shards.layout import FolderLock; from pathlib import Path\nwith FolderLock(Path({str(tmp_path)!r})): print(1, flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None and holder.stdout.readline()
-        with pytest.raises(Locked, match=f"process {holder.pid}"), Lock(tmp_path):
+        with pytest.raises(Locked, match=f"process {holder.pid}"), FolderLock(tmp_path):
             pass
         holder.kill()
-    with Lock(tmp_path):
+    with FolderLock(tmp_path):
         pass
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(LedgerError, match=r"choose another pipeline\.output"), Lock(tmp_path / "file" / "shards"):
+    with pytest.raises(FolderError, match=r"choose another pipeline\.output"), FolderLock(tmp_path / "file" / "shards"):
         pass
 
 
@@ -105,7 +105,7 @@ def test_a_key_of_another_version_is_no_change_while_it_holds_its_default(tmp_pa
 
 def test_a_foreign_folder_is_not_written_to(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
-    with pytest.raises(LedgerError, match=r"holds holiday\.jpg but no dataset\.json"):
+    with pytest.raises(FolderError, match=r"holds holiday\.jpg but no dataset\.json"):
         dataset_json.begin(tmp_path, {})
 
 
@@ -124,5 +124,5 @@ def test_leftovers_of_killed_writers_go(tmp_path: Path) -> None:
 
 def test_damaged_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(LedgerError, match=r"dataset\.json: not valid JSON"):
+    with pytest.raises(DamagedFile, match=r"dataset\.json: not valid JSON"):
         dataset_json.begin(tmp_path, {})

@@ -15,18 +15,17 @@ import torch
 
 from cluster.config import MetricsConfig
 from cluster.metrics import MetricsPortError, StepReport
-from pretrain.estimate import flops
+from cluster.runtime.process_group import Ranks
+from pretrain.engine.config import TrainConfig
+from pretrain.engine.optimizer import adamw, groups, mark_muon
+from pretrain.estimate import flops, hardware
+from pretrain.loop.preemption import StopRequest
+from pretrain.loop.step_metrics import Clock, Figures
 from pretrain.model.attention import Mask
 from pretrain.model.config import ModelConfig
-from pretrain.engine.config import TrainConfig
-from pretrain.loop.step_metrics import Clock, Figures
-from pretrain.runs.run_logger import Journal
-from pretrain.model.transformer import VideoAR
-from pretrain.engine.optimizer import adamw, groups, mark_muon
-from cluster.runtime.process_group import Ranks
 from pretrain.model.token_layout import Layout
-from pretrain.loop.preemption import StopRequest
-from pretrain.estimate import hardware
+from pretrain.model.transformer import VideoAR
+from pretrain.runs.run_logger import Journal
 
 REPORT = StepReport(
     step=3,

@@ -1,0 +1,99 @@
+"""DOC from pretrain/checkpoint/train_state.py."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.config import Config
+from cluster.config.differences import flat
+from cluster.runtime.atomic_files import write_text
+from cluster.runtime.source_tree import PACKAGES as OUR_PACKAGES
+from cluster.runtime.source_tree import source_root
+
+PACKAGES = ("torch", "deepspeed", "numpy", "pyarrow", "zstandard", "safetensors")
+
+
+class RankMismatch(ValueError):
+    """Ranks that do not run the same thing; the message names the rank and the difference."""
+
+
+def code_digest() -> str:
+    """Return the sha256 over the source files of the four packages, as this process would import them."""
+    root = source_root()
+    digest = hashlib.sha256()
+    for package in OUR_PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def identity(config: Config, data_digest: str) -> dict[str, str]:
+    """Return what must be equal on all ranks, flat: one entry a setting, so that a difference can be named."""
+    found = {"code": code_digest()[:12], "data": data_digest[:12], "python": platform.python_version()}
+    found.update({f"package {name}": version for name, version in versions().items()})
+    for name, section in config.plain().items():
+        if name not in ("cluster", "metrics", "corpus"):
+            found.update({key: json.dumps(value) for key, value in flat(section, name).items()})
+    return found
+
+
+def agree(identities: Sequence[Mapping[str, str]], hosts: Sequence[str]) -> None:
+    """Raise RankMismatch when a rank differs from rank 0, naming the rank, its host and the first difference."""
+    first = identities[0]
+    for rank, other in enumerate(identities):
+        for key in sorted({*first, *other}):
+            if first.get(key) != other.get(key):
+                raise RankMismatch(
+                    f"rank {rank} on {hosts[rank]} differs from rank 0 on {hosts[0]}: `{key}` is {other.get(key)} there and "
+                    f"{first.get(key)} on rank 0; start all ranks with the same code and configuration"
+                )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that numbers depend on."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def commit() -> str:
+    """Return the git commit of the code, `+changes` when files differ, or an empty text outside a clone."""
+    root = source_root()
+    try:
+        head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+def write_provenance(run: Path, config: Config, *, data_digest: str, hosts: Sequence[str], resumed_from: int) -> None:
+    """Write RUN/config.yaml and append one start to RUN/run.json."""
+    write_text(run / "config.yaml", config.yaml())
+    path = run / "run.json"
+    starts: list[Any] = json.loads(path.read_text())["starts"] if path.is_file() else []
+    starts.append(
+        {
+            "commit": commit(),
+            "code_digest": code_digest(),
+            "python": platform.python_version(),
+            "packages": versions(),
+            "hosts": list(hosts),
+            "data_digest": data_digest,
+            "config_digest": config.digest(),
+            "resumed_from": resumed_from,
+            "restarts": int(os.environ.get("VIDEOAR_RESTARTS", "0")),
+        }
+    )
+    write_text(path, json.dumps({"starts": starts}, indent=1) + "\n")
