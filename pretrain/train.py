@@ -23,10 +23,12 @@ from torch import Tensor, nn
 
 from cluster.config import Config, ConfigError, MetricsConfig, RunConfig, load
 from cluster.metrics import MetricsPortError, StepReport
+from cluster.runtime import checkpoint_folders
 from cluster.runtime.exit_codes import STOPPED
 from cluster.runtime.process_group import connect, disconnect, leave
-from pretrain.checkpoint import integrity, reader, train_state, writer
+from pretrain.checkpoint import reader, train_state, writer
 from pretrain.checkpoint.train_state import TrainState
+from pretrain.checkpoint.writer import CHECKPOINTS
 from pretrain.data.config import CurriculumConfig
 from pretrain.data.curriculum import Curriculum, CurriculumError, Place, Streams, counted
 from pretrain.data.loader import Loader
@@ -102,8 +104,10 @@ def run(config: Config) -> int:
     ) as journal:
         # Where to go on from: rank 0 looks, all ranks do the same.
         if ranks.rank == 0:
-            integrity.remove_leftovers(folder)
-        found: Path | None = ranks.broadcast(integrity.newest(folder, journal.say) if ranks.rank == 0 else None)
+            checkpoint_folders.remove_leftovers(folder / CHECKPOINTS)
+        found: Path | None = ranks.broadcast(
+            checkpoint_folders.newest(folder / CHECKPOINTS, journal.say) if ranks.rank == 0 else None
+        )
         saved = None if found is None else TrainState.read(found / "state.json")
         step = 0 if saved is None else saved.step
         fresh = TrainState(
@@ -228,7 +232,9 @@ def run(config: Config) -> int:
         saver.finish()
         if ranks.rank == 0:
             run_files.write_status(folder, "finished", step, curriculum.steps)
-        journal.say(f"finished: {curriculum.steps} steps, {tokens:,} tokens, checkpoint {integrity.folder_of(folder, step)}")
+        journal.say(
+            f"finished: {curriculum.steps} steps, {tokens:,} tokens, checkpoint {checkpoint_folders.folder_of(folder / CHECKPOINTS, step)}"
+        )
         return 0
 
 

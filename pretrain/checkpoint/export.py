@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cluster.config import load as load_config
+from cluster.runtime import checkpoint_folders
 from cluster.runtime.atomic_files import write_text
-from pretrain.checkpoint import integrity, reader
+from pretrain.checkpoint import reader
 from pretrain.checkpoint.consolidate import read_ema
 from pretrain.checkpoint.train_state import TrainState
 from pretrain.model.config import ModelConfig
@@ -91,12 +92,12 @@ def export(
 
 def _checkpoint(source: Path) -> Path:
     if (source / "state.json").is_file():
-        problem = integrity.damage(source)
+        problem = checkpoint_folders.damage(source)
         if problem:
             raise ExportError(f"{source}: damaged checkpoint: {problem}; export another one of the run")
         return source
     passed: list[str] = []
-    found = integrity.newest(source, passed.append)
+    found = checkpoint_folders.newest(source / "checkpoints", passed.append)
     if found is None:
         raise ExportError(f"{source}: no whole checkpoint here{'; ' + '; '.join(passed) if passed else ''}")
     return found

@@ -15,15 +15,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from cluster.runtime.atomic_files import write_text
+from cluster.runtime.atomic_files import DiskFull, write_text
+from cluster.runtime.checkpoint_folders import folder_of, hashed, listed, publish
 from cluster.runtime.process_group import Ranks
 from pretrain.checkpoint.deepspeed_io import TAG
 from pretrain.checkpoint.host_copy import write_torch
-from pretrain.checkpoint.integrity import folder_of, hashed, listed, publish
 from pretrain.checkpoint.reader import _Snapshots
 from pretrain.checkpoint.train_state import ResumeError, TrainState
 from pretrain.engine.ema import Ema
 from pretrain.engine.engine import Engine
+
+CHECKPOINTS = "checkpoints"
+"""Folder of a run that holds them."""
 
 
 @dataclass
@@ -48,7 +51,7 @@ class Checkpoints:
         """Begin a checkpoint; returns the seconds for which training stood still. A save still under way is finished first."""
         began = time.monotonic()
         self.finish()
-        final = folder_of(self.run, state.step)
+        final = folder_of(self.run / CHECKPOINTS, state.step)
         partial = final.with_name(final.name + ".partial")
         problem = ""
         if self.ranks.rank == 0:
@@ -115,8 +118,8 @@ class Checkpoints:
             return
         if self.ranks.rank == 0:
             try:
-                publish(pending.partial, folder_of(self.run, pending.step))
-            except OSError as error:
+                publish(pending.partial, folder_of(self.run / CHECKPOINTS, pending.step))
+            except (OSError, DiskFull) as error:
                 shutil.rmtree(pending.partial, ignore_errors=True)
                 self._failed(pending.step, str(error))
                 return
@@ -138,7 +141,7 @@ class Checkpoints:
 
     def prune(self) -> None:
         """Remove what the rule does not keep: the newest `keep` and the last of each stage stay. Rank 0 only."""
-        whole = [path for path in listed(self.run) if (path / "DONE").is_file()]
+        whole = [path for path in listed(self.run / CHECKPOINTS) if (path / "DONE").is_file()]
         for path in whole[self.keep :]:
             try:
                 kept = TrainState.read(path / "state.json").stage_ends

@@ -14,8 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.runtime import checkpoint_folders
 from cluster.runtime.process_group import Ranks
-from pretrain.checkpoint import integrity
 from pretrain.checkpoint.consolidate import WeightsError, from_zero3, from_zero12, read_ema
 from pretrain.checkpoint.host_copy import copied, write_torch
 from pretrain.checkpoint.writer import Checkpoints
@@ -29,7 +29,7 @@ ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"), hosts=("here",))
 
 def whole(run: Path, step: int, *, stage_ends: bool = False) -> Path:
     """A checkpoint folder as two ranks would leave it, published."""
-    final = integrity.folder_of(run, step)
+    final = checkpoint_folders.folder_of(run / "checkpoints", step)
     partial = final.with_name(final.name + ".partial")
     (partial / "zero").mkdir(parents=True)
     for rank in range(2):
@@ -37,7 +37,7 @@ def whole(run: Path, step: int, *, stage_ends: bool = False) -> Path:
         _, size, digest = write_torch(path, {"weights": torch.arange(100.0) + rank})
         (partial / f"files-{rank:05d}.json").write_text(json.dumps({f"zero/{path.name}": {"size": size, "sha256": digest}}))
     replace(STATE, step=step, stage_ends=stage_ends).write(partial / "state.json")
-    integrity.publish(partial, final)
+    checkpoint_folders.publish(partial, final)
     return final
 
 
@@ -67,24 +67,24 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_damaged_checkpoint_is_passed_over_with_a_clear_line(tmp_path: Path, kind: str) -> None:
     older, newer = whole(tmp_path, 10), whole(tmp_path, 20)
     said: list[str] = []
-    assert integrity.newest(tmp_path, said.append) == newer and said == []
+    assert checkpoint_folders.newest(tmp_path / "checkpoints", said.append) == newer and said == []
     ruin, words = DAMAGE[kind]
     ruin(newer)
-    assert integrity.newest(tmp_path, said.append) == older
+    assert checkpoint_folders.newest(tmp_path / "checkpoints", said.append) == older
     assert len(said) == 1 and said[0].startswith("checkpoint step-00000020 is passed over: ") and words in said[0]
     flip(older)
-    assert integrity.newest(tmp_path, said.append) is None
+    assert checkpoint_folders.newest(tmp_path / "checkpoints", said.append) is None
 
 
 def test_a_partial_folder_is_no_checkpoint_and_a_stale_one_is_replaced(tmp_path: Path) -> None:
-    assert integrity.newest(tmp_path, print) is None
+    assert checkpoint_folders.newest(tmp_path / "checkpoints", print) is None
     final = whole(tmp_path, 10)
     (final.parent / "step-00000020.partial").mkdir()
     (final / "DONE").unlink()
     again = whole(tmp_path, 10)
-    integrity.remove_leftovers(tmp_path)
+    checkpoint_folders.remove_leftovers(tmp_path / "checkpoints")
     assert [path.name for path in final.parent.iterdir()] == [again.name]
-    assert integrity.listed(tmp_path) == [again] and integrity.damage(again) == ""
+    assert checkpoint_folders.listed(tmp_path / "checkpoints") == [again] and checkpoint_folders.damage(again) == ""
     assert sorted(json.loads((again / "manifest.json").read_text())) == ["state.json", "zero/rank0.pt", "zero/rank1.pt"]
 
 
@@ -92,12 +92,12 @@ def test_pruning_keeps_the_newest_and_the_ends_of_stages(tmp_path: Path) -> None
     for step in (10, 20, 30, 40, 50):
         whole(tmp_path, step, stage_ends=step == 20)
     Checkpoints(tmp_path, ALONE, 2, print).prune()
-    assert [path.name[-2:] for path in integrity.listed(tmp_path)] == ["50", "40", "20"]
+    assert [path.name[-2:] for path in checkpoint_folders.listed(tmp_path / "checkpoints")] == ["50", "40", "20"]
 
 
 def test_hashing_while_writing_gives_the_file_s_digest(tmp_path: Path) -> None:
     path, size, digest = write_torch(tmp_path / "a.pt", {"x": torch.randn(1000), "words": ["a", 1]})
-    assert integrity.hashed(path) == (path, size, digest)
+    assert checkpoint_folders.hashed(path) == (path, size, digest)
     assert torch.equal(torch.load(path, weights_only=True)["x"], torch.load(path, weights_only=True)["x"])
 
 
