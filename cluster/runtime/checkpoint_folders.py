@@ -77,11 +77,11 @@ def damage(folder: Path) -> str:
     An empty DONE is how the tokenizer's training marked its checkpoints before they were hashed: such a folder is taken as it is.
     """
     try:
-        done = (folder / "DONE").read_text().strip()
-        if not done and not (folder / "manifest.json").exists():
+        manifest, done = folder / "manifest.json", folder / "DONE"
+        if not manifest.exists() and done.exists() and done.stat().st_size == 0:
             return ""
-        text = (folder / "manifest.json").read_text()
-        if hashlib.sha256(text.encode()).hexdigest() != done:
+        text = manifest.read_text()
+        if hashlib.sha256(text.encode()).hexdigest() != done.read_text().strip():
             return "manifest.json does not match DONE"
         files = json.loads(text)
         with ThreadPoolExecutor() as pool:
