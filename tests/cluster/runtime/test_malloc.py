@@ -14,7 +14,7 @@ from cluster.runtime.malloc import ENVIRONMENT
 PROGRAM = """
 import resource, sys, threading
 import numpy as np
-from tokenizer.heap import keep_freed_memory
+from cluster.runtime.malloc import keep_freed_memory
 def work():
     faults = []
     for _ in range(4):

@@ -1,11 +1,9 @@
-"""Checkpoint folders: whole or not there, damage found, pruning; partitions joined; exact EMA slices; engine settings."""
+"""Checkpoint folders: pruning; partitions joined; exact EMA slices; engine settings."""
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,53 +37,6 @@ def whole(run: Path, step: int, *, stage_ends: bool = False) -> Path:
     replace(STATE, step=step, stage_ends=stage_ends).write(partial / "state.json")
     checkpoint_folders.publish(partial, final)
     return final
-
-
-def flip(folder: Path) -> None:
-    path = folder / "zero" / "rank1.pt"
-    data = bytearray(path.read_bytes())
-    data[300] ^= 4
-    path.write_bytes(data)
-
-
-def cut(folder: Path) -> None:
-    path = folder / "state.json"
-    path.write_text(path.read_text()[:-5])
-
-
-DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a flipped byte": (flip, "zero/rank1.pt does not match its sha256"),
-    "a missing file": (lambda folder: (folder / "zero" / "rank0.pt").unlink(), "zero/rank0.pt is missing"),
-    "a cut file": (cut, "state.json has"),
-    "no DONE": (lambda folder: (folder / "DONE").unlink(), "DONE is missing"),
-    "another manifest": (lambda folder: (folder / "manifest.json").write_text("{}"), "manifest.json does not match DONE"),
-    "an empty folder": (lambda folder: (shutil.rmtree(folder), folder.mkdir()), "manifest.json is missing"),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_checkpoint_is_passed_over_with_a_clear_line(tmp_path: Path, kind: str) -> None:
-    older, newer = whole(tmp_path, 10), whole(tmp_path, 20)
-    said: list[str] = []
-    assert checkpoint_folders.newest(tmp_path / "checkpoints", said.append) == newer and said == []
-    ruin, words = DAMAGE[kind]
-    ruin(newer)
-    assert checkpoint_folders.newest(tmp_path / "checkpoints", said.append) == older
-    assert len(said) == 1 and said[0].startswith("checkpoint step-00000020 is passed over: ") and words in said[0]
-    flip(older)
-    assert checkpoint_folders.newest(tmp_path / "checkpoints", said.append) is None
-
-
-def test_a_partial_folder_is_no_checkpoint_and_a_stale_one_is_replaced(tmp_path: Path) -> None:
-    assert checkpoint_folders.newest(tmp_path / "checkpoints", print) is None
-    final = whole(tmp_path, 10)
-    (final.parent / "step-00000020.partial").mkdir()
-    (final / "DONE").unlink()
-    again = whole(tmp_path, 10)
-    checkpoint_folders.remove_leftovers(tmp_path / "checkpoints")
-    assert [path.name for path in final.parent.iterdir()] == [again.name]
-    assert checkpoint_folders.listed(tmp_path / "checkpoints") == [again] and checkpoint_folders.damage(again) == ""
-    assert sorted(json.loads((again / "manifest.json").read_text())) == ["state.json", "zero/rank0.pt", "zero/rank1.pt"]
 
 
 def test_pruning_keeps_the_newest_and_the_ends_of_stages(tmp_path: Path) -> None:
