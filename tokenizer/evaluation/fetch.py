@@ -139,9 +139,9 @@ def _whole(name: str, sha256: str) -> bool:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m tokenizer.evaluation.pretrained fetch [NAME ...]`; returns the exit code."""
+    """`python -m tokenizer.evaluation.fetch fetch [NAME ...]`; returns the exit code."""
     if not arguments or arguments[0] != "fetch" or set(arguments[1:]) - set(SOURCES):
-        print(f"usage: python -m tokenizer.evaluation.pretrained fetch [{' '.join(SOURCES)}]", file=sys.stderr)
+        print(f"usage: python -m tokenizer.evaluation.fetch fetch [{' '.join(SOURCES)}]", file=sys.stderr)
         return 2
     try:
         fetch(arguments[1:] or tuple(SOURCES))

@@ -1,6 +1,6 @@
 """The I3D network behind FVD: Kinetics-400 logits of short clips.
 
-In:  clips uint8 (B,T,H,W,3), T at least 9; weights that `python -m tokenizer.evaluation.pretrained fetch` has put into the cache folder.
+In:  clips uint8 (B,T,H,W,3), T at least 9; weights that `python -m tokenizer.evaluation.fetch fetch` has put into the cache folder.
 Out: logits float32 (B,400), and the Frechet distance between two sets of them.
 Called by: tokenizer/evaluation/metrics.py and pretrain's evaluation.
 

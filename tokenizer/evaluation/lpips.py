@@ -1,6 +1,6 @@
 """The perceptual loss: LPIPS on true VGG or AlexNet weights, frame by frame.
 
-In:  two clips (B,3,T,H,W) in [-1, 1]; weights that `python -m tokenizer.evaluation.pretrained fetch` has put into the cache folder.
+In:  two clips (B,3,T,H,W) in [-1, 1]; weights that `python -m tokenizer.evaluation.fetch fetch` has put into the cache folder.
 Out: LPIPS distance, a scalar (training) or one a frame (scores).
 Called by: tokenizer/training/train.py and tokenizer/evaluation/metrics.py.
 

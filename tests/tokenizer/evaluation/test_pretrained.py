@@ -52,7 +52,7 @@ def test_truncated_pickles_are_named() -> None:
 
 def test_the_cache_checks_what_it_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDEOAR_CACHE", str(tmp_path))
-    with pytest.raises(WeightsError, match=r"missing; fetch them with `python -m tokenizer\.weights fetch`"):
+    with pytest.raises(WeightsError, match=r"missing; fetch them with `python -m tokenizer\.evaluation\.fetch fetch`"):
         load("i3d")
     path = tmp_path / "i3d.safetensors"
     safetensors.torch.save_file({"x": torch.ones(3)}, path)
