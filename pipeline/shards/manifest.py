@@ -23,8 +23,7 @@ import pyarrow.parquet as pq
 
 from cluster.runtime.atomic_files import committing, read_json, write_json
 from pipeline.config import PipelineConfig
-from pipeline.planning.exact_duplicates import Seen, without_copies
-from pipeline.planning.near_duplicates import NearCopies
+from pipeline.planning.duplicates import ContentIndex, NearDuplicates, without_exact_copies
 from pipeline.records import Clip, Reject, SourceVideo, VideoPlan
 from pipeline.shards.commit_record import ShardInfo, read_info
 from pipeline.shards.digest import dataset_digest
@@ -112,11 +111,11 @@ class Manifest:
             pq.ParquetWriter(temporary, CLIP_SCHEMA, **COMPACT) as writer,
         ):
             seen = self._copy_groups(writer, first_group)
-            near = NearCopies(self.folder / PRINTS, names, config.near_dedup)
+            near = NearDuplicates(self.folder / PRINTS, names, config.near_dedup)
             grouper = _Grouper(writer, first_group, config.clips_per_shard)
             for number in range(parts):
                 for plain in read_json(self.part(number)):
-                    plan = near.without(without_copies(VideoPlan.parse(plain), seen, config.dedup))
+                    plan = near.without(without_exact_copies(VideoPlan.parse(plain), seen, config.dedup))
                     grouper.add(plan.clips)
                     rejects += plan.rejects
                     used += bool(plan.clips)
@@ -129,12 +128,12 @@ class Manifest:
         shutil.rmtree(self._plan)
         return used, len(names) - used
 
-    def _copy_groups(self, writer: pq.ParquetWriter, count: int) -> Seen:
-        seen = Seen()
+    def _copy_groups(self, writer: pq.ParquetWriter, count: int) -> ContentIndex:
+        seen = ContentIndex()
         for group in range(count):
             table = self._clip_table(group)
             for source, digest in sorted({(row["source"], row["source_digest"]) for row in table.to_pylist()}):
-                seen.meet(digest, source)
+                seen.add(digest, source)
             writer.write_table(table, row_group_size=max(1, table.num_rows))
         return seen
 
