@@ -20,14 +20,14 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.pipeline.fakes import SHAPE, FakeCodec, clip, encoded
-
 from cluster.runtime.atomic_files import write_json
 from pipeline.config import PipelineConfig
 from pipeline.maintenance.verify import verify
+from pipeline.planning.merge import merge
 from pipeline.records import SourceVideo, VideoPlan
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.writer import write_shard
+from tests.helpers.fakes import SHAPE, FakeCodec, clip, encoded
 
 SIZES = (1000, 8000)
 PART = 250
@@ -52,7 +52,7 @@ def one(count: int) -> dict[str, float]:
             ]
             write_json(manifest.part(part // PART), [plan.plain() for plan in plans])
         began = time.process_time()
-        manifest.merge(config, count // PART)
+        merge(manifest, config, count // PART)
         merged = time.process_time() - began
         began = time.process_time()
         for group, (name,), _ in manifest.shards():

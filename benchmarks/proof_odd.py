@@ -22,17 +22,17 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.pipeline.fakes import FakeCodec
-
 from cluster.runtime.atomic_files import write_json
 from pipeline import video
 from pipeline.config import DecodeLimits, PipelineConfig
 from pipeline.decoding.process import DecoderProcess
 from pipeline.encoding.encoder import GroupEncoder
 from pipeline.maintenance.verify import verify
+from pipeline.planning.merge import merge
 from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, SourceVideo
 from pipeline.shards.manifest import Manifest
+from tests.helpers.fakes import FakeCodec
 
 BUCKETS = (Bucket(frames=1, height=32, width=32), Bucket(frames=5, height=32, width=32), Bucket(frames=17, height=32, width=48))
 LIMITS = DecodeLimits(seconds=60, memory_gb=3, max_frames=20_000)
@@ -103,7 +103,7 @@ def outcomes(files: list[Path], shards: Path) -> float:
             plans.append(plan_video(source, config, decoder))
             worst = max(worst, time.monotonic() - began)
     write_json(manifest.part(0), [plan.plain() for plan in plans])
-    manifest.merge(config, 1)
+    merge(manifest, config, 1)
     spec = FakeCodec.spec
     buckets = [bucket.name for bucket in BUCKETS]
     write_json(

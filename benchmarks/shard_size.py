@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from pipeline.records import Bucket, Clip, clip_key
-from pipeline.shards.writer import Encoded, write_shard
+from pipeline.shards.writer import EncodedClip, write_shard
 from tokenizer.quantization.codec_spec import CodecSpec
 
 SHAPES = (
@@ -65,7 +65,9 @@ def measure(bucket: Bucket, spec: CodecSpec) -> dict[str, object]:
         found = {}
         for kind, extra in (("shard", None), ("feat", stored)):
             name = f"{bucket.name}/{kind}-000000"
-            write_shard(folder, name, [Encoded(clip(i, bucket, name), rng.bytes(size), extra) for i in range(CLIPS)], [], spec)
+            write_shard(
+                folder, name, [EncodedClip(clip(i, bucket, name), rng.bytes(size), extra) for i in range(CLIPS)], [], spec
+            )
             found[kind] = sum(path.stat().st_size for path in folder.glob(f"{name}.*")) // CLIPS
         pt = (folder / "clip.pt").stat().st_size
     shape = f"{bucket.frames} x {bucket.height} x {bucket.width}, d {spec.bits}, f{spec.spatial_stride}"

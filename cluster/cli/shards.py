@@ -46,7 +46,7 @@ def stat(
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.maintenance.statistics import stat
+    from pipeline.maintenance.inspect import stat
 
     found = stat(folder)
     if as_json:
@@ -101,7 +101,7 @@ def show(
 
     Example: videoar shards show shards --tokenizer runs/tokenizer --output grid.mp4
     """
-    from pipeline.maintenance.preview import show
+    from pipeline.maintenance.inspect import show
 
     typer.echo(str(show(folder, tokenizer, output, count, bucket)))
 

@@ -8,18 +8,22 @@ import importlib.util
 import tarfile
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from fsspec.exceptions import FSTimeoutError
 
 _TRIES = 6
-
-
 _PAUSE = 0.2
+_T = TypeVar("_T")
+
+
+class BrokenTransfer(OSError):
+    """A connection that broke before the whole file had arrived."""
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """What a failing connection raises: the libraries below fsspec have families of their own, where they are installed."""
+    """Return what a failing connection raises: the libraries below fsspec, where installed, have error families of their own."""
     found: list[type[Exception]] = [OSError, http.client.HTTPException, FSTimeoutError]
     for module, name in (
         ("aiohttp", "ClientError"),
@@ -32,16 +36,11 @@ def _network_errors() -> tuple[type[Exception], ...]:
 
 
 NETWORK = _network_errors()
-
-
 UNREACHABLE: tuple[type[Exception], ...] = (*NETWORK, tarfile.TarError)
 
 
-_T = TypeVar("_T")
-
-
 def is_url(name: str) -> bool:
-    """Whether `name` is an fsspec URL rather than a local path."""
+    """Return whether `name` is an fsspec URL rather than a local path."""
     return "://" in name
 
 
@@ -57,3 +56,11 @@ def retried(call: Callable[[], _T]) -> _T:
                 raise
             time.sleep(_PAUSE * 2**attempt)
     raise AssertionError("unreachable")
+
+
+def download(filesystem: Any, source: str, target: Path) -> None:
+    """Copy one file of an fsspec file system to a local path. Raises BrokenTransfer if less than the whole file arrives."""
+    filesystem.get_file(source, str(target))
+    size = filesystem.size(source)
+    if size is not None and target.stat().st_size != size:
+        raise BrokenTransfer(f"the connection broke after {target.stat().st_size} of {size} bytes")

@@ -1,4 +1,7 @@
-"""DOC from pipeline/corpus/listing.py."""
+"""A video of the corpus as a local file: fetched if it is remote, its content digest, and the caption file beside it.
+
+Failures are `VideoError`s with a one-word reason, so that each becomes a recorded reject.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import fsspec
+import xxhash
 
-from cluster.runtime.remote_files import UNREACHABLE, is_url, retried
-from pipeline.video import VideoError
+from cluster.runtime.remote_files import UNREACHABLE, download, is_url, retried
+from pipeline.video import VideoError, regular
+
+_CHUNK = 1 << 20
 
 
 @contextlib.contextmanager
@@ -28,7 +33,7 @@ def local(name: str) -> Iterator[Path]:
         path = Path(folder) / f"video{PurePosixPath(name.split('::')[0]).suffix}"
         filesystem, inner = fsspec.core.url_to_fs(name)
         try:
-            retried(lambda: _copy(filesystem, inner, path))
+            retried(lambda: download(filesystem, inner, path))
         except FileNotFoundError as error:
             raise VideoError("not_found", f"{name}: not found") from error
         except PermissionError as error:
@@ -38,18 +43,26 @@ def local(name: str) -> Iterator[Path]:
         yield path
 
 
-def _copy(filesystem: Any, inner: str, path: Path) -> None:
-    filesystem.get_file(inner, str(path))
-    size = filesystem.size(inner)
-    if size is not None and path.stat().st_size != size:
-        raise OSError(f"the connection broke after {path.stat().st_size} of {size} bytes")
+def content_digest(path: Path) -> str:
+    """Return xxh3-128 (hex) over the file's bytes. Raises VideoError: not_found, no_permission, unreadable."""
+    hasher = xxhash.xxh3_128()
+    try:
+        regular(path)
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                hasher.update(chunk)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | IsADirectoryError)
+        reason = "not_found" if missing else "no_permission" if isinstance(error, PermissionError) else "unreadable"
+        raise VideoError(reason, f"{path}: {error.strerror}") from error
+    return hasher.hexdigest()
 
 
 def sidecar(name: str) -> str:
-    """Return the caption beside a video: the text of NAME.txt, else `caption` or `text` of NAME.json, else nothing.
+    """Return the caption beside a video: the text of NAME.txt, else `caption` or `text` of NAME.json, else an empty string.
 
-    Raises VideoError (no_permission, unreadable, unreachable) for one that is there and cannot be read: going on without it
-    would lose it silently.
+    Raises VideoError (no_permission, unreadable, unreachable) for a file that exists but cannot be read: to continue without it
+    would lose the caption silently.
     """
     first, chain, rest = name.partition("::")
     stem, dot, ending = first.rpartition(".")
@@ -80,7 +93,7 @@ def _beside(name: str) -> str | None:
     try:
         return str(retried(lambda: filesystem.cat_file(inner)).decode(errors="replace"))
     except (FileNotFoundError, KeyError, PermissionError):
-        # S3 answers 403, not 404, for an object that does not exist, to those who may not list the bucket.
+        # S3 answers 403, not 404, for a missing object if the caller may not list the bucket.
         return None
     except UNREACHABLE as error:
         raise VideoError("unreachable", f"{name} (the caption beside the video): {error}") from error

@@ -18,7 +18,7 @@ _IDLE = 5.0
 """Seconds without a task after which the child is ended."""
 
 
-class KeptDecoder:
+class PersistentDecoder:
     """One child of this process, kept from task to task and ended when it is idle."""
 
     def __init__(self, idle: float) -> None:
@@ -50,4 +50,4 @@ class KeptDecoder:
                 self._decoder.close()
 
 
-DECODER = KeptDecoder(_IDLE)
+DECODER = PersistentDecoder(_IDLE)

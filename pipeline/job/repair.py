@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import pyarrow.parquet as pq
 
-from pipeline.corpus.content_digest import content_digest
-from pipeline.corpus.fetch import local
+from pipeline.corpus.fetch import content_digest, local
 from pipeline.maintenance.verify import verify
 from pipeline.shards.commit_record import read_info
 from pipeline.shards.layout import INDEX

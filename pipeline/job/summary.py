@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pipeline.encoding.encoder import GroupReport
-from pipeline.shards.commit_record import read_info
-from pipeline.shards.digest import summed
+from pipeline.shards.commit_record import read_info, summed
 from pipeline.shards.manifest import Manifest
 
 

@@ -20,7 +20,7 @@ from pipeline.config import DecodeLimits
 from pipeline.corpus import fetch
 from pipeline.decoding.process import DecoderDied, DecoderProcess
 from pipeline.records import Reject
-from pipeline.shards.exclusions import excluded, hidden
+from pipeline.shards.layout import excluded, hidden
 from pipeline.shards.manifest import Manifest
 from pipeline.video import Request, VideoError
 

@@ -16,11 +16,10 @@ from cluster.runtime.atomic_files import write_json
 from pipeline.records import Reject
 from pipeline.shards.commit_record import read_info
 from pipeline.shards.dataset import ShardDataset, open_folder
-from pipeline.shards.exclusions import EXCLUDED, excluded, hidden, taken_down
-from pipeline.shards.layout import INDEX, DatasetError, FolderLock
+from pipeline.shards.layout import EXCLUDED, INDEX, DatasetError, FolderLock, excluded, hidden, taken_down
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import read_sample
-from pipeline.shards.writer import Encoded, write_shard
+from pipeline.shards.writer import EncodedClip, write_shard
 
 
 def exclude(folder: str | Path, sources: Iterable[str]) -> int:
@@ -68,7 +67,7 @@ def compact(folder: str | Path) -> int:
                 for row in rows:
                     if not hidden(row["source"], gone):
                         sample = read_sample(folder / f"{name}.tar", row, shard=name)
-                        kept.append(Encoded(clips[row["key"]], sample.bits, sample.features))
+                        kept.append(EncodedClip(clips[row["key"]], sample.bits, sample.features))
                 rejects = [Reject(**plain) for plain in read_info(folder / f"{name}.parquet").rejects]
                 # The record goes first: a tar without one is made again, a record never speaks of another tar.
                 (folder / f"{name}.parquet").unlink()

@@ -18,9 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.records import Bucket
-from pipeline.shards.commit_record import ShardInfo, read_info, tar_digest
+from pipeline.shards.commit_record import ShardInfo, dataset_digest, read_info, tar_digest
 from pipeline.shards.dataset import open_folder
-from pipeline.shards.digest import dataset_digest
 from pipeline.shards.layout import INDEX, META, DatasetError
 from pipeline.shards.manifest import FROM_SHARDS, Manifest
 from pipeline.shards.reader import CorruptSample, read_sample

@@ -15,7 +15,7 @@ from pipeline.analysis.scan import Scan
 from pipeline.analysis.shots import shots
 from pipeline.config import PipelineConfig
 from pipeline.corpus import fetch
-from pipeline.corpus.content_digest import content_digest
+from pipeline.corpus.fetch import content_digest
 from pipeline.decoding.process import DecoderDied, DecoderProcess
 from pipeline.planning import filters
 from pipeline.planning.spans import spans, suited

@@ -21,8 +21,7 @@ import pyarrow.parquet as pq
 
 from cluster.runtime.atomic_files import read_json
 from pipeline.records import Bucket, TokenSample
-from pipeline.shards.exclusions import EXCLUDED, excluded
-from pipeline.shards.layout import DATASET, FORMAT, INDEX, META, DatasetError
+from pipeline.shards.layout import DATASET, EXCLUDED, FORMAT, INDEX, META, DatasetError, excluded
 from pipeline.shards.reader import read_bits, read_features, read_sample_at
 from tokenizer.quantization.codec_spec import CodecSpec
 

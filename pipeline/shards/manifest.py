@@ -1,18 +1,16 @@
 """What is planned and what is committed: clips.parquet, rejects.parquet and index.parquet of a SHARDS folder.
 
-In:  planned videos (parts under .plan/), commit records of shards.
-Out: the three tables; shard groups. A group is a fixed list of clips: it makes one shard a bucket.
-Called by: pipeline.ray_job, pipeline.encode, pipeline.verify.
+In:  planned videos (part files under .plan/), commit records of shards.
+Out: the three tables, read and written. A shard group is a fixed list of clips; it makes one shard per bucket.
 
-The plan grows by generations (the first job, then appended videos): a generation fixes its list of videos, plans them
-in parts that may be lost and made again, and is merged in the order of the list. So the plan does not depend on who
-planned what and when. Shards of earlier generations are never touched.
+The plan grows by generations (the first job, then each run that finds new videos). A generation fixes its list of videos, plans
+them in parts that may be lost and recomputed, and is merged in the order of the list (pipeline.planning.merge), so the plan
+does not depend on who planned what and when. Shards of earlier generations are never touched.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -22,33 +20,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.runtime.atomic_files import committing, read_json, write_json
-from pipeline.config import PipelineConfig
-from pipeline.planning.duplicates import ContentIndex, NearDuplicates, without_exact_copies
-from pipeline.records import Clip, Reject, SourceVideo, VideoPlan
-from pipeline.shards.commit_record import ShardInfo, read_info
-from pipeline.shards.digest import dataset_digest
-from pipeline.shards.exclusions import hidden
-from pipeline.shards.layout import CLIPS, DATASET, INDEX, META, PLAN, PRINTS, REJECTS, SOURCES
+from pipeline.records import Clip, Reject, SourceVideo
+from pipeline.shards.commit_record import ShardInfo, dataset_digest, read_info
+from pipeline.shards.layout import CLIPS, DATASET, INDEX, META, PLAN, REJECTS, SOURCES, hidden
 from pipeline.shards.schemas import CLIPS as CLIP_SCHEMA
 from pipeline.shards.schemas import COMPACT, ROWS, clip_rows, clips_of, reject_rows, rejects_of
 
 FROM_SHARDS = ("encode", "exclude")
-"""Stages of refusals that come from commit records; all others come from planning."""
+"""Stages whose rejects come from commit records; those of all other stages come from planning."""
 
 
 class Manifest:
-    """The tables of one SHARDS folder. Writing methods are for the job that holds the folder's lock."""
+    """The tables of one SHARDS folder. Methods that write may be called only by the job that holds the folder's lock."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._plan = folder / PLAN
+        self.parts = folder / PLAN
+        """Folder of the generation that is being planned: its list of videos, and a file for each planned part."""
         self._lock = threading.Lock()
         self._open: tuple[tuple[int, int, int], pq.ParquetFile] | None = None
 
     # ---- the plan -------------------------------------------------------------------------------------------------
 
     def known(self) -> set[str]:
-        """Sources that have a planned outcome."""
+        """Return the sources that have a planned outcome."""
         found: set[str] = set()
         if (self.folder / CLIPS).exists():
             found.update(pq.read_table(self.folder / CLIPS, columns=["source"])["source"].unique().to_pylist())
@@ -56,7 +51,7 @@ class Manifest:
         return found
 
     def outcomes(self) -> tuple[int, int]:
-        """Numbers of videos with planned clips, and of videos with nothing but refusals."""
+        """Return the number of videos with planned clips, and of videos with rejects only."""
         used: set[str] = set()
         if (self.folder / CLIPS).exists():
             used.update(pq.read_table(self.folder / CLIPS, columns=["source"])["source"].unique().to_pylist())
@@ -64,7 +59,7 @@ class Manifest:
         return len(used), len(refused - used)
 
     def quarantined(self) -> tuple[set[str], list[Clip]]:
-        """What `retry` tries again: videos that could not be probed, and clips that could not be encoded."""
+        """Return what `retry` tries again: videos that could not be probed, and clips that could not be encoded."""
         rejects = self.rejects()
         keys = {reject.key for reject in rejects if reject.stage == "encode"}
         clips: dict[str, Clip] = {}
@@ -73,81 +68,41 @@ class Manifest:
         return {reject.source for reject in rejects if reject.stage == "probe"}, list(clips.values())
 
     def generation(self) -> list[SourceVideo] | None:
-        """Videos of the generation that is being planned, None when there is none."""
+        """Return the videos of the generation that is being planned, None when there is none."""
         try:
-            plain = read_json(self._plan / SOURCES)
+            plain = read_json(self.parts / SOURCES)
         except FileNotFoundError:
             return None
         return [SourceVideo(**video) for video in plain["videos"]]
 
     def begin_generation(self, videos: Sequence[SourceVideo], retried: Sequence[Clip] = ()) -> None:
-        """Fix the list of a new generation.
+        """Fix the list of videos of a new generation.
 
-        videos: new ones, and refused ones that get another try. retried: refused clips that go into new groups as they are.
+        videos: new ones, and refused ones that are tried again. retried: refused clips that go into new groups unchanged.
         """
         plain = {
             "first_group": self.groups(),
             "videos": [asdict(video) for video in videos],
             "clips": [replace(clip, shard="").plain() for clip in retried],
         }
-        write_json(self._plan / SOURCES, plain)
+        write_json(self.parts / SOURCES, plain)
 
     def part(self, number: int) -> Path:
-        """Path of a planned part."""
-        return self._plan / f"part-{number:06d}.json"
-
-    def merge(self, config: PipelineConfig, parts: int) -> tuple[int, int]:
-        """Turn the generation's parts into clips.parquet and rejects.parquet, then forget the parts.
-
-        Returns (videos with clips, videos without) of the generation. Idempotent: killed at any moment, it is run again.
-        """
-        listing = read_json(self._plan / SOURCES)
-        first_group = listing["first_group"]
-        names = {video["source"] for video in listing.pop("videos")}
-        rejects = [reject for reject in self.rejects() if reject.source not in names]
-        used = 0
-        with (
-            committing(self.folder / CLIPS, config.min_free_gb, setting="pipeline.min_free_gb") as temporary,
-            pq.ParquetWriter(temporary, CLIP_SCHEMA, **COMPACT) as writer,
-        ):
-            seen = self._copy_groups(writer, first_group)
-            near = NearDuplicates(self.folder / PRINTS, names, config.near_dedup)
-            grouper = _Grouper(writer, first_group, config.clips_per_shard)
-            for number in range(parts):
-                for plain in read_json(self.part(number)):
-                    plan = near.without(without_exact_copies(VideoPlan.parse(plain), seen, config.dedup))
-                    grouper.add(plan.clips)
-                    rejects += plan.rejects
-                    used += bool(plan.clips)
-            grouper.add([Clip.parse(plain) for plain in listing["clips"]])
-            grouper.flush()
-        self._write_rejects(rejects)
-        near.save()
-        # The listing goes first: without it there is no generation, and what is left of the folder means nothing.
-        (self._plan / SOURCES).unlink()
-        shutil.rmtree(self._plan)
-        return used, len(names) - used
-
-    def _copy_groups(self, writer: pq.ParquetWriter, count: int) -> ContentIndex:
-        seen = ContentIndex()
-        for group in range(count):
-            table = self._clip_table(group)
-            for source, digest in sorted({(row["source"], row["source_digest"]) for row in table.to_pylist()}):
-                seen.add(digest, source)
-            writer.write_table(table, row_group_size=max(1, table.num_rows))
-        return seen
+        """Return the path of a planned part."""
+        return self.parts / f"part-{number:06d}.json"
 
     def rejects(self) -> list[Reject]:
-        """All rows of rejects.parquet."""
+        """Return all rows of rejects.parquet."""
         path = self.folder / REJECTS
         return rejects_of(pq.read_table(path)) if path.exists() else []
 
-    def _write_rejects(self, rejects: Sequence[Reject]) -> None:
+    def write_rejects(self, rejects: Sequence[Reject]) -> None:
+        """Write rejects.parquet."""
         with committing(self.folder / REJECTS) as temporary:
             pq.write_table(reject_rows(rejects), temporary, compression="zstd")
 
-    def _clip_table(self, group: int, columns: list[str] | None = None) -> pa.Table:
-        """Row group of clips.parquet. The footer is parsed once: with many groups it is long."""
+    def group_table(self, group: int, columns: list[str] | None = None) -> pa.Table:
+        """Return a shard group's rows of clips.parquet. The footer is parsed only once: with many groups it is long."""
         with self._lock:
             return self._clip_file().read_row_group(group, columns=columns)
 
@@ -159,38 +114,38 @@ class Manifest:
         return self._open[1]
 
     def groups(self) -> int:
-        """Number of planned shard groups."""
+        """Return the number of planned shard groups."""
         with self._lock:
             return int(self._clip_file().num_row_groups) if (self.folder / CLIPS).exists() else 0
 
     def clips(self, group: int) -> list[Clip]:
-        """Clips of a group, in the order of the plan."""
-        return clips_of(self._clip_table(group))
+        """Return the clips of a group, in the order of the plan."""
+        return clips_of(self.group_table(group))
 
     def uncommitted(self, group: int) -> list[Clip]:
-        """Clips of a group whose shard has no commit record."""
+        """Return the clips of a group whose shard has no commit record."""
         clips = self.clips(group)
         ready = {shard for shard in {clip.shard for clip in clips} if self.committed([shard])}
         return [clip for clip in clips if clip.shard not in ready]
 
     def shards(self) -> Iterator[tuple[int, tuple[str, ...], int]]:
-        """Give (group, names of its shards, number of its clips) in order."""
+        """Yield (group, names of its shards, number of its clips) in order."""
         for group in range(self.groups()):
-            names = self._clip_table(group, ["shard"])["shard"]
+            names = self.group_table(group, ["shard"])["shard"]
             yield group, tuple(sorted(names.unique().to_pylist())), len(names)
 
     # ---- what is committed ----------------------------------------------------------------------------------------
 
     def committed(self, shards: Sequence[str]) -> bool:
-        """Whether every one of these shards has its commit record."""
+        """Return whether each of these shards has its commit record."""
         return all((self.folder / f"{shard}.parquet").exists() for shard in shards)
 
     def used(self) -> set[str]:
-        """Sources with at least one sample in index.parquet."""
+        """Return the sources with at least one sample in index.parquet."""
         return set(pq.read_table(self.folder / INDEX, columns=["source"])["source"].unique().to_pylist())
 
     def blank_captions(self, gone: Sequence[str]) -> None:
-        """Rewrite clips.parquet without the captions and carried columns of sources that were taken down."""
+        """Rewrite clips.parquet without the captions and extra columns of the sources that were taken down."""
         with (
             committing(self.folder / CLIPS) as temporary,
             pq.ParquetWriter(temporary, CLIP_SCHEMA, **COMPACT) as writer,
@@ -215,7 +170,7 @@ class Manifest:
                 yield info
 
         def refusals() -> Iterator[Reject]:
-            # A clip that was tried again has its outcome in its newest shard.
+            # The outcome of a clip that was tried again is in its newest shard.
             for name in names if refused else ():
                 for key in pq.read_table(self.folder / f"{name}.parquet", columns=["key"])["key"].to_pylist():
                     refused.pop(key, None)
@@ -224,7 +179,7 @@ class Manifest:
             yield from rejects
 
         digest = dataset_digest(read_json(self.folder / DATASET), records(), refusals())
-        self._write_rejects(rejects)
+        self.write_rejects(rejects)
         meta = {META: json.dumps({"digest": digest, "shards": len(names)}, sort_keys=True).encode()}
         with (
             committing(self.folder / INDEX) as temporary,
@@ -235,32 +190,3 @@ class Manifest:
                 if table.num_rows:
                     writer.write_table(table)
         return digest
-
-
-class _Grouper:
-    """Cuts the stream of clips into groups of so many spans, and writes each as one row group."""
-
-    def __init__(self, writer: pq.ParquetWriter, first: int, size: int) -> None:
-        self._writer, self._group, self._size = writer, first, size
-        self._clips: list[Clip] = []
-        self._spans = 0
-        self._last: tuple[str, float] | None = None
-
-    def add(self, clips: Sequence[Clip]) -> None:
-        for clip in clips:
-            span = (clip.source, clip.begin)
-            if span != self._last:
-                if self._spans == self._size:
-                    self.flush()
-                self._spans += 1
-                self._last = span
-            self._clips.append(clip)
-
-    def flush(self) -> None:
-        if not self._clips:
-            return
-        named = [replace(clip, shard=f"{clip.bucket.name}/shard-{self._group:06d}") for clip in self._clips]
-        table: pa.Table = clip_rows(named, self._group)
-        self._writer.write_table(table, row_group_size=table.num_rows)
-        self._clips, self._spans = [], 0
-        self._group += 1

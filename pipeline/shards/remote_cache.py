@@ -1,13 +1,12 @@
-"""Shards of an object store, held in a local folder of bounded size while they are read.
+"""Shards of an object store, cached in a local folder of bounded size while they are read.
 
 In:  the URL of a SHARDS folder (any that fsspec knows), a local folder, a limit in bytes.
-Out: local paths of single files; the files of a shard that was used longest ago make room.
-Called by: pipeline.index (ShardDataset.open with a URL).
+Out: local paths of single files; the least recently used tars are evicted.
 
 All ranks of a host share the folder. A file is fetched under a temporary name, its size compared with the store's, and renamed,
-under a lock of its own, so it is fetched once and never seen in part; `order.py` reads inside a window of shards for a long time,
-which is what makes a small cache enough. Every sample is checked against its xxh3 when it is read, as from a local disk. A file
-that is open when it makes room stays readable for whoever has it open; its bytes are free once they close it.
+under a lock of its own, so it is fetched once and never seen in part. Training stays inside a window of shards for a long time
+(pretrain/data/sample_order.py), so a small cache is enough. Every sample is checked against its xxh3 when it is read, as from a
+local disk. An evicted file stays readable for whoever has it open; its space is freed when they close it.
 """
 
 from __future__ import annotations
@@ -20,27 +19,27 @@ from pathlib import Path
 import fsspec
 
 from cluster.runtime.file_lock import FileLock
-from cluster.runtime.remote_files import NETWORK, retried
+from cluster.runtime.remote_files import NETWORK, download, retried
 
 _PARTIAL = ".partial"
 
 
 class CacheError(OSError):
-    """A file that the store does not give; the message names its URL and the reason."""
+    """A file that cannot be fetched from the store; the message names its URL and the reason."""
 
 
 class ShardCache:
     """Local copies of the files below one URL. Safe to use from several threads and processes."""
 
     def __init__(self, url: str, folder: Path, limit: int) -> None:
-        """folder: shared by all caches of a host. limit: bytes of shards that may lie there, those of other URLs included."""
+        """folder: shared by all caches of a host. limit: bytes of tars kept there, those of other URLs included."""
         self.url, self.root, self.limit = url.rstrip("/"), folder, limit
         # Two URLs may hold files of one name.
         self.folder = folder / hashlib.sha256(self.url.encode()).hexdigest()[:16]
         self._files, self._inner = fsspec.core.url_to_fs(self.url)
 
     def refresh(self, name: str) -> bool:
-        """Fetch a small file anew; False, and no local copy, when the store has none. Raises CacheError."""
+        """Fetch a small file again. Returns False, and removes the local copy, if the store has none. Raises CacheError."""
         with self._locked(name):
             try:
                 self._fetch(name)
@@ -50,21 +49,21 @@ class ShardCache:
         return True
 
     def get(self, name: str) -> Path:
-        """Return the local path of a file, fetched if it is not there. Raises FileNotFoundError or CacheError."""
+        """Return the local path of a file, fetched if it is not cached. Raises FileNotFoundError or CacheError."""
         path = self.folder / name
         if not self._touch(path):
             with self._locked(name):
                 if not self._touch(path):
                     self._fetch(name)
-            self._make_room(path)
+            self._evict(path)
         return path
 
     def has(self, name: str) -> bool:
-        """Whether the store has a file."""
+        """Return whether the store has a file."""
         return bool(retried(lambda: self._files.exists(f"{self._inner}/{name}")))
 
     def _touch(self, path: Path) -> bool:
-        """Mark a file as used now; False when it is not there."""
+        """Mark a file as used now. Returns False if it is not cached."""
         try:
             os.utime(path)
         except FileNotFoundError:
@@ -76,16 +75,10 @@ class ShardCache:
         partial = path.with_name(path.name + _PARTIAL)
         path.parent.mkdir(parents=True, exist_ok=True)
 
-        def copy() -> None:
-            self._files.get_file(source, str(partial))
-            size = self._files.size(source)
-            if size is not None and partial.stat().st_size != size:
-                raise OSError(f"the connection broke after {partial.stat().st_size} of {size} bytes")
-
-        # A listing kept from before would hide files that are new.
+        # A cached listing would hide new files.
         self._files.invalidate_cache()
         try:
-            retried(copy)
+            retried(lambda: download(self._files, source, partial))
         except FileNotFoundError:
             partial.unlink(missing_ok=True)
             raise
@@ -94,8 +87,8 @@ class ShardCache:
             raise CacheError(f"{self.url}/{name}: {error}") from error
         partial.replace(path)
 
-    def _make_room(self, newest: Path) -> None:
-        """Remove the tars that were used longest ago until the limit holds; the newest one stays whatever its size."""
+    def _evict(self, newest: Path) -> None:
+        """Evict the least recently used tars until the limit holds; `newest` stays whatever its size."""
         with self._locked("room"):
             found = []
             for path in self.root.glob("*/*/*.tar"):

@@ -31,7 +31,7 @@ from tokenizer.quantization.codec_spec import CodecSpec
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedClip:
     """One encoded clip on its way into a shard."""
 
     clip: Clip
@@ -42,7 +42,7 @@ class Encoded:
 def write_shard(
     folder: Path,
     shard: str,
-    samples: Sequence[Encoded],
+    samples: Sequence[EncodedClip],
     rejects: Sequence[Reject],
     spec: CodecSpec,
     *,
@@ -84,7 +84,7 @@ def write_shard(
     return info
 
 
-def _write_tar(file: Any, shard: str, samples: Sequence[Encoded], spec: CodecSpec, level: int) -> list[dict[str, Any]]:
+def _write_tar(file: Any, shard: str, samples: Sequence[EncodedClip], spec: CodecSpec, level: int) -> list[dict[str, Any]]:
     rows = []
     compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -118,7 +118,7 @@ def _write_tar(file: Any, shard: str, samples: Sequence[Encoded], spec: CodecSpe
     return rows
 
 
-def _describe(sample: Encoded, spec: CodecSpec) -> dict[str, Any]:
+def _describe(sample: EncodedClip, spec: CodecSpec) -> dict[str, Any]:
     """KEY.json: enough to decode the sample without our code."""
     clip = sample.clip
     latents, rows, columns = spec.grid(*_shape(clip.bucket))

@@ -19,6 +19,7 @@ from ray.exceptions import RayTaskError
 from cluster.metrics import Meter
 from cluster.runtime.progress import ProgressBar
 from pipeline.config import PipelineConfig
+from pipeline.planning.merge import merge
 from pipeline.records import SourceVideo
 from pipeline.shards.manifest import Manifest
 from pipeline.workers.errors import LOST, JobError, cause
@@ -41,7 +42,7 @@ def plan(videos: Sequence[SourceVideo], config: PipelineConfig, manifest: Manife
     meter.inc("pipeline_decoder_deaths_total", 0, stage="plan")
     with ProgressBar("plan", len(videos), done=len(videos) - sum(len(parts[number]) for number in todo)) as progress:
         _Tasks(parts, todo, config, manifest, meter).run(progress)
-    manifest.merge(config, len(parts))
+    merge(manifest, config, len(parts))
 
 
 class _Tasks:

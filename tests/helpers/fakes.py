@@ -14,7 +14,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from pipeline.records import Bucket, Clip, clip_key
-from pipeline.shards.writer import Encoded
+from pipeline.shards.writer import EncodedClip
 from tokenizer.codec import save
 from tokenizer.config import NetworkConfig
 from tokenizer.network.network import Network
@@ -100,11 +100,11 @@ def clip(number: int, bucket: Bucket = SHAPE, source: str = "a.mp4", caption: st
     )
 
 
-def encoded(number: int, **fields: Any) -> Encoded:
+def encoded(number: int, **fields: Any) -> EncodedClip:
     """An encoded clip with random bits of the fake codec's size."""
     planned = clip(number, **fields)
     latents, rows, columns = FakeCodec.spec.grid(planned.bucket.frames, planned.bucket.height, planned.bucket.width)
-    return Encoded(planned, np.random.default_rng(number).bytes(latents * FakeCodec.spec.frame_bytes(rows, columns)))
+    return EncodedClip(planned, np.random.default_rng(number).bytes(latents * FakeCodec.spec.frame_bytes(rows, columns)))
 
 
 def tiny_tokenizer(folder: Path) -> Path:

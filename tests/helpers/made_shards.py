@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.records import Bucket, Clip
 from pipeline.shards.layout import DATASET, FORMAT, INDEX
-from pipeline.shards.writer import Encoded, write_shard
+from pipeline.shards.writer import EncodedClip, write_shard
 from tokenizer.quantization.codec_spec import CodecSpec
 
 SPEC = CodecSpec(bits=16, spatial_stride=8, temporal_stride=4, digest="0" * 64)
@@ -51,7 +51,7 @@ def make(
     return folder
 
 
-def _sample(name: str, bucket: Bucket, size: int) -> Encoded:
+def _sample(name: str, bucket: Bucket, size: int) -> EncodedClip:
     key = hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()
     rng = np.random.default_rng(list(key.encode()))
     # Half of the bits repeat a pattern of the sample, so that there is something to learn.
@@ -66,4 +66,4 @@ def _sample(name: str, bucket: Bucket, size: int) -> Encoded:
         bucket=bucket,
         caption=WORDS[int(key[:4], 16) % len(WORDS)],
     )
-    return Encoded(clip=clip, bits=bits.tobytes())
+    return EncodedClip(clip=clip, bits=bits.tobytes())

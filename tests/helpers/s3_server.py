@@ -20,6 +20,7 @@ from pipeline.corpus.listing import find
 from pipeline.decoding.process import DecoderProcess
 from pipeline.encoding.encoder import GroupEncoder
 from pipeline.maintenance.verify import verify
+from pipeline.planning.merge import merge
 from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket
 from pipeline.shards.dataset import ShardDataset
@@ -112,7 +113,7 @@ def job(corpus: str, shards: Path) -> tuple[str, dict[str, str], int]:
     manifest.begin_generation(sources)
     with DecoderProcess(config.limits) as decoder:
         write_json(manifest.part(0), [plan_video(source, config, decoder).plain() for source in sources])
-    manifest.merge(config, 1)
+    merge(manifest, config, 1)
     buckets = [bucket.name for bucket in config.buckets]
     write_json(
         shards / "dataset.json",

@@ -11,13 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.runtime import remote_files
 from pipeline.config import CorpusConfig
-from pipeline.corpus import fetch, listing
-from pipeline.corpus.content_digest import content_digest
-from pipeline.corpus.fetch import sidecar
+from pipeline.corpus import fetch
 from pipeline.corpus.listing import SourceError, find
-from pipeline.video import VideoError, probe
+from pipeline.video import VideoError
 
 
 def names(*videos: object, **fields: object) -> list[str]:
@@ -99,27 +96,6 @@ def test_fsspec_urls_are_listed_and_copied(clips: Path) -> None:
         names("nosuch://bucket/x")
 
 
-def test_throttling_is_tried_again_and_absence_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "_PAUSE", 0.0)
-    calls = []
-
-    def flaky() -> str:
-        calls.append(1)
-        if len(calls) < 4:
-            raise OSError("SlowDown")
-        return "ok"
-
-    assert remote_files.retried(flaky) == "ok" and len(calls) == 4
-
-    def absent() -> str:
-        calls.append(1)
-        raise FileNotFoundError
-
-    with pytest.raises(FileNotFoundError):
-        remote_files.retried(absent)
-    assert len(calls) == 5
-
-
 def test_captions_and_columns(folder: Path) -> None:
     table = folder / "table.csv"
     table.write_text('file,caption,licence\nb.mp4,a bee,CC0\nsub/c.webm,"a sea, wide",MIT\n')
@@ -171,27 +147,3 @@ def test_webdataset_tars_of_videos(tmp_path: Path, clips: Path) -> None:
     (tmp_path / "broken.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(SourceError, match=r"cannot read .*broken\.tar"):
         names(tmp_path / "broken.tar")
-
-
-def test_a_caption_that_cannot_be_read_is_no_missing_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "folder.txt").mkdir()
-    assert sidecar(str(tmp_path / "folder.mp4")) == "" and sidecar(str(tmp_path / "none.mp4")) == ""
-    for kind, reason in ((PermissionError(13, "Permission denied"), "no_permission"), (OSError(5, "I/O error"), "unreadable")):
-
-        def fail(*_: object, error: OSError = kind, **__: object) -> str:
-            raise error
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "read_text", fail)
-            with pytest.raises(VideoError, match=r"a\.txt \(the caption beside the video\)") as caught:
-                sidecar(str(tmp_path / "a.mp4"))
-        assert caught.value.reason == reason
-
-
-def test_a_pipe_that_calls_itself_a_video_hangs_nobody(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "a.mp4")
-    with pytest.raises(VideoError, match="no regular file") as caught:
-        content_digest(tmp_path / "a.mp4")
-    assert caught.value.reason == "unreadable"
-    with pytest.raises(VideoError, match="no regular file"):
-        probe(tmp_path / "a.mp4")

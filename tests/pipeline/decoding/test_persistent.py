@@ -5,11 +5,11 @@ from pathlib import Path
 import psutil
 
 from pipeline.config import CutConfig, DecodeLimits
-from pipeline.decoding.persistent import KeptDecoder
+from pipeline.decoding.persistent import PersistentDecoder
 
 
 def test_the_child_serves_the_next_task_and_ends_when_idle(clips: Path) -> None:
-    kept, limits = KeptDecoder(0.2), DecodeLimits()
+    kept, limits = PersistentDecoder(0.2), DecodeLimits()
     with kept.use(limits) as decoder:
         decoder.scan(clips / "carphone_pristine.mp4", CutConfig(method="none"))
         first = decoder.pid

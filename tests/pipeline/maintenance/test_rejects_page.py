@@ -11,6 +11,7 @@ from cluster.runtime.atomic_files import write_json
 from pipeline.config import DecodeLimits, FilterConfig, PipelineConfig
 from pipeline.decoding.process import DecoderProcess
 from pipeline.maintenance.rejects_page import contact_sheet
+from pipeline.planning.merge import merge
 from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, SourceVideo
 from pipeline.shards.manifest import Manifest
@@ -25,7 +26,7 @@ def test_refusals_are_shown_by_reason(tmp_path: Path, clips: Path) -> None:
     manifest.begin_generation([SourceVideo(str(path)) for path in videos])
     with DecoderProcess(DecodeLimits()) as decoder:
         write_json(manifest.part(0), [plan_video(SourceVideo(str(path)), config, decoder).plain() for path in videos])
-    manifest.merge(config, 1)
+    merge(manifest, config, 1)
     refused = len([r for r in manifest.rejects() if r.reason == "black"])
     page = contact_sheet(tmp_path / "shards", tmp_path / "rejects.html", each=3).read_text()
     assert f"filters/black: {refused}" in page and "probe/unreadable: 1" in page and refused > 3

@@ -7,14 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.runtime.atomic_files import write_json
-from pipeline.maintenance import statistics, takedown, verify
+from pipeline.maintenance import inspect, takedown, verify
 from pipeline.records import Bucket, Reject
 from pipeline.shards.dataset import ShardDataset
 from pipeline.shards.layout import DatasetError
 from pipeline.shards.manifest import Manifest
-from pipeline.shards.writer import Encoded, write_shard
+from pipeline.shards.writer import EncodedClip, write_shard
 from tests.helpers.fakes import FakeCodec
-from tests.pipeline.shards.test_manifest import BUCKET, merge, plan
+from tests.helpers.plans import BUCKET, merged, plan
 
 SHARDS = [f"{BUCKET.name}/shard-00000{number}" for number in range(3)]
 
@@ -22,7 +22,7 @@ SHARDS = [f"{BUCKET.name}/shard-00000{number}" for number in range(3)]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Three shards of two videos, one refused video, one clip refused by the encoder."""
-    manifest = merge(tmp_path, [plan("v/a", [0, 1, 2, 3]), plan("bad", []), plan("v/b", [4, 5, 6])])
+    manifest = merged(tmp_path, [plan("v/a", [0, 1, 2, 3]), plan("bad", []), plan("v/b", [4, 5, 6])])
     spec = FakeCodec.spec
     plain = {"format": 1, "spec": spec.plain(), "fps": 8.0, "buckets": [BUCKET.name], "features": False}
     write_json(tmp_path / "dataset.json", plain)
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
     for group, (name,), _ in manifest.shards():
         clips = manifest.clips(group)
         rejects = [Reject(c.source, "encode", "damaged", "", c.begin, c.end) for c in clips if c.begin == 5]
-        samples = [Encoded(c, bytes([round(c.begin)]) * size) for c in clips if c.begin != 5]
+        samples = [EncodedClip(c, bytes([round(c.begin)]) * size) for c in clips if c.begin != 5]
         write_shard(tmp_path, name, samples, rejects, spec)
     manifest.finish()
     return tmp_path
@@ -82,26 +82,26 @@ def test_a_lost_or_doubled_clip_is_found(folder: Path) -> None:
     manifest = Manifest(folder)
     clips = manifest.clips(0)
     size = 2 * FakeCodec.spec.frame_bytes(2, 2)
-    write_shard(folder, SHARDS[0], [Encoded(c, bytes(size)) for c in clips[:2]], [], FakeCodec.spec)
+    write_shard(folder, SHARDS[0], [EncodedClip(c, bytes(size)) for c in clips[:2]], [], FakeCodec.spec)
     assert "3 clips planned, 2 encoded and 0 refused" in verify.verify(folder).problems[0]
 
 
 def test_bits_of_the_wrong_length_are_found(folder: Path) -> None:
     clips = Manifest(folder).clips(0)
-    write_shard(folder, SHARDS[0], [Encoded(c, b"12345") for c in clips], [], FakeCodec.spec)
+    write_shard(folder, SHARDS[0], [EncodedClip(c, b"12345") for c in clips], [], FakeCodec.spec)
     assert f"are not those of a {BUCKET.name} clip" in verify.verify(folder).problems[0]
 
 
 def test_an_index_that_lags_is_found(folder: Path) -> None:
     size = 2 * FakeCodec.spec.frame_bytes(2, 2)
-    write_shard(folder, SHARDS[0], [Encoded(c, b"\1" * size) for c in Manifest(folder).clips(0)], [], FakeCodec.spec)
+    write_shard(folder, SHARDS[0], [EncodedClip(c, b"\1" * size) for c in Manifest(folder).clips(0)], [], FakeCodec.spec)
     assert "does not hold exactly the committed rows" in verify.verify(folder).problems[0]
     (folder / "index.parquet").unlink()
     assert "index.parquet is missing" in verify.verify(folder).problems[0]
 
 
 def test_stat_counts(folder: Path) -> None:
-    found = statistics.stat(folder)
+    found = inspect.stat(folder)
     assert found["buckets"] == {BUCKET.name: {"shards": 3, "samples": 6, "frames": 30, "tokens": 6 * 2 * 5, "bytes": 3 * 10240}}
     assert found["refused"] == {"encode/damaged": 1, "probe/unreadable": 1} and found["videos"] == 3
     json.dumps(found)
@@ -126,7 +126,7 @@ def test_compaction_removes_the_bytes_and_everything_still_adds_up(folder: Path)
     assert takedown.compact(folder) == 2
     report = verify.verify(folder)
     assert report.sound and (report.clips, report.encoded, report.refused_clips) == (7, 4, 3)
-    assert statistics.stat(folder)["refused"] == {"encode/damaged": 1, "exclude/taken_down": 2, "probe/unreadable": 1}
+    assert inspect.stat(folder)["refused"] == {"encode/damaged": 1, "exclude/taken_down": 2, "probe/unreadable": 1}
     assert (folder / f"{SHARDS[0]}.tar").read_bytes() == kept and not (folder / f"{SHARDS[2]}.tar").exists()
     assert {c.caption for g in range(3) for c in Manifest(folder).clips(g) if c.source == "v/b"} == {""}
     assert takedown.compact(folder) == 0 and len(ShardDataset.open(folder)) == 4
@@ -169,7 +169,7 @@ def test_rows_are_in_shard_order_and_readable_from_threads(folder: Path) -> None
 
 
 def test_eviction_of_open_tars_does_not_disturb_reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.index._OPEN_TARS", 1)
+    monkeypatch.setattr("pipeline.shards.dataset._OPEN_TARS", 1)
     dataset = ShardDataset.open(folder)
     keys = dataset.rows(BUCKET)["key"].to_pylist()
     assert [dataset.read(BUCKET, n).key for n in (0, 5, 0, 3, 1)] == [keys[n] for n in (0, 5, 0, 3, 1)]

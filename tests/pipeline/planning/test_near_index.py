@@ -12,6 +12,7 @@ from pipeline.analysis.fingerprint import FINE, RATE, SIDE, Print, Printer, inne
 from pipeline.analysis.scan import scan
 from pipeline.config import CutConfig, DecodeLimits, PipelineConfig
 from pipeline.decoding.process import DecoderProcess
+from pipeline.planning.merge import merge
 from pipeline.planning.near_index import NearIndex
 from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, SourceVideo
@@ -146,7 +147,7 @@ def test_near_copies_are_refused_span_by_span_across_generations(clips: Path, tm
         for path in (clips / "carphone_pristine.mp4", again, barred, clips / "bigbuckbunny.mp4"):
             manifest.begin_generation([SourceVideo(str(path))])
             write_json(manifest.part(0), [plan_video(SourceVideo(str(path)), config, decoder).plain()])
-            manifest.merge(config, 1)
+            merge(manifest, config, 1)
     near = [r for r in manifest.rejects() if r.reason == "near_copy"]
     assert (
         {r.source for r in near} == {str(again), str(barred)}

@@ -11,7 +11,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from pipeline.corpus import listing
+from cluster.runtime import remote_files
 from pipeline.records import Bucket
 from pipeline.shards.dataset import ShardDataset
 from pipeline.shards.layout import DatasetError
@@ -20,7 +20,7 @@ from pipeline.shards.remote_cache import ShardCache
 from pretrain.data.config import CurriculumConfig, Mix, Stage
 from pretrain.data.curriculum import Curriculum
 from pretrain.data.sample_order import Order
-from pretrain.data.token_datasets import Corpus
+from pretrain.data.token_datasets import TokenDatasets
 from tests.helpers import made_shards
 
 NAME = "f009x32x32"
@@ -72,7 +72,8 @@ def test_training_order_fetches_each_tar_once_an_epoch(
     curriculum = Curriculum(CurriculumConfig(stages=(stage,)))
     # Two ranks of one host: two caches over one folder.
     corpora = [
-        Corpus.open([url], curriculum, cache=tmp_path / "cache", cache_gb=(window + 1) * size(shards) / 1e9) for _ in range(2)
+        TokenDatasets.open([url], curriculum, cache=tmp_path / "cache", cache_gb=(window + 1) * size(shards) / 1e9)
+        for _ in range(2)
     ]
     order = Order(1, curriculum, {name: corpora[0].sources(name) for name in curriculum.streams()}, window)
     for epoch in range(2):
@@ -101,7 +102,7 @@ def test_damage_in_the_store_and_missing_tars_are_named(url: str, tmp_path: Path
 
 
 def test_a_broken_connection_is_tried_again_and_then_named(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "_PAUSE", 0.0)
+    monkeypatch.setattr(remote_files, "_PAUSE", 0.0)
     dataset = ShardDataset.open(url, tmp_path / "cache", 10**9)
     files = fsspec.filesystem("memory")
     whole, calls = type(files).get_file, []

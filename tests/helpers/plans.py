@@ -1,0 +1,36 @@
+"""Made-up plans of videos, and folders in which they are merged as a job does it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cluster.runtime.atomic_files import write_json
+from pipeline.config import PipelineConfig
+from pipeline.planning.merge import merge
+from pipeline.records import Bucket, Reject, SourceVideo, VideoPlan
+from pipeline.shards.manifest import Manifest
+from tests.helpers.fakes import clip
+
+BUCKET = Bucket(frames=5, height=16, width=16)
+
+
+def plan(source: str, numbers: Sequence[int], digest: str = "") -> VideoPlan:
+    """Return the plan of a video with one clip for each number, or a refused video for none."""
+    digest = digest or source.encode().hex().ljust(32, "0")
+    clips = tuple(replace(clip(number, source=source), source_digest=digest) for number in numbers)
+    rejects = () if clips else (Reject(source, "probe", "unreadable", "broken"),)
+    return VideoPlan(source, digest, clips, rejects)
+
+
+def merged(folder: Path, plans: Sequence[VideoPlan], size: int = 2, **fields: object) -> Manifest:
+    """Merge made-up plans as a new generation, `size` videos in a part."""
+    manifest = Manifest(folder)
+    manifest.begin_generation([SourceVideo(p.source) for p in plans])
+    parts = [plans[at : at + size] for at in range(0, len(plans), size)]
+    for number, part in enumerate(parts):
+        write_json(manifest.part(number), [p.plain() for p in part])
+    settings = PipelineConfig(clips_per_shard=3, min_free_gb=0, **fields)  # type: ignore[arg-type]
+    merge(manifest, settings, len(parts))
+    return manifest

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import fsspec
+import pytest
+import xxhash
+
+from pipeline.corpus import fetch
+from pipeline.corpus.fetch import content_digest, sidecar
+from pipeline.video import VideoError, probe
+
+
+def test_a_remote_video_is_local_for_as_long_as_the_context_lasts(tmp_path: Path) -> None:
+    with fetch.local(str(tmp_path / "a.mp4")) as path:
+        assert path == tmp_path / "a.mp4", "a local name is taken as it is"
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/fetched/a.mp4", b"not really a video")
+    try:
+        with fetch.local("memory://fetched/a.mp4") as path:
+            assert path.suffix == ".mp4" and path.read_bytes() == b"not really a video"
+        assert not path.exists()
+        with pytest.raises(VideoError, match="not found") as caught, fetch.local("memory://fetched/b.mp4"):
+            pass
+        assert caught.value.reason == "not_found"
+    finally:
+        memory.rm("/fetched", recursive=True)
+
+
+def test_the_digest_is_over_the_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(bytes(range(256)) * 8192)
+    assert content_digest(path) == xxhash.xxh3_128_hexdigest(path.read_bytes())
+    with pytest.raises(VideoError) as caught:
+        content_digest(tmp_path / "absent.mp4")
+    assert caught.value.reason == "not_found"
+
+
+def test_a_caption_that_cannot_be_read_is_no_missing_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder.txt").mkdir()
+    assert sidecar(str(tmp_path / "folder.mp4")) == "" and sidecar(str(tmp_path / "none.mp4")) == ""
+    for kind, reason in ((PermissionError(13, "Permission denied"), "no_permission"), (OSError(5, "I/O error"), "unreadable")):
+
+        def fail(*_: object, error: OSError = kind, **__: object) -> str:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", fail)
+            with pytest.raises(VideoError, match=r"a\.txt \(the caption beside the video\)") as caught:
+                sidecar(str(tmp_path / "a.mp4"))
+        assert caught.value.reason == reason
+
+
+def test_a_pipe_that_calls_itself_a_video_hangs_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.mp4")
+    with pytest.raises(VideoError, match="no regular file") as caught:
+        content_digest(tmp_path / "a.mp4")
+    assert caught.value.reason == "unreadable"
+    with pytest.raises(VideoError, match="no regular file"):
+        probe(tmp_path / "a.mp4")
