@@ -31,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pretrain.data.config import CurriculumConfig, Mix, Stage
 from pretrain.data.curriculum import Curriculum
-from pretrain.data.loader import Loader
+from pretrain.data.loader import Loader, LoaderConfig
 from pretrain.data.sample_order import Order
-from pretrain.data.token_datasets import Corpus
+from pretrain.data.token_datasets import TokenDatasets
 from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
 from tests.helpers import made_shards
@@ -45,13 +45,12 @@ def ours(folder: Path, bucket: str, batch: int, samples: int) -> int:
     steps = samples // batch
     stage = Stage(name="load", steps=steps, mix=(Mix(bucket=bucket, batch=batch),))
     curriculum = Curriculum(CurriculumConfig(stages=(stage,)))
-    corpus = Corpus.open([folder], curriculum)
-    order = Order(0, curriculum, {name: corpus.sources(name) for name in curriculum.streams()}, 16)
+    datasets = TokenDatasets.open([folder], curriculum)
+    order = Order(0, curriculum, {name: datasets.sources(name) for name in curriculum.streams()}, 16)
     text = TextTokenizer.make(ModelConfig())
     count = 0
-    with Loader(
-        corpus, order, text, rank=0, world=1, micro_batch=batch, text_length=64, first_step=1, last_step=steps, prefetch=2
-    ) as loader:
+    config = LoaderConfig(micro_batch=batch, text_length=64, prefetch=2)
+    with Loader(datasets, order, text, config, rank=0, world=1, steps=range(1, steps + 1)) as loader:
         for item in loader:
             count += sum(part.bits.shape[0] for part in item.batches)
     return count

@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline.records import Bucket
 from pretrain.data.config import CurriculumConfig, Mix, Stage
 from pretrain.data.curriculum import Curriculum
-from pretrain.data.loader import Loader
+from pretrain.data.loader import Loader, LoaderConfig
 from pretrain.data.sample_order import Order
-from pretrain.data.token_datasets import Corpus
+from pretrain.data.token_datasets import TokenDatasets
 from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
 from tests.helpers import made_shards
@@ -55,31 +55,26 @@ class Count:
         return 1 - self.real / self.shaped
 
 
-def count(corpus: Corpus, curriculum: Curriculum, order: Order, ranks: int, budget: int) -> dict[str, Count]:
+def count(datasets: TokenDatasets, curriculum: Curriculum, order: Order, ranks: int, budget: int) -> dict[str, Count]:
     """Load every step on every rank and count, by bucket."""
     found: dict[str, Count] = {}
     for rank in range(ranks):
         loader = Loader(
-            corpus,
+            datasets,
             order,
             TextTokenizer.make(ModelConfig()),
+            LoaderConfig(micro_batch=4, text_length=64, pack_tokens=budget, pack_above=0.03),
             rank=rank,
             world=ranks,
-            micro_batch=4,
-            text_length=64,
-            first_step=1,
-            last_step=curriculum.steps,
-            prefetch=0,
-            pack_tokens=budget,
-            pack_above=0.03,
+            steps=range(1, curriculum.steps + 1),
         )
         for item in loader:
             video = item.batches[0].grid[0] * SPEC.positions(*item.batches[0].grid[1:])
-            before = found.get(item.place.mix.bucket, Count())
+            before = found.get(item.curriculum_step.mix.bucket, Count())
             shaped = sum(batch.row or batch.bits.shape[0] * (video + batch.text.shape[1]) for batch in item.batches)
             assert item.positions == shaped * ranks
             packed = bool(item.batches[0].row)
-            found[item.place.mix.bucket] = Count(before.real + item.tokens, before.shaped + shaped, packed)
+            found[item.curriculum_step.mix.bucket] = Count(before.real + item.tokens, before.shaped + shaped, packed)
     return found
 
 
@@ -98,10 +93,10 @@ def main() -> None:
     curriculum = Curriculum(CurriculumConfig(stages=(Stage(name="mixed", steps=2 * len(mix), mix=mix),)))
     with tempfile.TemporaryDirectory() as folder:
         shards = made_shards.make(Path(folder) / "shards", {bucket.name: 12 for bucket in BUCKETS}, spec=SPEC)
-        corpus = Corpus.open([shards], curriculum)
-        order = Order(0, curriculum, {name: corpus.sources(name) for name in curriculum.streams()}, 16)
-        plain = count(corpus, curriculum, order, given.ranks, 0)
-        ours = count(corpus, curriculum, order, given.ranks, given.budget)
+        datasets = TokenDatasets.open([shards], curriculum)
+        order = Order(0, curriculum, {name: datasets.sources(name) for name in curriculum.streams()}, 16)
+        plain = count(datasets, curriculum, order, given.ranks, 0)
+        ours = count(datasets, curriculum, order, given.ranks, given.budget)
     assert {name: c.real for name, c in plain.items()} == {name: c.real for name, c in ours.items()}
     print(f"{given.ranks} ranks, about {given.tokens:,} positions a step, rows of up to {given.budget:,}")
     print("bucket            plain    ours")

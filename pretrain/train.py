@@ -30,10 +30,10 @@ from pretrain.checkpoint import reader, train_state, writer
 from pretrain.checkpoint.train_state import TrainState
 from pretrain.checkpoint.writer import CHECKPOINTS
 from pretrain.data.config import CurriculumConfig
-from pretrain.data.curriculum import Curriculum, CurriculumError, Place, Streams, counted
-from pretrain.data.loader import Loader
+from pretrain.data.curriculum import Curriculum, CurriculumError, CurriculumStep, Streams, counted
+from pretrain.data.loader import Loader, LoaderConfig
 from pretrain.data.sample_order import Order
-from pretrain.data.token_datasets import Corpus
+from pretrain.data.token_datasets import TokenDatasets
 from pretrain.engine.config import DeepSpeedConfig, TrainConfig
 from pretrain.engine.deepspeed_config import EngineError, check_compiler, zero_stage
 from pretrain.engine.ema import Ema
@@ -49,7 +49,7 @@ from pretrain.loop.validation import Validation
 from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
 from pretrain.model.transformer import VideoAR
-from pretrain.objective.config import ObjectiveConfig
+from pretrain.objective.config import ObjectiveConfig, stage_objective
 from pretrain.objective.objective import Objective
 from pretrain.objective.sequence_parallel import SequenceGroups
 from pretrain.runs import provenance, run_files
@@ -92,7 +92,7 @@ def run(config: Config) -> int:
     stop = StopRequest(folder, train.stop_after)
     ranks = connect(train.collective_timeout, train.threads)
     folders = data.shards or (Path(config.plain()["pipeline"]["output"]),)
-    corpus = Corpus.open(folders, Streams(data), data.weights, cache=data.cache, cache_gb=data.cache_gb)
+    corpus = TokenDatasets.open(folders, Streams(data), data.weights, cache=data.cache, cache_gb=data.cache_gb)
     data = counted(data, corpus.spec)
     curriculum = Curriculum(data)
     provenance.agree(ranks.all_gather(provenance.identity(config, corpus.digest)), ranks.hosts)
@@ -156,16 +156,16 @@ def run(config: Config) -> int:
         showcase = Showcase(config, corpus, text, ranks, journal.say)
         peak = hardware.peak_flops(ranks.device, engine.dtype, torch.get_num_threads()) * ranks.world
         tokens = fresh.tokens
-        with Loader(
-            corpus, order, text, rank=ranks.rank, world=ranks.world, micro_batch=train.micro_batch,
-            text_length=config.get(ModelConfig).text_length, first_step=step + 1, last_step=curriculum.steps,
-            prefetch=train.prefetch, pin=ranks.device.type == "cuda",
-            pack_tokens=train.pack_tokens, pack_above=train.pack_above,
-        ) as loader:  # fmt: skip
+        loading = LoaderConfig(
+            micro_batch=train.micro_batch, text_length=config.get(ModelConfig).text_length, pack_tokens=train.pack_tokens,
+            pack_above=train.pack_above, prefetch=train.prefetch, pin=ranks.device.type == "cuda",
+        )  # fmt: skip
+        steps = range(step + 1, curriculum.steps + 1)
+        with Loader(corpus, order, text, loading, rank=ranks.rank, world=ranks.world, steps=steps) as loader:
             clock = Clock()
             for item in loader:
                 clock.mark("data")
-                place = item.place
+                place = item.curriculum_step
                 step, rate = place.step, learning_rate(place.step, train, curriculum)
                 window, frame_mask = enter(place, engine.module, config)
 
@@ -244,10 +244,10 @@ def build(config: Config, spec: CodecSpec, text: TextTokenizer) -> nn.Module:
     return Objective(model, config.get(ObjectiveConfig), spec)
 
 
-def enter(place: Place, module: nn.Module, config: Config) -> tuple[int, float]:
+def enter(place: CurriculumStep, module: nn.Module, config: Config) -> tuple[int, float]:
     """Give the Objective its stage's corruption and checkpointing. Returns attention window and frame mask of the step."""
     assert isinstance(module, Objective)
-    asked = place.stage.objective(config.get(ObjectiveConfig))
+    asked = stage_objective(place.stage, config.get(ObjectiveConfig))
     policy = place.stage.activation_checkpointing or config.get(TrainConfig).activation_checkpointing
     module.config = asked
     module.model.activation_checkpointing, module.model.selective = policy == "full", policy == "selective"

@@ -1,4 +1,4 @@
-"""DOC from pretrain/engine/config.py."""
+"""The section `curriculum`: stages, what each trains on, and where the token shards are."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from cluster.config import Section
 from pipeline.records import Bucket
-from pretrain.objective.config import ObjectiveConfig
 
 Location = Annotated[Path | str, BeforeValidator(lambda given: given if "://" in str(given) else Path(given))]
-"""A local folder, or a URL that fsspec knows (a Path would fold its two slashes into one)."""
+"""A local folder, or a URL that fsspec can open (a Path would collapse its two slashes into one)."""
 
 
 class Mix(Section):
-    """One shape that a stage trains on."""
+    """One of the shapes that a stage trains on."""
 
     bucket: str
     """Bucket folder of the shards, such as f017x128x128."""
     frames: int = Field(default=0, ge=0)
-    """Use only the first so many pixel frames (1 = images: the causal prefix of a video is an image); 0 = all."""
+    """Use only the first N pixel frames of each clip (1 = images: the first frame of a causal tokenizer is an image); 0 = all."""
     weight: float = Field(default=1.0, gt=0)
-    """Share of the stage's steps."""
+    """Relative share of the stage's steps."""
     batch: int = Field(default=0, ge=0)
-    """Samples a global batch of this shape (all ranks together); or say batch_tokens."""
+    """Samples per global batch of this shape (all ranks together). Give either batch or batch_tokens."""
     batch_tokens: float = Field(default=0.0, ge=0)
-    """Video tokens a global batch of this shape, text not counted: as many samples as come nearest, one at least."""
+    """Video tokens per global batch of this shape, text not counted: rounded to the nearest number of samples, at least one."""
 
     @model_validator(mode="after")
-    def _check_bucket(self) -> Mix:
+    def _check(self) -> Mix:
         if bool(self.batch) == bool(self.batch_tokens):
             raise ValueError(f"bucket {self.bucket}: give either batch (samples) or batch_tokens")
         bucket = Bucket.parse(self.bucket)
@@ -41,7 +40,7 @@ class Mix(Section):
 
     @property
     def shape(self) -> str:
-        """Name of the shape that is trained: the bucket's, or the prefix of it that is used, such as f001x128x128."""
+        """Name of the shape that is trained on: the bucket, or the prefix of it that `frames` selects, such as f001x128x128."""
         bucket = Bucket.parse(self.bucket)
         return bucket.model_copy(update={"frames": self.frames or bucket.frames}).name
 
@@ -50,30 +49,30 @@ class Stage(Section):
     """One stage of the curriculum."""
 
     name: str
-    """Name on dashboards and in reports."""
+    """Name shown on dashboards and in reports."""
     steps: int = Field(default=0, ge=0)
-    """Optimizer steps; or say tokens."""
+    """Optimizer steps. Give either steps or tokens."""
     tokens: float = Field(default=0.0, ge=0)
-    """Video tokens to train on, text not counted: the stage takes as many steps as first reach it."""
+    """Video tokens to train on, text not counted: the stage ends with the first step that reaches this number."""
     mix: tuple[Mix, ...] = Field(min_length=1)
-    """Shapes; each step takes one of them, by weight."""
+    """Shapes to train on; each step takes one of them, in proportion to their weights."""
     learning_rate: float | None = Field(default=None, gt=0)
-    """Peak learning rate of this stage; empty keeps train.learning_rate."""
+    """Peak learning rate of this stage; unset: train.learning_rate."""
     window: int | None = Field(default=None, ge=0)
-    """Attention window in latent frames; empty keeps objective.window."""
+    """Attention window in latent frames; unset: objective.window."""
     frame_mask: float | None = Field(default=None, ge=0, lt=1)
-    """Random frame mask; empty keeps objective.frame_mask."""
+    """Probability that a history frame is hidden; unset: objective.frame_mask."""
     flip_min: float | None = Field(default=None, ge=0, le=1)
-    """p_min of the corruption; empty keeps objective.flip_min."""
+    """p_min of the corruption; unset: objective.flip_min."""
     flip_max: float | None = Field(default=None, ge=0, le=1)
-    """p_max of the corruption; empty keeps objective.flip_max."""
+    """p_max of the corruption; unset: objective.flip_max."""
     flip_delta: float | None = Field(default=None, ge=0)
-    """delta of the corruption, a latent frame; empty keeps objective.flip_delta."""
+    """delta of the corruption, per latent frame; unset: objective.flip_delta."""
     activation_checkpointing: Literal["none", "selective", "full"] | None = None
-    """What the backward pass makes again; empty keeps train.activation_checkpointing."""
+    """What the backward pass recomputes; unset: train.activation_checkpointing."""
     sequence_parallel: int = Field(default=1, ge=1)
-    """Consecutive ranks that share each sequence (Ulysses), for sequences too long for one; it must divide model.heads. At a
-    number of ranks that it does not divide, their greatest common divisor is taken."""
+    """Consecutive ranks that share each sequence (Ulysses), for sequences too long for one rank; must divide model.heads. If it
+    does not divide the number of ranks, their greatest common divisor is used."""
 
     @model_validator(mode="after")
     def _check_length(self) -> Stage:
@@ -81,29 +80,24 @@ class Stage(Section):
             raise ValueError(f"stage {self.name}: give either steps or tokens")
         return self
 
-    def objective(self, base: ObjectiveConfig) -> ObjectiveConfig:
-        """Return `base` with this stage's window, mask and corruption."""
-        asked = {name: getattr(self, name) for name in ("window", "frame_mask", "flip_min", "flip_max", "flip_delta")}
-        return base.model_copy(update={name: value for name, value in asked.items() if value is not None})
-
 
 class CurriculumConfig(Section):
-    """Stages, one after the other."""
+    """What to train on: stages, one after the other, and the token shards they read."""
 
     shards: tuple[Location, ...] = ()
-    """SHARDS folders or URLs; empty takes pipeline.output. Joined: one epoch visits each sample of all of them once."""
+    """Folders or URLs of token shards; empty: pipeline.output. They are joined: one epoch visits each sample of all of them once."""
     weights: tuple[float, ...] = ()
-    """One weight a folder: each then keeps its own epochs, and the folders alternate in these shares (to 1/1000)."""
+    """One weight per folder: each folder then has its own epochs, and samples alternate between folders in these shares (to 1/1000)."""
     validation: tuple[Location, ...] = ()
-    """Held-out SHARDS folders or URLs for the validation loss; they must hold the stages' buckets."""
+    """Folders or URLs of held-out token shards for the validation loss; they must hold the stages' buckets."""
     cache: Path = Path("runs/shard-cache")
-    """Local folder that holds shards of URLs while they are read; one a host, on a local disk."""
+    """Folder on a local disk of each host that caches shards of URLs while they are read."""
     cache_gb: float = Field(default=100.0, gt=0)
-    """Most GB of tars in the cache; train.shuffle_window + 1 shards of each bucket in use are enough to fetch each once an epoch."""
+    """Size limit of the cache in GB; train.shuffle_window + 1 shards per bucket in use are enough to fetch each shard once per epoch."""
     stages: tuple[Stage, ...] = ()
-    """The curriculum."""
+    """The stages, in order."""
 
 
-def size_of(stage: Stage, world: int) -> int:
-    """Return how many ranks share a sequence: what the stage asks for, as far as it divides the number of ranks."""
+def ranks_per_sequence(stage: Stage, world: int) -> int:
+    """Return how many of `world` ranks share a sequence: what the stage asks for, as far as it divides `world`."""
     return math.gcd(stage.sequence_parallel, world)

@@ -1,8 +1,9 @@
-"""Where a step stands in the curriculum: stage, shape, and how many samples every stream has given before it.
+"""What step s of the curriculum is: its stage, its shape, and how many samples of that shape earlier steps took.
 
 In:  the `curriculum` section.
-Out: `Curriculum.at(step) -> Place`, a pure function; steps count from 1.
-Called by: order.py, schedule.py, train.py, plan.py. No torch, no files.
+Out: `Curriculum.at(step) -> CurriculumStep`, a pure function; steps count from 1. No torch, no files.
+
+A stream is one shape, taken from one bucket: it has epochs of its own, which continue from stage to stage.
 """
 
 from __future__ import annotations
@@ -14,26 +15,27 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 
+from cluster.config import ConfigError
 from pipeline.records import Bucket
 from pretrain.data.config import CurriculumConfig, Mix, Stage
 from tokenizer.quantization.codec_spec import CodecSpec
 
 CYCLE = 1000
-"""Steps after which a mix repeats: shares are exact to 1/1000."""
+"""A mix repeats after this many steps: shares are exact to 1/1000."""
 
 StreamName = tuple[str, int]
-"""Bucket folder and frames taken of it (0 = all): what has one epoch of its own."""
+"""Bucket folder, and pixel frames taken of its clips (0 = all)."""
 
 
-class CurriculumError(ValueError):
-    """A curriculum that cannot be run; the message names the key and the mend."""
+class CurriculumError(ConfigError):
+    """A curriculum that cannot run; the message names the key and the mend."""
 
 
 @lru_cache(maxsize=256)
 def spread(weights: tuple[float, ...], length: int = CYCLE) -> tuple[int, ...]:
-    """Return `length` choices (numbers into `weights`) in exact shares, each as evenly spread as can be.
+    """Return a pattern of `length` indices into `weights`, in exact shares and each spread as evenly as possible.
 
-    Every choice comes at least once. Raises CurriculumError for more weights than `length`.
+    Every index occurs at least once. Raises CurriculumError for more weights than `length`.
     """
     if len(weights) > length:
         raise CurriculumError(f"{len(weights)} parts in one mix; at most {length}")
@@ -56,12 +58,12 @@ def spread(weights: tuple[float, ...], length: int = CYCLE) -> tuple[int, ...]:
 
 @lru_cache(maxsize=256)
 def _counts(pattern: tuple[int, ...], parts: int) -> tuple[tuple[int, ...], ...]:
-    """Per part, how often it came among the first n choices of the pattern, n = 0..len(pattern)."""
+    """For each of `parts` indices: how often it occurs among the first n entries of the pattern, n = 0..len(pattern)."""
     return tuple((0, *accumulate(int(choice == part) for choice in pattern)) for part in range(parts))
 
 
 def share(weights: Sequence[float], number: int) -> tuple[int, tuple[int, ...]]:
-    """Return (the choice made at `number`, counted from 0; how often each part came before it). Closed form."""
+    """Return (the index chosen at position `number`, from 0, of the repeated pattern; how often each index occurs before it)."""
     pattern = spread(tuple(weights))
     cycles, rest = divmod(number, len(pattern))
     counts = _counts(pattern, len(weights))
@@ -69,22 +71,22 @@ def share(weights: Sequence[float], number: int) -> tuple[int, tuple[int, ...]]:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A step's place."""
+class CurriculumStep:
+    """One step of the curriculum."""
 
     step: int
-    """Counted from 1 over the whole curriculum."""
+    """Number of the step, from 1 over the whole curriculum."""
     stage_number: int
-    """From 0."""
+    """Number of its stage, from 0."""
     stage: Stage
     stage_step: int
-    """Steps of this stage that ended before this one."""
+    """Number of the step within its stage, from 0."""
     mix: Mix
     stream: StreamName
     first_sample: int
-    """Samples that the stream gave before this step."""
+    """Samples of the stream that earlier steps took."""
     stage_ends: bool
-    """This step is the last of its stage."""
+    """Whether this step is the last of its stage."""
 
 
 def counted(config: CurriculumConfig, spec: CodecSpec) -> CurriculumConfig:
@@ -122,20 +124,21 @@ def _video_tokens(mix: Mix, spec: CodecSpec) -> int:
 
 
 class Streams:
-    """What a corpus needs to know of a curriculum. Raises CurriculumError when there are no stages."""
+    """The streams of a curriculum: all that is needed to open its data, before batches are counted in samples."""
 
     def __init__(self, config: CurriculumConfig) -> None:
+        """Raise CurriculumError if there are no stages."""
         if not config.stages:
             raise CurriculumError("curriculum.stages is empty; name at least one stage with steps and a mix")
         self.stages = config.stages
 
     def streams(self) -> tuple[StreamName, ...]:
-        """Return every stream that some stage takes samples of, in order of first use."""
+        """Return every stream that some stage trains on, in order of first use."""
         return tuple(dict.fromkeys(_stream(mix) for stage in self.stages for mix in stage.mix))
 
 
 class Curriculum(Streams):
-    """Stages laid end to end, with batches in samples and stages in steps (`counted`)."""
+    """Stages laid end to end. config: with batches in samples and stages in steps, as `counted` returns it."""
 
     def __init__(self, config: CurriculumConfig) -> None:
         super().__init__(config)
@@ -143,8 +146,8 @@ class Curriculum(Streams):
         self._ends = tuple(accumulate(stage.steps for stage in self.stages))
         self.steps = self._ends[-1]
 
-    def at(self, step: int) -> Place:
-        """Return the place of `step`. Raises CurriculumError for a step outside 1..steps."""
+    def at(self, step: int) -> CurriculumStep:
+        """Return step number `step`. Raises CurriculumError for one outside 1..steps."""
         if not 1 <= step <= self.steps:
             raise CurriculumError(f"step {step} is outside the curriculum's 1..{self.steps}")
         number = bisect_right(self._ends, step - 1)
@@ -153,23 +156,24 @@ class Curriculum(Streams):
         choice, _ = share([mix.weight for mix in stage.mix], stage_step)
         mix = stage.mix[choice]
         stream = _stream(mix)
-        before = sum(self._given(stream, earlier, earlier.steps) for earlier in self.stages[:number])
-        return Place(
+        before = sum(_samples(stream, earlier, earlier.steps) for earlier in self.stages[:number])
+        return CurriculumStep(
             step=step,
             stage_number=number,
             stage=stage,
             stage_step=stage_step,
             mix=mix,
             stream=stream,
-            first_sample=before + self._given(stream, stage, stage_step),
+            first_sample=before + _samples(stream, stage, stage_step),
             stage_ends=stage_step == stage.steps - 1,
         )
-
-    @staticmethod
-    def _given(stream: StreamName, stage: Stage, steps: int) -> int:
-        _, counts = share([mix.weight for mix in stage.mix], steps)
-        return sum(count * mix.batch for count, mix in zip(counts, stage.mix) if _stream(mix) == stream)
 
 
 def _stream(mix: Mix) -> StreamName:
     return mix.bucket, mix.frames
+
+
+def _samples(stream: StreamName, stage: Stage, steps: int) -> int:
+    """Return how many samples of `stream` the first `steps` steps of a stage take."""
+    _, counts = share([mix.weight for mix in stage.mix], steps)
+    return sum(count * mix.batch for count, mix in zip(counts, stage.mix) if _stream(mix) == stream)

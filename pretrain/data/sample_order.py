@@ -1,13 +1,14 @@
 """Which samples make the global batch of step s: a pure function of (seed, index, curriculum, s).
 
 In:  the number of rows of every shard, per stream and source; nothing else of the data.
-Out: `Order.slots(step)`: for each slot of the global batch a source and row number; and the seed of each slot.
-Called by: loader.py. The whole loader state is one integer, the number of steps that ended.
+Out: `Order.slots(step)`: a source and a row number for each slot of the global batch; `Order.seeds(step)`: the seed of each slot.
 
-An epoch of a stream visits each row once. Shards are shuffled, and rows are shuffled within a window of `window`
-neighbours in that shuffled list: reading therefore stays inside `window` shards at a time and each shard is opened in one
-window an epoch, which is the run length for local disks and object stores alike (a local cache of `window` + 1 shards is
-enough). With several weighted datasets each keeps its own epochs and the datasets alternate in exact shares.
+The state of data loading is therefore one integer, the number of finished steps.
+
+An epoch of a source visits each row once. Shards are shuffled, and rows are shuffled among `window` neighbouring shards of that
+shuffled list. Reading thus stays within `window` shards at a time and opens each shard in one window per epoch, which suits local
+disks and object stores alike (a local cache of `window` + 1 shards is enough). Several weighted datasets have an epoch each, and
+samples alternate between them in exact shares.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ _WORD = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
-class Source:
-    """What shares one epoch: all datasets joined, or one of several weighted datasets. Rows are numbered in shard order."""
+class SampleSource:
+    """Rows that share one epoch: all datasets joined, or one of several weighted datasets. Rows are numbered in shard order."""
 
     number: int
-    """Among the sources of the stream."""
+    """Its number among the sources of the stream."""
     shards: tuple[int, ...]
     """Rows of each shard."""
     weight: float = 1.0
-    """Share of the stream's samples, against its other sources."""
+    """Relative share of the stream's samples."""
 
     @property
     def rows(self) -> int:
-        """Rows in all."""
+        """Number of rows."""
         return sum(self.shards)
 
 
@@ -49,48 +50,51 @@ class Slot:
 
     source: int
     row: int
-    """Row number in the source."""
+    """Row number within the source."""
     epoch: int
-    """Times the source was gone through before."""
+    """How often all of the source was visited before."""
 
 
 class Epochs:
-    """The endless order of one source: sample number n -> (row, epoch)."""
+    """The endless order of one source: sample number -> (row, epoch)."""
 
-    def __init__(self, seed: int, name: str, source: Source, window: int) -> None:
+    def __init__(self, seed: int, name: str, source: SampleSource, window: int) -> None:
         assert source.rows > 0 and window > 0
         self.source, self.window = source, window
         self._seed = (seed, *name.encode(), source.number)
         self._firsts = (0, *accumulate(source.shards))
-        self._layout = lru_cache(maxsize=2)(self._make_layout)
-        self._rows = lru_cache(maxsize=4)(self._make_rows)
+        self._shards = lru_cache(maxsize=2)(self._shuffled_shards)
+        self._rows = lru_cache(maxsize=4)(self._shuffled_rows)
 
     def at(self, number: int) -> tuple[int, int]:
         """Return (row, epoch) of sample `number`, counted from 0."""
         epoch, position = divmod(number, self.source.rows)
-        _, ends = self._layout(epoch)
+        _, ends = self._shards(epoch)
         window = bisect_right(ends, position)
         begin = ends[window - 1] if window else 0
         return int(self._rows(epoch, window)[position - begin]), epoch
 
-    def _make_layout(self, epoch: int) -> tuple[npt.NDArray[np.int64], list[int]]:
-        """The epoch's shard order, and the positions at which its windows end."""
+    def _shuffled_shards(self, epoch: int) -> tuple[npt.NDArray[np.int64], list[int]]:
+        """Return the epoch's shard order, and the positions at which its windows end."""
         order = np.random.default_rng((*self._seed, epoch, 0)).permutation(len(self.source.shards))
         sizes = np.asarray(self.source.shards, dtype=np.int64)[order]
         ends = [int(sizes[i : i + self.window].sum()) for i in range(0, len(order), self.window)]
         return order, list(accumulate(ends))
 
-    def _make_rows(self, epoch: int, window: int) -> npt.NDArray[np.int64]:
-        order, _ = self._layout(epoch)
+    def _shuffled_rows(self, epoch: int, window: int) -> npt.NDArray[np.int64]:
+        """Return the rows of one window of shards, in the order in which they are read."""
+        order, _ = self._shards(epoch)
         shards = order[window * self.window : (window + 1) * self.window]
         rows = np.concatenate([np.arange(self._firsts[s], self._firsts[s + 1], dtype=np.int64) for s in shards])
         return np.random.default_rng((*self._seed, epoch, 1, window)).permutation(rows)
 
 
 class Order:
-    """The order of a whole run. `streams` must hold a non-empty list of sources for every stream of the curriculum."""
+    """The order of a whole run. streams: a non-empty list of sources for every stream of the curriculum."""
 
-    def __init__(self, seed: int, curriculum: Curriculum, streams: Mapping[StreamName, Sequence[Source]], window: int) -> None:
+    def __init__(
+        self, seed: int, curriculum: Curriculum, streams: Mapping[StreamName, Sequence[SampleSource]], window: int
+    ) -> None:
         self.seed, self.curriculum = seed, curriculum
         self._weights = {name: tuple(source.weight for source in sources) for name, sources in streams.items()}
         self._epochs = {
@@ -100,8 +104,8 @@ class Order:
 
     def slots(self, step: int) -> tuple[Slot, ...]:
         """Return the global batch of `step`, in slot order."""
-        place = self.curriculum.at(step)
-        return tuple(self._slot(place.stream, place.first_sample + slot) for slot in range(place.mix.batch))
+        at = self.curriculum.at(step)
+        return tuple(self._slot(at.stream, at.first_sample + slot) for slot in range(at.mix.batch))
 
     def _slot(self, stream: StreamName, number: int) -> Slot:
         epochs = self._epochs[stream]
@@ -113,18 +117,18 @@ class Order:
         return Slot(source=epochs[chosen].source.number, row=row, epoch=epoch)
 
     def seeds(self, step: int) -> list[int]:
-        """Return the seed of each slot of `step`: 63 bits of (run seed, step, slot)."""
+        """Return the seed of each slot of `step`."""
         batch = self.curriculum.at(step).mix.batch
         return [sample_seed(self.seed, step, slot) for slot in range(batch)]
 
 
 def sample_seed(seed: int, step: int, slot: int) -> int:
-    """Return the seed of all random draws of one sample, 0 <= seed < 2**63; the number of ranks has no part in it."""
+    """Return the seed of all random draws of one sample, 0 <= seed < 2**63. It does not depend on the number of ranks."""
     return _mix(_mix(_mix(seed) ^ step) ^ slot) >> 1
 
 
 def _mix(value: int) -> int:
-    """The finaliser of SplitMix64 after one step: every input bit moves every output bit, and no two inputs meet."""
+    """One step of SplitMix64: a bijection in which every input bit affects every output bit."""
     value = (value + 0x9E3779B97F4A7C15) & _WORD
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _WORD

@@ -1,11 +1,10 @@
 """The token datasets of a run, opened and joined: rows by stream, samples by slot, one digest.
 
-In:  SHARDS folders or URLs (pipeline.index.ShardDataset, which leaves out what SHARDS/excluded.json lists).
-Out: `Source` lists for order.py; captions, keys and `TokenSample`s for loader.py; the data digest for state.py.
-Called by: loader.py, train.py, evaluate.py.
+In:  folders or URLs of token shards (pipeline.shards.dataset.ShardDataset, which leaves out what excluded.json lists).
+Out: the sources that sample_order.py draws from; keys, captions and `TokenSample`s by slot; the digest that train states keep.
 
-The exclusion list is read once, when a run starts. The data digest covers the keys that are left, so a run that is resumed
-after the list (or the index) changed is refused unless train.accept_new_data says that the order may change from here on.
+The exclusion list is read once, when a run starts. The digest covers the keys that remain, so a run that is resumed after the list
+or the index changed is refused, unless train.accept_new_data says that the order may change from here on.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any, Protocol
 
 from pipeline.records import Bucket, TokenSample
 from pretrain.data.curriculum import StreamName, Streams
-from pretrain.data.sample_order import Slot, Source
+from pretrain.data.sample_order import SampleSource, Slot
 from tokenizer.quantization.codec_spec import CodecSpec
 
 
@@ -29,7 +28,7 @@ class DataError(ValueError):
 
 
 class Dataset(Protocol):
-    """What training needs of pipeline.index.ShardDataset."""
+    """What training needs of pipeline.shards.dataset.ShardDataset."""
 
     @property
     def spec(self) -> CodecSpec: ...  # noqa: D102
@@ -42,13 +41,14 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class _Rows:
-    """One bucket of one dataset."""
+    """The rows of one bucket in one dataset."""
 
     dataset: int
+    """Its number among the datasets."""
     shards: tuple[int, ...]
     """Rows of each shard, in order."""
     keys: Any
-    """Arrow array of strings."""
+    """Arrow array of strings, as the captions are."""
     captions: Any
 
     @property
@@ -67,8 +67,8 @@ class _Rows:
         )
 
 
-class _Pool:
-    """Datasets whose rows are numbered through."""
+class _JoinedRows:
+    """Rows of several datasets, numbered consecutively."""
 
     def __init__(self, parts: list[_Rows]) -> None:
         self.parts = parts
@@ -81,10 +81,11 @@ class _Pool:
         return self.parts[part], row - (self._ends[part - 1] if part else 0)
 
 
-class Corpus:
-    """Datasets of one run. Raises DataError when they do not fit each other or the curriculum."""
+class TokenDatasets:
+    """The datasets of one run, by stream of its curriculum."""
 
     def __init__(self, datasets: Mapping[Path | str, Dataset], curriculum: Streams, weights: Sequence[float] = ()) -> None:
+        """Raise DataError if the datasets do not fit each other or the curriculum."""
         if weights and len(weights) != len(datasets):
             raise DataError(
                 f"curriculum.weights names {len(weights)} weights for {len(datasets)} datasets in curriculum.shards"
@@ -94,22 +95,7 @@ class Corpus:
         self._weights = tuple(weights)
         self.spec = self._common_spec()
         self._buckets = {name: Bucket.parse(name) for name, _ in curriculum.streams()}
-        self._pools: dict[str, list[_Pool]] = {}
-        for name in self._buckets:
-            parts_of = []
-            for number, dataset in enumerate(self._datasets):
-                if name in {bucket.name for bucket in dataset.buckets()}:
-                    rows = _Rows.of(number, dataset.rows(self._buckets[name]))
-                    if rows.size:
-                        parts_of.append(rows)
-            if not parts_of:
-                known = sorted({bucket.name for dataset in self._datasets for bucket in dataset.buckets()})
-                raise DataError(
-                    f"curriculum: bucket {name} has no samples in {', '.join(map(str, self.folders))}; "
-                    f"buckets there: {', '.join(known) or 'none'}. Tokenize it (pipeline.buckets) or change the stage's mix"
-                )
-            self._pools[name] = [_Pool([rows]) for rows in parts_of] if self._weights else [_Pool(parts_of)]
-
+        self._sources = {name: self._open_sources(bucket) for name, bucket in self._buckets.items()}
         self.digest = self._digest()
 
     @classmethod
@@ -121,10 +107,10 @@ class Corpus:
         *,
         cache: Path | None = None,
         cache_gb: float = 0.0,
-    ) -> Corpus:
-        """Open SHARDS folders or URLs, the latter through a local cache.
+    ) -> TokenDatasets:
+        """Open folders or URLs of token shards, URLs through a local cache.
 
-        Raises DataError, or pipeline.index.DatasetError for a missing or unfinished index.
+        Raises DataError, or pipeline.shards.layout.DatasetError for a missing or unfinished index.
         """
         from pipeline.shards.dataset import ShardDataset
 
@@ -143,47 +129,66 @@ class Corpus:
                 )
         return spec
 
+    def _open_sources(self, bucket: Bucket) -> list[_JoinedRows]:
+        """Return the rows of a bucket: of all datasets joined, or of each dataset alone if they are weighted."""
+        parts = []
+        for number, dataset in enumerate(self._datasets):
+            if bucket.name in {each.name for each in dataset.buckets()}:
+                rows = _Rows.of(number, dataset.rows(bucket))
+                if rows.size:
+                    parts.append(rows)
+        if not parts:
+            known = sorted({each.name for dataset in self._datasets for each in dataset.buckets()})
+            raise DataError(
+                f"curriculum: bucket {bucket.name} has no samples in {', '.join(map(str, self.folders))}; "
+                f"buckets there: {', '.join(known) or 'none'}. Tokenize it (pipeline.buckets) or change the stage's mix"
+            )
+        return [_JoinedRows([rows]) for rows in parts] if self._weights else [_JoinedRows(parts)]
+
     def _digest(self) -> str:
-        """The sha256 over all that the order depends on: datasets, weights, and the keys in their order."""
+        """Return the sha256 of all that the order of samples depends on: datasets, weights, and the keys in their order."""
         digest = hashlib.sha256(repr(([dataset.digest for dataset in self._datasets], self._weights)).encode())
-        for name, pools in sorted(self._pools.items()):
-            for pool in pools:
-                for rows in pool.parts:
+        for name, sources in sorted(self._sources.items()):
+            for source in sources:
+                for rows in source.parts:
                     digest.update(f"{name}:{rows.dataset}:{rows.shards}".encode())
                     digest.update("\n".join(rows.keys.to_pylist()).encode())
         return digest.hexdigest()
 
-    def sources(self, stream: StreamName) -> list[Source]:
-        """Return what shares an epoch: all datasets joined, or each alone when curriculum.weights is set."""
+    def sources(self, stream: StreamName) -> list[SampleSource]:
+        """Return the sources of a stream: all datasets joined, or one for each dataset if curriculum.weights is set."""
         return [
-            Source(
+            SampleSource(
                 number=number,
-                shards=tuple(size for rows in pool.parts for size in rows.shards),
-                weight=self._weights[pool.parts[0].dataset] if self._weights else 1.0,
+                shards=tuple(size for rows in source.parts for size in rows.shards),
+                weight=self._weights[source.parts[0].dataset] if self._weights else 1.0,
             )
-            for number, pool in enumerate(self._pools[stream[0]])
+            for number, source in enumerate(self._sources[stream[0]])
         ]
 
     def key(self, stream: StreamName, slot: Slot) -> str:
         """Return the sample key of a slot."""
-        rows, number = self._pools[stream[0]][slot.source].find(slot.row)
+        rows, number = self._find(stream, slot)
         return str(rows.keys[number])
 
     def caption(self, stream: StreamName, slot: Slot) -> str:
         """Return the caption of a slot."""
-        rows, number = self._pools[stream[0]][slot.source].find(slot.row)
+        rows, number = self._find(stream, slot)
         return rows.captions[number].as_py() or ""
 
     def rows(self, stream: StreamName, source: int) -> int:
-        """Return how many rows one source of the stream has."""
-        return self._pools[stream[0]][source].size
+        """Return the number of rows in one source of the stream."""
+        return self._sources[stream[0]][source].size
 
     def read(self, stream: StreamName, slot: Slot) -> TokenSample:
-        """Read one sample. Raises pipeline.shards.CorruptSample for one that is damaged."""
-        rows, number = self._pools[stream[0]][slot.source].find(slot.row)
+        """Read one sample. Raises pipeline.shards.reader.CorruptSample if it is damaged."""
+        rows, number = self._find(stream, slot)
         return self._datasets[rows.dataset].read(self._buckets[stream[0]], number, meta=False)
 
     def grid(self, stream: StreamName) -> tuple[int, int, int]:
-        """Return (latent frames, rows, columns) of a stream. Raises ValueError for frames that the tokenizer cannot cut at."""
+        """Return (latent frames, rows, columns) of a stream's samples. Raises ValueError for frames that the tokenizer cannot cut at."""
         bucket = self._buckets[stream[0]]
         return self.spec.grid(stream[1] or bucket.frames, bucket.height, bucket.width)
+
+    def _find(self, stream: StreamName, slot: Slot) -> tuple[_Rows, int]:
+        return self._sources[stream[0]][slot.source].find(slot.row)

@@ -15,15 +15,15 @@ from safetensors.torch import save_file
 
 from cluster.config import Config, RunConfig
 from cluster.runtime.process_group import Ranks
-from pretrain.data.curriculum import Place
+from pretrain.data.curriculum import CurriculumStep
 from pretrain.data.sample_order import Slot
-from pretrain.data.token_datasets import Corpus
+from pretrain.data.token_datasets import TokenDatasets
 from pretrain.engine.config import TrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.model.text_tokenizer import TextTokenizer
-from pretrain.objective.config import ObjectiveConfig
+from pretrain.objective.config import ObjectiveConfig, stage_objective
 from pretrain.objective.objective import Objective
-from pretrain.sampling.config import SampleConfig
+from pretrain.sampling.guidance import SampleConfig
 from pretrain.sampling.sampler import sample
 from tokenizer.config import TokenizerConfig
 
@@ -31,24 +31,24 @@ from tokenizer.config import TokenizerConfig
 class Showcase:
     """Makes samples when they are due."""
 
-    def __init__(self, config: Config, corpus: Corpus, text: TextTokenizer, ranks: Ranks, say: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, corpus: TokenDatasets, text: TextTokenizer, ranks: Ranks, say: Callable[[str], None]) -> None:
         self.config, self.corpus, self.text, self.ranks, self.say = config, corpus, text, ranks, say
 
-    def due(self, place: Place) -> bool:
+    def due(self, place: CurriculumStep) -> bool:
         """Whether to sample after this step."""
         train = self.config.get(TrainConfig)
         if not train.samples:
             return False
         return place.stage_ends or bool(train.sample_every and place.step % train.sample_every == 0)
 
-    def make(self, engine: Engine, place: Place) -> None:
+    def make(self, engine: Engine, place: CurriculumStep) -> None:
         """Sample on all ranks; rank 0 writes."""
         config = self.config.get(SampleConfig)
         assert isinstance(engine.module, Objective)
         count = min(self.config.get(TrainConfig).samples, self.corpus.rows(place.stream, 0))
         captions = [self.corpus.caption(place.stream, Slot(source=0, row=row, epoch=0)) for row in range(count)]
         grid = self.corpus.grid(place.stream)
-        window = place.stage.objective(self.config.get(ObjectiveConfig)).window
+        window = stage_objective(place.stage, self.config.get(ObjectiveConfig)).window
         bits = sample(
             engine.module.model, self.corpus.spec, self.text, captions, grid, config, seed=config.seed, window=window
         ).cpu()  # fmt: skip
@@ -56,7 +56,7 @@ class Showcase:
             self._write(place, bits, captions, grid)
         self.ranks.barrier()
 
-    def _write(self, place: Place, bits: torch.Tensor, captions: list[str], grid: tuple[int, int, int]) -> None:
+    def _write(self, place: CurriculumStep, bits: torch.Tensor, captions: list[str], grid: tuple[int, int, int]) -> None:
         folder = self.config.get(RunConfig).dir / "samples" / f"step-{place.step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         save_file({"bits": bits.contiguous()}, folder / "bits.safetensors")

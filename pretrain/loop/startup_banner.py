@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 
 from cluster.config import Config, RunConfig
-from pretrain.data.config import size_of
+from pretrain.data.config import ranks_per_sequence
 from pretrain.data.curriculum import Curriculum
-from pretrain.data.micro_batches import split
-from pretrain.data.token_datasets import Corpus
+from pretrain.data.batch import split
+from pretrain.data.token_datasets import TokenDatasets
 from pretrain.engine.config import DeepSpeedConfig, TrainConfig
 from pretrain.engine.deepspeed_config import zero_stage
 from pretrain.engine.engine import Engine
 
 
-def banner(config: Config, curriculum: Curriculum, corpus: Corpus, engine: Engine, step: int) -> list[str]:
+def banner(config: Config, curriculum: Curriculum, corpus: TokenDatasets, engine: Engine, step: int) -> list[str]:
     """Return the lines that a run begins with: every number that was worked out."""
     train, ranks = config.get(TrainConfig), engine.ranks
     words = [
@@ -25,7 +25,7 @@ def banner(config: Config, curriculum: Curriculum, corpus: Corpus, engine: Engin
     ]
     for stage in curriculum.stages:
         for mix in stage.mix:
-            together = size_of(stage, ranks.world)
+            together = ranks_per_sequence(stage, ranks.world)
             parts = split(mix.batch, train.micro_batch, ranks.world // together)
             stream = (mix.bucket, mix.frames)
             grid = "x".join(map(str, corpus.grid(stream)))

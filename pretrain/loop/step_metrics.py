@@ -14,7 +14,7 @@ from torch import Tensor
 from cluster.config import Config
 from cluster.runtime.process_group import Ranks, pack_scalars
 from pretrain.data.loader import StepData
-from pretrain.data.token_datasets import Corpus
+from pretrain.data.token_datasets import TokenDatasets
 from pretrain.engine.engine import Engine
 from pretrain.estimate import flops
 from pretrain.model.config import ModelConfig
@@ -67,7 +67,7 @@ class Figures:
         """Loss of the global batch."""
         return self.values["loss"][0]
 
-    def by_scale(self, name: str, corpus: Corpus, stream: tuple[str, int]) -> dict[str, float]:
+    def by_scale(self, name: str, corpus: TokenDatasets, stream: tuple[str, int]) -> dict[str, float]:
         """Return a figure keyed by `HxW` of the scale."""
         scales = corpus.spec.scales(*corpus.grid(stream)[1:])
         return {f"{rows}x{columns}": value for (rows, columns), value in zip(scales, self.values[name])}
@@ -79,17 +79,17 @@ def read_ids(item: StepData, any_replaced: bool, ranks: Ranks, journal: Journal)
     if any_replaced:
         for rank, replaced in enumerate(ranks.all_gather(item.replaced)):
             for slot, key in replaced:
-                journal.say(f"step {item.place.step}: sample {ids[slot]} is corrupt; rank {rank} read {key} in its place")
+                journal.say(f"step {item.curriculum_step.step}: sample {ids[slot]} is corrupt; rank {rank} read {key} in its place")
                 journal.meter.inc("train_corrupt_samples_total")
                 ids[slot] = key
     return ids
 
 
-def step_flops(config: Config, engine: Engine, corpus: Corpus, item: StepData, window: int) -> float:
+def step_flops(config: Config, engine: Engine, corpus: TokenDatasets, item: StepData, window: int) -> float:
     """Return the model FLOPs of one global batch."""
-    model, (frames, rows, columns) = config.get(ModelConfig), corpus.grid(item.place.stream)
+    model, (frames, rows, columns) = config.get(ModelConfig), corpus.grid(item.curriculum_step.stream)
     scales = [r * c for r, c in corpus.spec.scales(rows, columns)]
-    text, count = round(item.text), item.place.mix.batch
+    text, count = round(item.text), item.curriculum_step.mix.batch
     tokens = count * (text + frames * sum(scales))
     pairs = count * flops.causal_pairs(text, frames, scales, window)
     return flops.training_flops(engine.parameters, tokens, model.layers, model.width, pairs)

@@ -18,22 +18,22 @@ from cluster.config import Config, RunConfig
 from cluster.metrics import JsonLines
 from cluster.runtime.process_group import Ranks
 from pretrain.data.config import CurriculumConfig, Mix, Stage
-from pretrain.data.curriculum import Curriculum, Place
-from pretrain.data.loader import Loader, TextEncoder
+from pretrain.data.curriculum import Curriculum, CurriculumStep
+from pretrain.data.loader import Loader, LoaderConfig, TextEncoder
 from pretrain.data.sample_order import Order
-from pretrain.data.token_datasets import Corpus
+from pretrain.data.token_datasets import TokenDatasets
 from pretrain.engine.config import TrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.loop.step_metrics import Figures
 from pretrain.model.config import ModelConfig
-from pretrain.objective.config import ObjectiveConfig
+from pretrain.objective.config import ObjectiveConfig, stage_objective
 from pretrain.objective.sequence_parallel import SequenceGroups
 
 
 class Validation:
     """Held-out shards, opened once."""
 
-    def __init__(self, config: Config, corpus: Corpus, text: TextEncoder, ranks: Ranks, groups: SequenceGroups) -> None:
+    def __init__(self, config: Config, corpus: TokenDatasets, text: TextEncoder, ranks: Ranks, groups: SequenceGroups) -> None:
         self.config, self.corpus, self.text, self.ranks, self.groups = config, corpus, text, ranks, groups
 
     @classmethod
@@ -44,15 +44,15 @@ class Validation:
         data = config.get(CurriculumConfig)
         if not data.validation:
             return None
-        corpus = Corpus.open(data.validation, curriculum, cache=data.cache, cache_gb=data.cache_gb)
+        corpus = TokenDatasets.open(data.validation, curriculum, cache=data.cache, cache_gb=data.cache_gb)
         return cls(config, corpus, text, ranks, groups)
 
-    def due(self, place: Place) -> bool:
+    def due(self, place: CurriculumStep) -> bool:
         """Whether to validate after this step."""
         every = self.config.get(TrainConfig).validate_every
         return place.stage_ends or bool(every and place.step % every == 0)
 
-    def run(self, engine: Engine, place: Place, say: Callable[[str], None], folder: Path) -> dict[str, float]:
+    def run(self, engine: Engine, place: CurriculumStep, say: Callable[[str], None], folder: Path) -> dict[str, float]:
         """Validate on each stream of the stage. All ranks call it together; returns `validation/BUCKET` losses."""
         found = {}
         for mix in place.stage.mix:
@@ -87,21 +87,16 @@ class Validation:
         curriculum = Curriculum(CurriculumConfig(stages=(asked,)))
         streams = {name: self.corpus.sources(name) for name in curriculum.streams()}
         order = Order(self.config.get(RunConfig).seed, curriculum, streams, train.shuffle_window)
-        window = stage.objective(objective).window
+        window = stage_objective(stage, objective).window
         totals: dict[str, Tensor] = {}
-        loader = Loader(
-            self.corpus,
-            order,
-            self.text,
-            rank=self.ranks.rank,
-            world=self.ranks.world,
+        loading = LoaderConfig(
             micro_batch=train.micro_batch,
             text_length=self.config.get(ModelConfig).text_length,
-            first_step=1,
-            last_step=steps,
-            prefetch=0,
             pack_tokens=train.pack_tokens,
             pack_above=train.pack_above,
+        )
+        loader = Loader(
+            self.corpus, order, self.text, loading, rank=self.ranks.rank, world=self.ranks.world, steps=range(1, steps + 1)
         )
         for item in loader:
             for part in item.batches:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
@@ -11,9 +10,6 @@ from hypothesis import strategies as st
 
 from pretrain.data.config import CurriculumConfig, Mix, Stage
 from pretrain.data.curriculum import CYCLE, Curriculum, CurriculumError, counted, share, spread
-from pretrain.engine.config import TrainConfig
-from pretrain.engine.lr_schedule import learning_rate
-from pretrain.objective.config import ObjectiveConfig
 from tokenizer.quantization.codec_spec import CodecSpec
 
 
@@ -72,38 +68,6 @@ def test_empty_curriculum_names_the_key() -> None:
         Curriculum(CurriculumConfig())
 
 
-def test_schedules() -> None:
-    plan = curriculum((60, [("f005x64x64", 0, 1.0, 1)]), (40, [("f005x64x64", 0, 1.0, 1)]))
-    cosine = TrainConfig(learning_rate=1.0, warmup=10, final_ratio=0.1)
-    rates = [learning_rate(step, cosine, plan) for step in range(1, 101)]
-    assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and rates[99] == pytest.approx(0.1)
-    assert all(a > b for a, b in pairwise(rates[9:]))
-    assert rates[54] == pytest.approx(0.55)  # half way between warm-up and end
-    wsd = TrainConfig(learning_rate=1.0, warmup=10, schedule="wsd")
-    rates = [learning_rate(step, wsd, plan) for step in range(1, 101)]
-    assert set(rates[9:80]) == {1.0} and rates[89] == pytest.approx(0.5) and rates[99] == 0.0
-    constant = TrainConfig(learning_rate=1.0, warmup=0, schedule="constant")
-    assert {learning_rate(step, constant, plan) for step in range(1, 101)} == {1.0}
-
-
-def test_a_stage_has_its_own_peak() -> None:
-    stages = tuple(
-        Stage(name=name, steps=5, mix=(Mix(bucket="f005x64x64", batch=1),), learning_rate=rate)
-        for name, rate in (("a", None), ("b", 0.25))
-    )
-    plan = Curriculum(CurriculumConfig(stages=stages))
-    train = TrainConfig(learning_rate=1.0, warmup=0, schedule="constant")
-    assert [learning_rate(step, train, plan) for step in (5, 6)] == [1.0, 0.25]
-
-
-def test_a_stage_sets_its_own_window_mask_and_corruption() -> None:
-    base = ObjectiveConfig(window=8, flip_max=0.25, condition_drop=0.2)
-    mix = (Mix(bucket="f005x64x64", batch=2),)
-    assert Stage(name="a", steps=1, mix=mix).objective(base) == base
-    own = Stage(name="b", steps=1, mix=mix, window=0, frame_mask=0.3, flip_max=0.0, flip_delta=0.0).objective(base)
-    assert own == base.model_copy(update={"window": 0, "frame_mask": 0.3, "flip_max": 0.0, "flip_delta": 0.0})
-
-
 @given(
     st.lists(st.tuples(st.sampled_from([0, 1, 5]), st.floats(0.1, 5), st.floats(1, 5000)), min_size=1, max_size=3),
     st.floats(1, 1e7),
@@ -127,13 +91,3 @@ def test_tokens_become_samples_and_steps(parts: list[tuple[int, float, float]], 
 
     assert seen(stage.steps) >= tokens > seen(stage.steps - 1)
     assert Curriculum(made).steps == stage.steps + 7
-
-
-def test_steps_or_tokens_and_batch_or_batch_tokens() -> None:
-    mix = (Mix(bucket="f005x64x64", batch=2),)
-    for wrong in ({}, {"steps": 3, "tokens": 5.0}):
-        with pytest.raises(ValueError, match="stage a: give either steps or tokens"):
-            Stage(name="a", mix=mix, **wrong)  # type: ignore[arg-type]
-    for wrong in ({}, {"batch": 3, "batch_tokens": 5.0}):
-        with pytest.raises(ValueError, match=r"either batch \(samples\) or batch_tokens"):
-            Mix(bucket="f005x64x64", **wrong)  # type: ignore[arg-type]

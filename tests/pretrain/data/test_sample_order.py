@@ -1,4 +1,4 @@
-"""Law 2: the global batch is a pure function of (seed, index, curriculum, step), whatever the number of ranks."""
+"""The global batch is a pure function of (seed, index, curriculum, step), whatever the number of ranks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 
 from pretrain.data.config import CurriculumConfig, Mix, Stage
 from pretrain.data.curriculum import Curriculum
-from pretrain.data.micro_batches import split
-from pretrain.data.sample_order import Epochs, Order, Source, sample_seed
+from pretrain.data.sample_order import Epochs, Order, SampleSource, sample_seed
 
 STREAM = ("f005x64x64", 0)
 
 
-def order(sources: list[Source], *, batch: int = 7, steps: int = 50, seed: int = 1, window: int = 2) -> Order:
+def order(sources: list[SampleSource], *, batch: int = 7, steps: int = 50, seed: int = 1, window: int = 2) -> Order:
     stage = Stage(name="s", steps=steps, mix=(Mix(bucket=STREAM[0], batch=batch),))
     return Order(seed, Curriculum(CurriculumConfig(stages=(stage,))), {STREAM: sources}, window)
 
@@ -23,7 +22,7 @@ def order(sources: list[Source], *, batch: int = 7, steps: int = 50, seed: int =
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=7), st.integers(1, 4), st.integers(1, 11))
 def test_every_epoch_takes_each_row_once(shards: list[int], window: int, batch: int) -> None:
-    made = order([Source(0, tuple(shards))], batch=batch, window=window)
+    made = order([SampleSource(0, tuple(shards))], batch=batch, window=window)
     rows = [slot for step in range(1, 51) for slot in made.slots(step)]
     size = sum(shards)
     for epoch in range(len(rows) // size):
@@ -33,16 +32,16 @@ def test_every_epoch_takes_each_row_once(shards: list[int], window: int, batch: 
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    one = Epochs(1, "s", Source(0, (50, 50)), 2)
+    one = Epochs(1, "s", SampleSource(0, (50, 50)), 2)
     orders = [tuple(one.at(epoch * 100 + i)[0] for i in range(100)) for epoch in range(3)]
-    other = Epochs(2, "s", Source(0, (50, 50)), 2)
+    other = Epochs(2, "s", SampleSource(0, (50, 50)), 2)
     orders.append(tuple(other.at(i)[0] for i in range(100)))
     assert len(set(orders)) == 4
 
 
 def test_rows_stay_within_a_window_of_shards() -> None:
     shards, window = (10,) * 12, 3
-    one = Epochs(0, "s", Source(0, shards), window)
+    one = Epochs(0, "s", SampleSource(0, shards), window)
     opened = [one.at(i)[0] // 10 for i in range(120)]
     for begin in range(0, 120, window * 10):
         assert len(set(opened[begin : begin + window * 10])) == window
@@ -51,33 +50,19 @@ def test_rows_stay_within_a_window_of_shards() -> None:
 
 
 def test_any_step_can_be_asked_first() -> None:
-    made, again = order([Source(0, (5, 6, 7))]), order([Source(0, (5, 6, 7))])
+    made, again = order([SampleSource(0, (5, 6, 7))]), order([SampleSource(0, (5, 6, 7))])
     forward = {step: made.slots(step) for step in range(1, 51)}
     assert {step: again.slots(step) for step in range(50, 0, -1)} == forward
 
 
 def test_weighted_sources_alternate_in_shares_and_keep_their_epochs() -> None:
-    made = order([Source(0, (4, 4), weight=3.0), Source(1, (5,), weight=1.0)], batch=8, steps=40)
+    made = order([SampleSource(0, (4, 4), weight=3.0), SampleSource(1, (5,), weight=1.0)], batch=8, steps=40)
     slots = [slot for step in range(1, 41) for slot in made.slots(step)]
     assert Counter(slot.source for slot in slots) == {0: 240, 1: 80}
     for source, size in ((0, 8), (1, 5)):
         rows = [slot.row for slot in slots if slot.source == source]
         for begin in range(0, len(rows) - size + 1, size):
             assert sorted(rows[begin : begin + size]) == list(range(size))
-
-
-@given(st.integers(1, 70), st.integers(1, 9), st.integers(1, 9))
-def test_split_gives_all_ranks_equal_work_and_every_slot_once(batch: int, micro: int, world: int) -> None:
-    parts = split(batch, micro, world)
-    assert parts.micro_batch <= micro
-    seen: Counter[int] = Counter()
-    for rank in range(world):
-        slots = parts.slots(batch, rank, world)
-        assert len(slots) == parts.accumulation and {len(part) for part in slots} == {parts.micro_batch}
-        seen.update(slot for part in slots for slot in part)
-    assert all(seen[slot] == 1 for slot in range(batch)) and max(seen.values()) == 1
-    # No more filling than the shape asks for.
-    assert sum(seen.values()) - batch < world * parts.accumulation + world
 
 
 def test_seeds_are_of_step_and_slot() -> None:

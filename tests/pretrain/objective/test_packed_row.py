@@ -1,18 +1,14 @@
-"""Packed rows: dealt evenly under the budget, exactly the unpacked loss, and no sample sees another."""
+"""Packed rows: exactly the unpacked loss, and no sample sees another."""
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from pretrain.data.batch import Batch
-from pretrain.data.micro_batches import arrange
 from pretrain.model.attention import Mask
 from pretrain.model.config import ModelConfig
 from pretrain.model.token_layout import Layout
@@ -101,48 +97,3 @@ def test_no_sample_sees_another(backend: str) -> None:
         for gradient in torch.autograd.grad(out[sample].sum(), (q, k, v), retain_graph=True):
             touched = gradient.abs().sum((0, 1, 3)) > 0
             assert set(owner[touched].tolist()) == {sample}
-
-
-@given(
-    st.lists(st.integers(0, 60), min_size=1, max_size=80),
-    st.integers(4, 90),
-    st.integers(1, 4),
-    st.integers(1, 4),
-    st.sampled_from([0, 150, 400, 2000]),
-)
-def test_every_slot_has_one_place_and_all_ranks_equal_rows(
-    lengths: list[int], video: int, micro: int, world: int, budget: int
-) -> None:
-    made = arrange(lengths, video, 64, micro_batch=micro, world=world, budget=budget, above=0.03)
-    assert len(made.micro_batches) == world
-    assert len({len(rank) for rank in made.micro_batches}) == 1
-    slots = Counter(slot for rank in made.micro_batches for part in rank for slot in part)
-    assert set(slots.values()) == {1} and set(range(len(lengths))) <= set(slots)
-    plain = arrange(lengths, video, 64, micro_batch=micro, world=world, budget=0, above=0.03)
-    assert plain.row == 0 and made.positions <= plain.positions
-    real = sum(video + max(1, length) for length in lengths)
-    if made.row:
-        assert made.row <= budget and len(slots) < len(lengths) + world
-        sums = [sum(video + max(1, lengths[s % len(lengths)]) for s in part) for rank in made.micro_batches for part in rank]
-        assert min(sums) > 0 and max(sums) <= made.row
-        assert made.positions == made.row * len(sums)
-        assert real < 0.97 * plain.positions
-    else:
-        assert made == plain
-
-
-def test_packing_only_where_it_pays() -> None:
-    def row(lengths: list[int], **settings: float) -> int:
-        asked = {"micro_batch": 4, "world": 2, "budget": 400, "above": 0.03, **settings}
-        return arrange(lengths, 30, 64, **asked).row  # type: ignore[arg-type]
-
-    mixed = [2, 24, 9, 16] * 8
-    assert 0 < row(mixed) <= 400
-    assert row(mixed, above=0.4) == 0  # wastes less than that share
-    assert row(mixed, budget=0) == 0
-    assert row(mixed, budget=50) == 0  # the longest sample does not fit
-    assert row([8] * 32) == 0  # nothing to gain
-    # 25 samples on 2 ranks, 4 at once: 32 places; as rows 26, the last of them a fill sample.
-    one = arrange([8] * 25, 30, 64, micro_batch=4, world=2, budget=70, above=0.03)
-    assert one.row == 38 and one.positions == 26 * 38
-    assert sorted(slot for rank in one.micro_batches for part in rank for slot in part) == list(range(26))
