@@ -22,6 +22,8 @@ TEXTS = sorted(
         *ROOT.glob("cluster/kubernetes/*"),
     ]
 )
+MODULE = re.compile(r"(?:-m|--module)[\", ]+((?:cluster|tokenizer|pipeline|pretrain)(?:\.\w+)+)")
+"""A module that is started by name, in a text, a script or a command that the code builds."""
 COMMAND = re.compile(r"(?:^|[\s`(|])(?:\.venv/bin/)?videoar((?: +(?:\\\n[#\s]*)?(?!videoar\b)[^\s`|;&)]+)+)", re.MULTILINE)
 
 
@@ -95,3 +97,15 @@ def test_named_make_targets_exist(path: Path) -> None:
     }
     for name in re.findall(r"`make ([a-z0-9-]+)`", path.read_text()):
         assert name in targets, f"{path.name}: no target `make {name}`"
+
+
+def test_modules_that_are_started_by_name_can_be_started() -> None:
+    """`python -m` imports a module without an entry point and exits with 0: set-up would fetch nothing and report success."""
+    packages = ("cluster", "tokenizer", "pipeline", "pretrain", "benchmarks")
+    sources = [path for package in packages for path in (ROOT / package).rglob("*.py")]
+    named = {(path, name) for path in (*TEXTS, ROOT / "setup.sh", *sources) for name in MODULE.findall(path.read_text())}
+    assert {name for _, name in named} >= {"pretrain.train", "pipeline.decoding.child", "tokenizer.evaluation.fetch"}
+    for path, name in sorted(named):
+        source = ROOT / f"{name.replace('.', '/')}.py"
+        assert source.is_file(), f"{path.relative_to(ROOT)}: no module {name}"
+        assert 'if __name__ == "__main__":' in source.read_text(), f"{path.relative_to(ROOT)}: {name} has no entry point"
