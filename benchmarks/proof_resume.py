@@ -52,8 +52,8 @@ def disturb(config: Path, run: Path, dice: random.Random, steps: int) -> str:
     except (AssertionError, psutil.NoSuchProcess):
         kind += " (a rank had ended)"
     process.communicate(timeout=300)
-    passed = sum("is passed over" in line for line in said.splitlines())
-    return f"{kind} of rank {', '.join(map(str, ranks))} after step {at}: exit code {process.returncode}, {passed} passed over"
+    passed = sum("is damaged and skipped" in line for line in said.splitlines())
+    return f"{kind} of rank {', '.join(map(str, ranks))} after step {at}: exit code {process.returncode}, {passed} skipped"
 
 
 def main() -> int:

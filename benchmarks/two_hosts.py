@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from cluster.launch.ports import free_port
+from cluster.runtime.ports import free_port
 
 OBJECT_STORE = 100_000_000
 START_SECONDS = 300.0

@@ -1,7 +1,7 @@
-"""One YAML file to frozen, validated sections.
+"""One YAML file in, frozen and validated sections out.
 
-In comes a file and `section.key=value` overrides; out goes a `Config`, or a `ConfigError` that names file, line and key.
-Begin with `loader.py`; `sections.py` says where each section's model stands, `errors.py` finds the line that is wrong.
+In: a file and `section.key=value` overrides. Out: a `Config`, or a `ConfigError` that names the file, the line and the key.
+Read `loader.py` first; `sections.py` lists the sections and where their models are defined.
 """
 
 from cluster.config.errors import ConfigError

@@ -1,4 +1,4 @@
-"""What differs between two nested configurations, key by key."""
+"""Which keys differ between two nested configurations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def flat(plain: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Return nested mappings as one, its keys joined by dots; lists and empty mappings are values."""
+    """Return nested mappings as one with dotted keys; lists and empty mappings count as values."""
     found: dict[str, Any] = {}
     for key, value in plain.items():
         name = f"{where}.{key}" if where else str(key)
@@ -20,7 +20,7 @@ def flat(plain: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return the dotted keys whose values differ, in order. A key that one side lacks counts as null there."""
+    """Return the dotted keys whose values differ, sorted. A missing key counts as null."""
     first, second = flat(old), flat(new)
     return sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
 

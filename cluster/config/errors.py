@@ -1,7 +1,7 @@
-"""Where in a configuration an error lies, and what was probably meant.
+"""The error of a configuration that cannot be used: which line or override is wrong, and what was probably meant.
 
-In:  the parsed YAML nodes, the overrides, pydantic's errors. Out: one line of text for each error.
-Called by: `cluster/config.py` only.
+In:  the parsed YAML nodes, the overrides, pydantic's errors.
+Out: one line of text for each error.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-Lines = Mapping[tuple[Any, ...], int]
-"""Line of the file, from 1, where each key or list item stands."""
-Given = dict[tuple[Any, ...], str]
-"""Override that set each key."""
+LineOf = Mapping[tuple[Any, ...], int]
+"""Path of each key or list item -> its line in the file, from 1."""
+OverrideAt = dict[tuple[Any, ...], str]
+"""Path of each overridden key -> the override that set it."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the file, the line, the key and the fix."""
 
 
 def key_lines(node: yaml.Node, prefix: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], int]:
-    """Return the line, from 1, of each key and list item below `node`."""
+    """Return the line, from 1, of each key and list item under `node`."""
     found = {prefix: node.start_mark.line + 1}
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
@@ -36,8 +40,8 @@ def key_lines(node: yaml.Node, prefix: tuple[Any, ...] = ()) -> dict[tuple[Any, 
     return found
 
 
-def duplicates(node: yaml.Node | None) -> Iterator[tuple[str, int, int]]:
-    """Yield each key that a mapping holds twice, with both lines; YAML's own reader keeps the last one silently."""
+def duplicate_keys(node: yaml.Node | None) -> Iterator[tuple[str, int, int]]:
+    """Yield each key that occurs twice in one mapping, with both lines; YAML's own reader silently keeps the last one."""
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key_node, value_node in node.value:
@@ -46,36 +50,36 @@ def duplicates(node: yaml.Node | None) -> Iterator[tuple[str, int, int]]:
                 if key_node.value in seen and key_node.value != "<<":
                     yield key_node.value, seen[key_node.value], line
                 seen[key_node.value] = line
-            yield from duplicates(value_node)
+            yield from duplicate_keys(value_node)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from duplicates(item)
+            yield from duplicate_keys(item)
 
 
-def where_is(path: Path, lines: Lines, given: Given, loc: tuple[Any, ...]) -> str:
-    """Name the override or the line of the file that `loc` comes from."""
+def origin(path: Path, lines: LineOf, given: OverrideAt, loc: tuple[Any, ...]) -> str:
+    """Return the override, or `file:line`, that the value at `loc` comes from."""
     while loc and loc not in lines and loc not in given:
         loc = loc[:-1]
     return f"override `{given[loc]}`" if loc in given else f"{path}:{lines.get(loc, 1)}"
 
 
-def nearest(key: str, known: Sequence[str]) -> str:
-    """Return the end of a message on an unknown key: the nearest known one, or all of them."""
+def suggestion(key: str, known: Sequence[str]) -> str:
+    """Return the end of a message about an unknown key: the closest known key, or all of them."""
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"; did you mean `{close[0]}`?" if close else f"; known keys: {', '.join(known)}"
 
 
 def _members(annotation: Any) -> list[Any]:
-    """Return the members of a union, None left out; of any other annotation itself."""
+    """Return the members of a union without None; for any other annotation, that annotation alone."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return [member for member in typing.get_args(annotation) if member is not types.NoneType]
     return [annotation]
 
 
 def _follow(cls: type[BaseModel], loc: Sequence[Any]) -> tuple[tuple[Any, ...], list[str]]:
-    """Follow a pydantic error location.
+    """Follow the location of a pydantic error.
 
-    Returns the location as the file has it (pydantic adds the chosen member inside a union) and the fields known there.
+    Returns the location as the file writes it (pydantic adds the chosen member of a union) and the fields known there.
     """
     here: Any = cls
     place: list[Any] = []
@@ -97,26 +101,22 @@ def _follow(cls: type[BaseModel], loc: Sequence[Any]) -> tuple[tuple[Any, ...], 
     return tuple(place), known
 
 
-def explain(path: Path, lines: Lines, given: Given, name: str, cls: type[BaseModel], error: ValidationError) -> str:
-    """Return one line for each thing wrong in the section `name`, which `cls` models."""
+def explain(path: Path, lines: LineOf, given: OverrideAt, name: str, cls: type[BaseModel], error: ValidationError) -> str:
+    """Return one line for each error in the section `name`, whose model is `cls`."""
     messages = []
     items = error.errors(include_url=False)
     places = [item["loc"] for item in items]
     for item in items:
         if any(len(place) > len(item["loc"]) and place[: len(item["loc"])] == item["loc"] for place in places):
-            continue  # it follows from a more exact one, such as a list that is too short without its wrong items
+            continue  # it follows from a more precise one, such as a list that is too short without its invalid items
         unknown = item["type"] == "extra_forbidden"
         loc, known = _follow(cls, item["loc"][:-1] if unknown else item["loc"])
         if unknown:
             loc = (*loc, item["loc"][-1])
         dotted = ".".join(str(part) for part in (name, *loc))
-        where = where_is(path, lines, given, (name, *loc))
+        where = origin(path, lines, given, (name, *loc))
         if unknown:
-            messages.append(f"{where}: unknown key `{dotted}`{nearest(str(loc[-1]), known)}")
+            messages.append(f"{where}: unknown key `{dotted}`{suggestion(str(loc[-1]), known)}")
         else:
             messages.append(f"{where}: `{dotted}`: {item['msg']} (found {item.get('input')!r:.80})")
     return "\n".join(messages)
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names file, line, key and mend."""

@@ -28,7 +28,7 @@ import psutil
 
 from cluster.config import ClusterConfig, Config, ConfigError, RunConfig
 from cluster.launch.hostfile import Host, read_hostfile
-from cluster.launch.ports import free_port
+from cluster.runtime.ports import free_port
 from cluster.launch.processes import runs_module, words_of
 from cluster.launch.ssh_launcher import ssh_command
 from cluster.launch.supervisor import Attempt, Policy, Supervisor

@@ -27,7 +27,7 @@ from packaging.requirements import Requirement
 from cluster.config import ClusterConfig, Config, MetricsConfig, RunConfig
 from cluster.launch.hostfile import Host, read_hostfile
 from cluster.launch.launcher import accelerators, unfinished
-from cluster.launch.ports import is_free
+from cluster.runtime.ports import is_free
 
 DISTRIBUTION = "videoar-pretrain"
 CLOCK_SECONDS = 2.0

@@ -25,7 +25,7 @@ from types import TracebackType
 
 import psutil
 
-from cluster.launch.ports import free_ports
+from cluster.runtime.ports import free_ports
 from cluster.launch.processes import tied
 
 OBJECT_STORE_BYTES = 256 * 1024**2

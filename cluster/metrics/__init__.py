@@ -1,12 +1,11 @@
-"""Figures that leave a running job.
+"""Metrics of a running job.
 
-In come values by declared name and one `StepReport` for each training step; out go Prometheus text over HTTP and JSON lines.
-Begin with `declarations.py`, where every metric is declared once.
+In: values by metric name, and one `StepReport` per training step. Out: Prometheus text over HTTP, and JSON lines.
+Read `declarations.py` first: every metric is declared there once.
 """
 
 from cluster.metrics.declarations import METRICS, PREFIX, Metric
-from cluster.metrics.json_lines import JsonLines
 from cluster.metrics.meter import Meter, MetricsPortError
-from cluster.metrics.step_report import StepReport
+from cluster.metrics.step_report import JsonLines, StepReport
 
 __all__ = ["METRICS", "PREFIX", "JsonLines", "Meter", "Metric", "MetricsPortError", "StepReport"]

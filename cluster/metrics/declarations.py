@@ -1,4 +1,7 @@
-"""DOC from cluster/metrics/meter.py."""
+"""Every metric that a job exports, declared once: name, type, help text, labels.
+
+The names, without their prefix, are what `Meter` takes; dashboards and alerts may query declared metrics only (a test checks it).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ PREFIX = "videoar_"
 
 @dataclass(frozen=True)
 class Metric:
-    """One declaration. `name` is without the prefix and holds the unit; labels are few and bounded."""
+    """Declaration of one metric. `name` has no prefix and ends in its unit; labels are few and take few values."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -20,67 +23,78 @@ class Metric:
 
     @property
     def exported(self) -> str:
-        """Name on the wire, such as videoar_train_loss."""
+        """Name as Prometheus sees it, such as videoar_train_loss."""
         return PREFIX + self.name
 
 
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("pipeline_videos_total", "counter", "Videos with an outcome.", ("outcome",)),
+        Metric("pipeline_videos_total", "counter", "Videos processed, by outcome.", ("outcome",)),
         Metric(
-            "pipeline_clips_total", "counter", "Clips with an outcome; reason is empty for encoded ones.", ("outcome", "reason")
+            "pipeline_clips_total",
+            "counter",
+            "Clips processed, by outcome; the reason is empty for encoded clips.",
+            ("outcome", "reason"),
         ),
         Metric("pipeline_frames_total", "counter", "Pixel frames encoded."),
-        Metric("pipeline_tokens_total", "counter", "Latent positions written, over all scales."),
+        Metric("pipeline_tokens_total", "counter", "Tokens written, summed over all scales."),
         Metric("pipeline_shards_committed_total", "counter", "Shards committed."),
-        Metric("pipeline_stage_seconds", "histogram", "Seconds of one unit of work in a stage.", ("stage",)),
-        Metric("pipeline_retries_total", "counter", "Units of work given to another worker after a death.", ("stage",)),
+        Metric("pipeline_stage_seconds", "histogram", "Duration of one unit of work in a stage, in seconds.", ("stage",)),
+        Metric(
+            "pipeline_retries_total",
+            "counter",
+            "Units of work reassigned to another worker because their worker died.",
+            ("stage",),
+        ),
         Metric(
             "pipeline_software_decodes_total",
             "counter",
-            "Videos that the decoding card left to the CPU.",
+            "Videos that the GPU decoder could not handle and the CPU decoded.",
             ("stage", "codec"),
         ),
-        Metric("pipeline_decoder_deaths_total", "counter", "Decoding children that died or were ended.", ("stage",)),
+        Metric("pipeline_decoder_deaths_total", "counter", "Decoder processes that crashed or were killed.", ("stage",)),
         Metric(
-            "pipeline_worker_heartbeat_timestamp_seconds", "gauge", "Unix time of an encoding worker's last sign.", ("worker",)
+            "pipeline_worker_heartbeat_timestamp_seconds",
+            "gauge",
+            "Unix time of an encoding worker's last heartbeat.",
+            ("worker",),
         ),
-        Metric("pipeline_progress_ratio", "gauge", "Share of the planned shards that are committed, 0 to 1."),
-        Metric("train_step", "gauge", "Last finished optimizer step."),
-        Metric("train_stage", "gauge", "Curriculum stage, counted from 0."),
-        Metric("train_loss", "gauge", "Loss of the last step, nats a bit."),
-        Metric("train_scale_loss", "gauge", "Loss of one scale, nats a bit.", ("scale",)),
-        Metric("train_bit_accuracy_ratio", "gauge", "Share of bits predicted right at one scale, 0 to 1.", ("scale",)),
+        Metric("pipeline_progress_ratio", "gauge", "Fraction of the planned shards that are committed, 0 to 1."),
+        Metric("train_step", "gauge", "Last completed optimizer step."),
+        Metric("train_stage", "gauge", "Index of the curriculum stage, from 0."),
+        Metric("train_loss", "gauge", "Loss of the last step, in nats per bit."),
+        Metric("train_scale_loss", "gauge", "Loss at one scale, in nats per bit.", ("scale",)),
+        Metric("train_bit_accuracy_ratio", "gauge", "Fraction of bits predicted correctly at one scale, 0 to 1.", ("scale",)),
         Metric("train_grad_norm", "gauge", "Gradient norm before clipping."),
         Metric("train_learning_rate", "gauge", "Learning rate of the last step."),
-        Metric("train_tokens_total", "counter", "Positions trained on, text and video, all ranks."),
-        Metric("train_tokens_per_second", "gauge", "Positions a second, all ranks."),
-        Metric("train_mfu_ratio", "gauge", "Model FLOPs over the device's peak, 0 to 1."),
-        Metric("train_phase_seconds", "gauge", "Seconds of a phase of the last step.", ("phase",)),
-        Metric("train_data_wait_seconds_total", "counter", "Seconds the step waited for data."),
-        Metric("train_skipped_steps_total", "counter", "Steps that changed no weight.", ("reason",)),
-        Metric("train_corrupt_samples_total", "counter", "Samples that did not match their checksum and were replaced."),
+        Metric("train_tokens_total", "counter", "Tokens trained on, text and video, over all ranks."),
+        Metric("train_tokens_per_second", "gauge", "Tokens per second, over all ranks."),
+        Metric("train_mfu_ratio", "gauge", "Model FLOPs utilization: model FLOPs per second over the device's peak, 0 to 1."),
+        Metric("train_phase_seconds", "gauge", "Duration of one phase of the last step, in seconds.", ("phase",)),
+        Metric("train_data_wait_seconds_total", "counter", "Seconds that steps spent waiting for data."),
+        Metric("train_skipped_steps_total", "counter", "Steps whose weight update was skipped, by reason.", ("reason",)),
+        Metric("train_corrupt_samples_total", "counter", "Samples that failed their checksum and were replaced."),
         Metric("train_heartbeat_timestamp_seconds", "gauge", "Unix time of a rank's last step.", ("rank",)),
-        Metric("train_checkpoint_seconds", "gauge", "Seconds the last checkpoint held up training."),
-        Metric("train_checkpoint_last_success_timestamp_seconds", "gauge", "Unix time of the newest whole checkpoint."),
-        Metric("train_memory_bytes", "gauge", "Memory by kind: resident, peak, device.", ("kind",)),
-        Metric("train_restarts_total", "counter", "Times the job was started again from a checkpoint."),
-        Metric("tokenizer_step", "gauge", "Last finished step of tokenizer training."),
-        Metric("tokenizer_loss", "gauge", "Weighted sum of the generator's terms, last step."),
-        Metric("tokenizer_term", "gauge", "One unweighted term of the losses, last step.", ("term",)),
-        Metric("tokenizer_psnr_db", "gauge", "PSNR of the last step's reconstructions."),
+        Metric("train_checkpoint_seconds", "gauge", "Seconds that the last checkpoint blocked training."),
+        Metric("train_checkpoint_last_success_timestamp_seconds", "gauge", "Unix time of the newest complete checkpoint."),
+        Metric("train_memory_bytes", "gauge", "Memory in use, by kind: resident, peak, device.", ("kind",)),
+        Metric("train_restarts_total", "counter", "Restarts of the job from a checkpoint."),
+        Metric("tokenizer_step", "gauge", "Last completed step of tokenizer training."),
+        Metric("tokenizer_loss", "gauge", "Weighted sum of the generator's loss terms in the last step."),
+        Metric("tokenizer_term", "gauge", "One unweighted loss term in the last step.", ("term",)),
+        Metric("tokenizer_psnr_db", "gauge", "PSNR of the last step's reconstructions, in dB."),
         Metric(
             "tokenizer_bit_entropy_bits",
             "gauge",
-            "Entropy of the mean bit of a scale: 1 both values alike, 0 dead.",
+            "Entropy of the mean bit at one scale: 1 when both values are equally likely, 0 when the bits are constant.",
             ("scale",),
         ),
         Metric("tokenizer_grad_norm", "gauge", "Gradient norm of the generator before clipping."),
         Metric("tokenizer_learning_rate", "gauge", "Learning rate of the generator."),
-        Metric("tokenizer_clips_total", "counter", "Clips trained on since this start, all ranks."),
-        Metric("tokenizer_phase_seconds", "gauge", "Seconds of a phase of the last step.", ("phase",)),
-        Metric("tokenizer_data_wait_seconds_total", "counter", "Seconds the step waited for decoded clips."),
+        Metric("tokenizer_clips_total", "counter", "Clips trained on since the last start, over all ranks."),
+        Metric("tokenizer_phase_seconds", "gauge", "Duration of one phase of the last step, in seconds.", ("phase",)),
+        Metric("tokenizer_data_wait_seconds_total", "counter", "Seconds that steps spent waiting for decoded clips."),
         Metric("tokenizer_heartbeat_timestamp_seconds", "gauge", "Unix time of the last step."),
     )
 }

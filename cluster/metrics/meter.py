@@ -1,4 +1,4 @@
-"""The door to Prometheus: declared metrics, set by name and served over HTTP (loopback unless told otherwise)."""
+"""Prometheus metrics of one process: set by name, served over HTTP. The only module that imports prometheus_client."""
 
 from __future__ import annotations
 
@@ -14,38 +14,43 @@ from cluster.metrics.declarations import METRICS
 from cluster.metrics.step_report import StepReport
 from cluster.runtime.atomic_files import write_text
 
-SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+SECONDS_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+"""Upper bounds of the histograms' buckets."""
 
 
 class MetricsPortError(ConfigError):
-    """The metrics port cannot be served; the message names it and the mend."""
+    """The metrics port cannot be used; the message names the port and the fix."""
 
 
 class Meter:
-    """Declared metrics of one process, optionally served over HTTP.
+    """Holds the metrics of one process and, once `serve` is called, answers Prometheus.
 
-    Names are those of METRICS without the prefix. Raises KeyError for an undeclared name.
+    Metrics are named as in METRICS, without the prefix; an undeclared name raises KeyError.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._made: dict[str, Any] = {}
+        self._instruments: dict[str, Any] = {}
         self._server: Any = None
 
     def _get(self, name: str, kind: str, labels: Mapping[str, str]) -> Any:
         metric = METRICS[name]
         if metric.kind != kind:
             raise KeyError(f"metric {name} is a {metric.kind}, not a {kind}")
-        if name not in self._made:
+        if name not in self._instruments:
             exported = metric.exported
             if metric.kind == "counter":
-                self._made[name] = Counter(exported.removesuffix("_total"), metric.help, metric.labels, registry=self.registry)
+                self._instruments[name] = Counter(
+                    exported.removesuffix("_total"), metric.help, metric.labels, registry=self.registry
+                )
             elif metric.kind == "gauge":
-                self._made[name] = Gauge(exported, metric.help, metric.labels, registry=self.registry)
+                self._instruments[name] = Gauge(exported, metric.help, metric.labels, registry=self.registry)
             else:
-                self._made[name] = Histogram(exported, metric.help, metric.labels, registry=self.registry, buckets=SECONDS)
-        made = self._made[name]
-        return made.labels(**labels) if metric.labels else made
+                self._instruments[name] = Histogram(
+                    exported, metric.help, metric.labels, registry=self.registry, buckets=SECONDS_BUCKETS
+                )
+        instrument = self._instruments[name]
+        return instrument.labels(**labels) if metric.labels else instrument
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""
@@ -60,15 +65,15 @@ class Meter:
         self._get(name, "histogram", labels).observe(value)
 
     def serve(self, host: str, port: int, address_file: Path | None = None) -> str:
-        """Serve the registry over HTTP; port 0 takes a free one.
+        """Start the HTTP endpoint; port 0 picks a free port.
 
-        Returns `host:port` and writes it to `address_file`. Raises MetricsPortError, with the port in its text, when it is in use.
+        Returns `host:port` and writes it to `address_file`. Raises MetricsPortError when the port cannot be bound.
         """
         try:
             self._server, _ = start_http_server(port, addr=host, registry=self.registry)
         except OSError as error:
             raise MetricsPortError(
-                f"metrics port {host}:{port}: {error.strerror}; set metrics.port to a free port, or to 0 to take any"
+                f"metrics port {host}:{port}: {error.strerror}; set metrics.port to a free port, or to 0 to pick any"
             ) from error
         address = f"{host}:{self._server.server_port}"
         if address_file is not None:
@@ -76,14 +81,14 @@ class Meter:
         return address
 
     def close(self) -> None:
-        """Stop serving."""
+        """Stop the HTTP endpoint."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
 
     def step(self, report: StepReport) -> None:
-        """Publish one training step."""
+        """Export one training step."""
         self.set("train_step", report.step)
         self.set("train_stage", report.stage)
         self.set("train_loss", report.loss)

@@ -1,9 +1,18 @@
-"""DOC from cluster/metrics/meter.py."""
+"""The record of one training step, and the JSON lines file that keeps such records.
+
+In:  what a step measured.
+Out: lines of metrics.jsonl; `Meter.step` exports the same record to Prometheus.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
 
 
 @dataclass(frozen=True)
@@ -11,30 +20,65 @@ class StepReport:
     """One training step, as it goes to the console, metrics.jsonl and Prometheus. Sums are over all ranks."""
 
     step: int
-    """Optimizer step, counted from 1: the step that has just ended."""
+    """The optimizer step that has just finished, counted from 1."""
     stage: int
-    """Stage number, from 0."""
+    """Index of the curriculum stage, from 0."""
     stage_name: str
     bucket: str
     """Shape of the step's batch, such as f009x64x64."""
     loss: float
-    """Nats a bit, weighted by scale; normalised over the global batch."""
+    """Nats per bit, weighted by scale, normalised over the global batch."""
     scale_loss: dict[str, float]
-    """Plain mean nats a bit at each scale; the key is `HxW` of the scale."""
+    """Unweighted mean loss at each scale, nats per bit; the key is the scale's `HxW`."""
     bit_accuracy: dict[str, float]
-    """Share of bits right at each scale; same keys."""
+    """Fraction of bits predicted correctly at each scale; same keys."""
     grad_norm: float
     learning_rate: float
     tokens: int
-    """Positions of this step, text and video, all ranks."""
+    """Tokens of this step, text and video, over all ranks."""
     seconds: dict[str, float]
     """Seconds by phase: total, data, forward, backward, optimizer."""
     memory: dict[str, int]
     """Bytes by kind: resident, peak, device."""
     skipped: str = ""
-    """Reason when the step changed no weight."""
+    """Why the weight update was skipped; empty when it was not."""
     frame_loss: list[float] = field(default_factory=list)
-    """Plain mean nats a bit at each latent frame."""
+    """Unweighted mean loss at each latent frame, nats per bit."""
     sample_ids: list[str] = field(default_factory=list)
-    """Keys of the global batch in order."""
+    """Keys of the samples of the global batch, in order."""
     mfu: float = math.nan
+    """Model FLOPs utilization, 0 to 1; NaN on a device whose peak is unknown."""
+
+
+class JsonLines:
+    """Appends one JSON object per line and flushes each, so that a reader may follow the file while the job runs."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: TextIO = path.open("a")
+
+    def write(self, record: StepReport | Mapping[str, Any]) -> None:
+        """Write one record. NaN and infinity become null, which every JSON reader accepts."""
+        plain = asdict(record) if isinstance(record, StepReport) else dict(record)
+        self._file.write(json.dumps(_finite(plain), sort_keys=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,4 +1,5 @@
-"""What every package needs of the machine, each written once: files, locks, processes, progress, errors.
+"""What every package needs of the machine, each written once: files, locks, ports, processes, progress, errors.
 
-Nothing comes in from the other packages. `process_group.py` is the one that needs torch and deepspeed; all others start light.
+Imports no other package. Only `process_group.py` needs torch and deepspeed; the other modules load fast.
+Read `atomic_files.py`, `process_group.py` and `errors.py` first: the others are small tools.
 """

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and are on the disk when the call returns."""
+"""Atomic writes: files and folders appear complete or not at all, and are on disk when the call returns."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import Any
 
 
 class DamagedFile(ValueError):
-    """A file that does not hold what its name says; the message names it and the mend."""
+    """A file whose content is not what it should be; the message names the file and the fix."""
 
 
 class DiskFull(RuntimeError):
-    """Not enough space to write; nothing committed is lost, and running again continues."""
+    """Not enough disk space to write; nothing that was committed is lost, and running the command again continues."""
 
 
 @contextlib.contextmanager
 def committing(path: Path, min_free_gb: float = 0.0, *, setting: str = "") -> Iterator[Path]:
-    """Give a temporary path beside `path`; on leaving, sync it to disk and rename it into place.
+    """Yield a temporary path beside `path`; on success, sync it to disk and rename it to `path`.
 
-    On an error the temporary file is removed and `path` stays as it was. Raises DiskFull when the disk has less than
-    `min_free_gb` GiB free beforehand (`setting` is the configuration key that says so), or runs full meanwhile.
+    On an error the temporary file is removed and `path` is unchanged. Raises DiskFull when less than `min_free_gb` GiB are free
+    beforehand (`setting` is the configuration key of that limit), or the disk runs full during the write.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
@@ -49,7 +49,7 @@ def committing(path: Path, min_free_gb: float = 0.0, *, setting: str = "") -> It
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text so that readers see the old or the new content, never a part. Raises DiskFull."""
+    """Write a text file so that readers see the old or the new content, never a part of it. Raises DiskFull."""
     with committing(path) as temporary:
         temporary.write_text(text)
 
@@ -60,18 +60,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON. Raises DamagedFile for what is not JSON, FileNotFoundError for a missing file."""
+    """Read a JSON file. Raises DamagedFile when it is not valid JSON, FileNotFoundError when it is missing."""
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else error.reason
-        raise DamagedFile(f"{path}: not valid JSON ({reason}); restore it or begin a new output folder") from error
+        raise DamagedFile(f"{path}: not valid JSON ({reason}); restore it or start a new output folder") from error
 
 
 def replace_folder(fresh: Path, folder: Path) -> None:
-    """Put the whole folder `fresh` in the place of `folder`, which may exist; both lie in one parent folder.
+    """Rename the folder `fresh` to `folder`, replacing it if it exists; both have the same parent folder.
 
-    The old content is moved aside first and removed last, so a crash leaves the old folder, the new one, or both aside.
+    The old folder is renamed first and removed last, so that a crash at any point leaves at least one of the two complete.
     """
     old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
     if folder.exists():
@@ -83,7 +83,7 @@ def replace_folder(fresh: Path, folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has a file's bytes, or a folder's list of names."""
+    """Wait until a file's content, or a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,8 @@
-"""Checkpoint folders that are whole or not there, for both trainings.
+"""Checkpoint folders with an integrity check, for both trainings.
 
-ROOT/step-XXXXXXXX.partial with all files on the disk becomes ROOT/step-XXXXXXXX with manifest.json (size and sha256 of each
-file) and DONE (sha256 of the manifest), written last. `newest` returns the newest folder whose every byte is as it was written.
+All ranks write into ROOT/step-XXXXXXXX.partial; `publish` adds manifest.json (size and sha256 of each file), renames the folder
+to ROOT/step-XXXXXXXX and writes DONE (sha256 of the manifest) last. `newest` returns the newest folder in which every byte is
+as it was written.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ def folder_of(root: Path, step: int) -> Path:
 
 
 def partial_of(root: Path, step: int) -> Path:
-    """Return ROOT/step-XXXXXXXX.partial, the name of a checkpoint that is being written."""
+    """Return ROOT/step-XXXXXXXX.partial, the folder of a checkpoint that is being written."""
     final = folder_of(root, step)
     return final.with_name(final.name + ".partial")
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Write the manifest over all ranks' files, rename the folder, write DONE.
+    """Write the manifest of all ranks' files, rename the folder and write DONE. Called by one rank, after the others have written.
 
-    A rank may have left `files-RANK.json` (name: size and sha256) of files that it has hashed and synced already; all others are
-    synced and hashed here. Raises OSError, or DiskFull.
+    A rank may leave `files-RANK.json` (name -> size and sha256) for files that it has already hashed and synced; all other files
+    are synced and hashed here. Raises OSError or DiskFull.
     """
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(partial.rglob("files-*.json")):
@@ -52,29 +53,29 @@ def publish(partial: Path, final: Path) -> None:
     for folder in {path.parent for path in partial.rglob("*")}:
         sync(folder)
     if final.exists():
-        shutil.rmtree(final)  # left over from a run that was truncated to an earlier step, or never finished
+        shutil.rmtree(final)  # left over from a run that was truncated to an earlier step, or was never completed
     partial.rename(final)
     write_text(final / "DONE", hashlib.sha256(text.encode()).hexdigest() + "\n")
     sync(final.parent)
 
 
 def hashed(path: Path) -> tuple[Path, int, str]:
-    """Return path, size and sha256 of a file."""
+    """Return the path, size and sha256 of a file."""
     with path.open("rb") as file:
         return path, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def listed(root: Path) -> list[Path]:
-    """Return the checkpoint folders below `root`, newest first, whole or not."""
+    """Return the checkpoint folders in `root`, newest first, damaged ones included."""
     if not root.is_dir():
         return []
     return sorted((path for path in root.iterdir() if _NAME.match(path.name)), key=lambda path: path.name, reverse=True)
 
 
 def damage(folder: Path) -> str:
-    """Return what is wrong with a checkpoint, or an empty text. Reads every byte.
+    """Return what is wrong with a checkpoint, or an empty string. Reads every byte.
 
-    An empty DONE is how the tokenizer's training marked its checkpoints before they were hashed: such a folder is taken as it is.
+    A folder with an empty DONE and no manifest is a checkpoint of tokenizer training from before they were hashed; it is accepted.
     """
     try:
         manifest, done = folder / "manifest.json", folder / "DONE"
@@ -99,17 +100,17 @@ def damage(folder: Path) -> str:
 
 
 def remove_leftovers(root: Path) -> None:
-    """Remove what a killed job left half-written. Only while no job writes there: at its start, rank 0."""
+    """Remove what a killed job left unfinished. Call it only while no job writes to `root`: on rank 0, at the start."""
     for pattern in ("step-*.partial", "universal-step-*"):
         for path in root.glob(pattern):
             shutil.rmtree(path)
 
 
 def newest(root: Path, log: Callable[[str], None]) -> Path | None:
-    """Return the newest whole checkpoint, logging which damaged ones were passed over, or None."""
+    """Return the newest undamaged checkpoint, or None; each damaged one that is skipped is logged."""
     for folder in listed(root):
         problem = damage(folder)
         if not problem:
             return folder
-        log(f"checkpoint {folder.name} is passed over: {problem}")
+        log(f"checkpoint {folder.name} is damaged and skipped: {problem}")
     return None

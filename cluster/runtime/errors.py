@@ -1,8 +1,8 @@
-"""Which errors a user can mend, and what is printed for the others.
+"""Which errors are shown as one line, and which with their traceback.
 
-An error of ours is a class that one of the four packages defines: its message is one line that names the file, key or rank and
-the mend. A file that the system could not open or write is as clear by itself. Every other error is a bug or a fault of the
-machine (a wrong shape, no memory left on a card, a broken collective): its traceback is printed, and kept in the run's log.
+An error class that one of the four packages defines is meant for the user: its message names the file, the key or the rank, and
+the fix. So does an OSError of the system that names a file. Every other error is a bug or a fault of the machine (a wrong shape,
+a GPU out of memory, a broken collective): its traceback is printed, and kept in the run's log.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from cluster.config.errors import ConfigError
 from cluster.runtime import exit_codes
 from cluster.runtime.source_tree import PACKAGES
 
 SHOW_TRACEBACKS = "VIDEOAR_TRACEBACK"
-"""Environment variable: 1 prints the traceback of our own errors too."""
+"""Environment variable: with 1, errors that are meant for the user are shown with their traceback too."""
 
 
 def is_ours(error: BaseException) -> bool:
-    """Return whether an error is meant for the user: a class of our packages, or a file that the system refused."""
+    """Return whether an error is meant for the user: its class is ours, or it is an OSError that names a file."""
     if isinstance(error, OSError) and error.filename is not None:
         return True
     return any(kind.__module__.partition(".")[0] in PACKAGES for kind in type(error).__mro__)
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error; an OSError of the system names its file first."""
+    """Return the message of an error; for an OSError of the system, the file and the reason."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
@@ -38,24 +37,26 @@ def one_line(error: BaseException) -> str:
 
 def exit_code(error: BaseException) -> int:
     """Return the exit code of a process that ends with `error`: 2 for a configuration that cannot run, 1 for any other."""
+    from cluster.config.errors import ConfigError  # here, so that `videoar --help` starts without pydantic and YAML
+
     return exit_codes.USAGE if isinstance(error, ConfigError) else exit_codes.FAILED
 
 
 def description(error: BaseException) -> str:
-    """Return what is said about an error: one line for ours, the whole traceback for any other."""
+    """Return the text that is shown for an error: one line for those meant for the user, else the traceback."""
     if is_ours(error) and os.environ.get(SHOW_TRACEBACKS) != "1":
         return one_line(error)
     return "".join(traceback.format_exception(error)).rstrip("\n")
 
 
 class ErrorReport:
-    """Context manager around a whole process's work: says on stderr, and in a log, why the work ended.
+    """Context manager around the whole work of a process: an error that ends it is shown on stderr and appended to a log.
 
-    An error of ours is one line and is swallowed; `code` is then the exit code. Any other error gets its traceback in both
-    places, and `code` is 1. SystemExit and KeyboardInterrupt pass through.
+    The error is swallowed; `code` is then the exit code of the process (0 without an error), `error` the error itself.
+    SystemExit and KeyboardInterrupt pass through.
 
-    prefix: how the line begins, such as `error: rank 3: `. log: returns the file that keeps the text, or None while the run
-    folder is not known.
+    prefix: start of the line, such as `error: rank 3: `. log: returns the file to append to, or None while the run folder is
+    not known.
     """
 
     def __init__(self, prefix: str, log: Callable[[], Path | None] = lambda: None) -> None:
@@ -80,5 +81,5 @@ class ErrorReport:
                 with path.open("a") as file:
                     file.write(text + "\n")
             except OSError as unwritable:
-                print(f"{self.prefix}{path}: this error could not be kept there: {unwritable.strerror}", file=sys.stderr)
+                print(f"{self.prefix}{path}: cannot append this error: {unwritable.strerror}", file=sys.stderr)
         return True

@@ -5,8 +5,8 @@ from __future__ import annotations
 DONE = 0
 """The job is finished."""
 FAILED = 1
-"""Any failure that is not one of the others."""
+"""Any failure that has no code of its own."""
 USAGE = 2
-"""A wrong command line, or a configuration that cannot run: starting it again changes nothing."""
+"""A wrong command line, or a configuration that cannot run; a restart would fail the same way."""
 STOPPED = 75
-"""EX_TEMPFAIL: stopped cleanly with a checkpoint; the same command continues from there."""
+"""Stopped cleanly with a checkpoint (EX_TEMPFAIL); the same command continues from it."""

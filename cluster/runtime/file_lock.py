@@ -1,4 +1,4 @@
-"""One process at a time in a folder: a lock that the kernel releases however its holder ends."""
+"""A lock file that lets one process at a time use a folder; the kernel releases it however the holder ends."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Self
 
 
 class FileLock:
-    """Exclusive lock on one file; context manager.
+    """Context manager that holds an exclusive lock on a file.
 
-    While it is held the file says by whom: user, process, host and since when.
+    While it is held, the file names the holder: user, process, host and start time.
 
-    busy: turns that text into the error that is raised when another process holds the lock; None waits for the lock instead.
+    busy: makes the error that is raised when another process holds the lock, from that description; None waits for the lock.
     Raises OSError when the file cannot be opened.
     """
 

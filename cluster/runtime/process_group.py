@@ -1,6 +1,6 @@
-"""The ranks of a training job: how a process joins them, and the collectives that training uses.
+"""The process group of a training job: joining it, and the collectives that training uses.
 
-All ranks make the same calls in the same order: a rank that leaves one out makes all the others wait for ever.
+All ranks must make the same calls in the same order: if one rank omits a call, the others wait for it until the timeout.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ import torch
 from torch import Tensor
 
 from cluster.runtime.malloc import keep_freed_memory
+from cluster.runtime.ports import free_port
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all of the job."""
+    """This process's place in the job, and its collectives."""
 
     rank: int
     world: int
     device: torch.device
     hosts: tuple[str, ...]
-    """Host of each rank."""
+    """Host name of each rank."""
 
     @property
     def first(self) -> bool:
-        """Whether this is rank 0, which writes what is written once a job."""
+        """Whether this is rank 0, which writes what is written once per job."""
         return self.rank == 0
 
     def all_reduce(self, values: Tensor) -> Tensor:
@@ -71,18 +72,16 @@ class Ranks:
 
 
 def connect(timeout: float, threads: int = 0) -> Ranks:
-    """Join the job's ranks (one rank when nothing launched this process) and choose the device.
+    """Join the job's process group and select this rank's device; a process that no launcher started is a job of one rank.
 
-    timeout: seconds that a collective may wait. threads: torch threads on CPU, 0 divides the cores among the host's ranks.
+    timeout: seconds that a collective may wait. threads: torch threads on a CPU; 0 divides the cores among the ranks of a host.
     """
-    # DeepSpeed still calls names that torch 2.13 has replaced, one warning for each collective.
+    # DeepSpeed still calls functions that torch 2.13 deprecates: one warning per collective.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|deepspeed")
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, value)
     if "MASTER_PORT" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+        os.environ["MASTER_PORT"] = str(free_port())
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
@@ -91,7 +90,7 @@ def connect(timeout: float, threads: int = 0) -> Ranks:
     local = int(os.environ["LOCAL_RANK"])
     if accelerator.device_name() == "cpu":
         device = torch.device("cpu")
-        # The cores are divided among the ranks of a host: with one thread for each core on every rank all are many times slower.
+        # Divide the cores among the ranks of a host: with as many threads as cores on every rank, all are many times slower.
         here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")
         torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // max(1, here)))
         keep_freed_memory()
@@ -119,10 +118,10 @@ def disconnect() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process at once with `code`, when all files are closed.
+    """Exit at once with `code`, without the interpreter's shutdown. Close all files before.
 
-    Threads of torch and gloo may still be inside C++ when the interpreter takes itself down, which then aborts a rank whose
-    work is done (seen once in about fifty starts: "terminate called without an active exception").
+    Threads of torch and gloo may still run C++ code while the interpreter shuts down, which then aborts a rank whose work is
+    done ("terminate called without an active exception", about once in fifty starts).
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -130,6 +129,6 @@ def leave(code: int) -> NoReturn:
 
 
 def pack_scalars(values: Sequence[Tensor | float], device: torch.device) -> Tensor:
-    """Return one float64 vector of scalars and vectors, so that one all-reduce a step carries them all."""
+    """Return scalars and vectors as one float64 vector, so that one all-reduce per step carries them all."""
     parts = [value.detach().flatten() if isinstance(value, Tensor) else torch.tensor([value]) for value in values]
     return torch.cat([part.to(device=device, dtype=torch.float64) for part in parts])

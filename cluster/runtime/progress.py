@@ -1,7 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line now and then in a log.
-
-Called by: every package. This file imports none of them.
-"""
+"""Progress of a long task: a bar on a terminal, an occasional line in a log."""
 
 from __future__ import annotations
 
@@ -14,10 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class ProgressBar:
-    """Context manager over `total` units of work; `update` moves it.
+    """Context manager over `total` units of work; `update` advances it.
 
-    On a terminal it draws a bar; elsewhere (Ray job logs, files) it prints a line at most every `every` seconds and at
-    the end. `enabled=False` (ranks other than 0) prints nothing.
+    On a terminal it draws a bar; elsewhere (the log of a Ray job, a file) it prints a line at most every `every` seconds and one
+    at the end. done: units that an earlier start finished. `enabled=False` prints nothing, for ranks other than 0.
     """
 
     def __init__(self, label: str, total: int, *, done: int = 0, enabled: bool = True, every: float = 5.0) -> None:
@@ -46,7 +43,7 @@ class ProgressBar:
         return self
 
     def update(self, amount: int = 1, note: str = "") -> None:
-        """Add `amount` finished units; `note` is a short text such as `loss 0.612`."""
+        """Add `amount` finished units; `note` is a short text to show, such as `loss 0.612`."""
         self.done += amount
         self._note = note or self._note
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""Calls to object stores and other network file systems, tried again when the connection fails."""
+"""Access to object stores and other network file systems, retried when the connection fails."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fsspec.exceptions import FSTimeoutError
 
 _TRIES = 6
 _PAUSE = 0.2
+"""Seconds before the second try; each later pause is twice as long."""
 _T = TypeVar("_T")
 
 
@@ -23,7 +24,7 @@ class BrokenTransfer(OSError):
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """Return what a failing connection raises: the libraries below fsspec, where installed, have error families of their own."""
+    """Return what a failing connection raises: some of the libraries under fsspec have error classes of their own."""
     found: list[type[Exception]] = [OSError, http.client.HTTPException, FSTimeoutError]
     for module, name in (
         ("aiohttp", "ClientError"),
@@ -36,7 +37,9 @@ def _network_errors() -> tuple[type[Exception], ...]:
 
 
 NETWORK = _network_errors()
+"""Errors of a failing connection."""
 UNREACHABLE: tuple[type[Exception], ...] = (*NETWORK, tarfile.TarError)
+"""Errors of a file inside a remote archive that cannot be read."""
 
 
 def is_url(name: str) -> bool:
@@ -45,7 +48,7 @@ def is_url(name: str) -> bool:
 
 
 def retried(call: Callable[[], _T]) -> _T:
-    """Call until it works: throttled and dropped connections are tried again with growing pauses; a missing file is not."""
+    """Return `call()`, retried with growing pauses while the connection fails or is throttled; a missing file is not retried."""
     for attempt in range(_TRIES):
         try:
             return call()

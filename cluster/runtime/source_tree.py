@@ -1,4 +1,4 @@
-"""Where the code that runs lies on disk: the folder that holds the four packages."""
+"""Where the running code is on disk: the folder that contains the four packages."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ PACKAGES = ("cluster", "pipeline", "pretrain", "tokenizer")
 
 
 def source_root() -> Path:
-    """Return the folder that holds the packages: a clone's root, or site-packages. Found by name, not by counting levels."""
+    """Return the folder that contains the packages: the root of a clone, or site-packages."""
     return Path(cluster.__file__).resolve().parent.parent

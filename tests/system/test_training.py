@@ -84,7 +84,7 @@ def test_kills_damage_and_other_numbers_of_ranks_change_nothing(config: Path, un
     # SIGTERM to one rank: a checkpoint and exit code 75 for all.
     process = training.start(config, 2, run)
     said = training.until(process, "step 10/20")
-    assert f"checkpoint {newest.name} is passed over: zero/{file.name} does not match its sha256" in said
+    assert f"checkpoint {newest.name} is damaged and skipped: zero/{file.name} does not match its sha256" in said
     training.rank_process(process, 1).send_signal(signal.SIGTERM)
     rest, _ = process.communicate(timeout=training.PATIENCE)
     assert process.returncode == 75, said + rest

@@ -1,4 +1,3 @@
-import json
 import math
 import socket
 import urllib.request
@@ -7,7 +6,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.metrics import METRICS, PREFIX, JsonLines, Meter, StepReport
+from cluster.metrics import Meter, MetricsPortError, StepReport
 
 REPORT = StepReport(
     step=3,
@@ -70,7 +69,9 @@ def test_a_port_in_use_is_one_clear_line() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(OSError, match=rf"metrics port 127\.0\.0\.1:{port}: Address already in use; set metrics\.port"):
+        with pytest.raises(
+            MetricsPortError, match=rf"metrics port 127\.0\.0\.1:{port}: Address already in use; set metrics\.port"
+        ):
             Meter().serve("127.0.0.1", port)
 
 
@@ -82,27 +83,3 @@ def test_only_declared_metrics_of_the_declared_kind_and_labels() -> None:
         meter.inc("train_loss")
     with pytest.raises(ValueError):
         meter.set("train_scale_loss", 1.0, size="1x1")
-
-
-def test_names_follow_prometheus_rules_and_hold_their_unit() -> None:
-    for name, metric in METRICS.items():
-        assert metric.exported == PREFIX + name
-        assert (metric.kind == "counter") == name.endswith("_total"), name
-        assert metric.help.endswith("."), name
-        assert len(metric.labels) <= 2, name
-        if metric.kind == "histogram":
-            assert name.endswith("_seconds"), name
-
-
-def test_lines_are_plain_json_that_can_be_read_while_written(tmp_path: Path) -> None:
-    path = tmp_path / "run" / "metrics.jsonl"
-    with JsonLines(path) as lines:
-        lines.write(REPORT)
-        first = json.loads(path.read_text())
-        lines.write({"event": "checkpoint", "values": [1.0, math.inf], "pair": (math.nan, 2)})
-    assert first["loss"] == 0.5 and first["mfu"] is None and first["scale_loss"] == {"1x1": 0.7, "2x2": 0.6}
-    with JsonLines(path) as lines:
-        lines.write({"event": "resumed"})
-    _, second, third = path.read_text().splitlines()
-    assert json.loads(second) == {"event": "checkpoint", "values": [1.0, None], "pair": [None, 2]}
-    assert json.loads(third) == {"event": "resumed"}

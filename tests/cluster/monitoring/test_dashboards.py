@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from cluster.cli import main
-from cluster.launch.ports import free_port
+from cluster.runtime.ports import free_port
 from cluster.metrics import METRICS, Meter
 from cluster.monitoring.alerts import ALERTS
 from cluster.monitoring.dashboards import write

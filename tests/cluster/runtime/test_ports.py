@@ -2,7 +2,7 @@ import socket
 
 import pytest
 
-from cluster.launch.ports import free_port, free_ports, is_free
+from cluster.runtime.ports import free_port, free_ports, is_free
 
 
 def test_ports_are_different_and_can_be_bound_together() -> None:

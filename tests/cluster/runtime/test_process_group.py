@@ -1,0 +1,74 @@
+"""Joining a process group as a launched rank does, and every collective on two ranks."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.runtime.ports import free_port
+from cluster.runtime.process_group import Ranks, pack_scalars
+
+ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"), hosts=("here",))
+RANK = """
+import json, os, sys
+import torch
+from cluster.runtime.process_group import connect, disconnect, leave
+
+ranks = connect(60.0, 1)
+own = torch.tensor([float(ranks.rank), float("nan") if ranks.rank else 4.0, float("nan")])
+found = {
+    "rank": ranks.rank,
+    "world": ranks.world,
+    "first": ranks.first,
+    "device": str(ranks.device),
+    "hosts": len(ranks.hosts),
+    "threads": torch.get_num_threads(),
+    "sum": ranks.all_reduce(torch.tensor([1.0, ranks.rank])).tolist(),
+    "mean": [None if value != value else value for value in ranks.mean(own).tolist()],
+    "gathered": ranks.all_gather({"rank": ranks.rank}),
+    "broadcast": ranks.broadcast(f"from {ranks.rank}"),
+}
+ranks.barrier()
+with open(f"{sys.argv[1]}/{ranks.rank}.json", "w") as file:
+    json.dump(found, file)
+disconnect()
+leave(75 + ranks.rank)
+"""
+
+
+def test_one_process_needs_no_group() -> None:
+    assert ALONE.first and ALONE.all_gather(5) == [5] and ALONE.broadcast("x") == "x"
+    assert ALONE.all_reduce(torch.tensor([1.5])).tolist() == [1.5]
+    values = ALONE.mean(torch.tensor([2.0, math.nan])).tolist()
+    assert values[0] == 2.0 and math.isnan(values[1])
+    ALONE.barrier()
+
+
+def test_scalars_and_vectors_are_packed_in_order() -> None:
+    packed = pack_scalars([1, torch.tensor([[2.0], [3.0]]), torch.tensor(4.0, requires_grad=True)], torch.device("cpu"))
+    assert packed.tolist() == [1.0, 2.0, 3.0, 4.0] and packed.dtype == torch.float64 and not packed.requires_grad
+
+
+@pytest.mark.system
+def test_two_ranks_join_and_every_collective_gives_both_the_same(tmp_path: Path) -> None:
+    port = str(free_port())
+    processes = []
+    for rank in range(2):
+        env = {**os.environ, "DS_ACCELERATOR": "cpu", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        processes.append(subprocess.Popen([sys.executable, "-c", RANK, str(tmp_path)], env=env))
+    assert [process.wait(timeout=300) for process in processes] == [75, 76]
+    for rank in range(2):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert (found["rank"], found["world"], found["first"]) == (rank, 2, rank == 0)
+        assert (found["device"], found["hosts"], found["threads"]) == ("cpu", 2, 1)
+        assert found["sum"] == [2.0, 1.0] and found["gathered"] == [{"rank": 0}, {"rank": 1}]
+        assert found["mean"] == [0.5, 4.0, None], "a rank's NaN counts as absent; NaN on all ranks stays NaN"
+        assert found["broadcast"] == "from 0"
