@@ -47,7 +47,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 CORES = os.cpu_count() or 1
 KINDS = (
     ("pipeline.decoding", "decoding children"),
-    ("_EncodeActor", "encoding workers"),
+    ("EncodeActor", "encoding workers"),
     ("encode group", "encoding workers"),
     ("load codec", "encoding workers"),
     ("plan", "planning workers"),

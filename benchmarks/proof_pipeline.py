@@ -185,7 +185,7 @@ def family_of(job: subprocess.Popen[bytes], hosts: two_hosts.TwoHosts | None) ->
 def targets(job: subprocess.Popen[bytes], kind: str, hosts: two_hosts.TwoHosts | None) -> list[psutil.Process]:
     """Processes of one kind: workers, decoders, the driver, all of the node, or a host that has a worker."""
     named = family_of(job, hosts)
-    workers = [process for process, line in named if re.search(r"ray::.*(_EncodeActor|encode group|plan)", line)]
+    workers = [process for process, line in named if re.search(r"ray::.*(EncodeActor|encode group|plan)", line)]
     if kind == "worker":
         return workers
     if kind == "decoder":

@@ -1,26 +1,33 @@
-"""DOC from pipeline/encoding/encoder.py."""
+"""Planned clips to frames: each clip gets its pixels or the reason why it has none.
+
+In:  clips in the order of the plan, a `DecoderProcess`.
+Out: (clip, frames or `Reject`) in the same order; a bad video or a decoder that dies is an outcome, not an error.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
 
 from pipeline.config import PipelineConfig
 from pipeline.corpus import fetch
 from pipeline.decoding.process import DecoderDied, DecoderProcess
+from pipeline.decoding.retry import quarantine_detail, resumed
 from pipeline.records import Clip, Reject, clip_times
-from pipeline.shards.exclusions import hidden, taken_down
+from pipeline.shards.layout import hidden, taken_down
 from pipeline.video import Frames, Request, VideoError
 
 Outcome = tuple[Clip, "Frames | Reject"]
+"""A clip and what became of it."""
 
 
-def decoded(
+def decode_clips(
     clips: Sequence[Clip], decoder: DecoderProcess, config: PipelineConfig, gone: Sequence[str] = ()
 ) -> Iterator[Outcome]:
-    """Decode clips video by video (neighbours of one source in one pass); each gets its frames or its refusal, in order.
+    """Decode clips video by video, neighbours of one source in one pass; yield each with its frames or its refusal, in order.
 
-    gone: sources taken down (pipeline.index.excluded); their clips are refused unseen.
+    gone: sources that were taken down (excluded.json); their clips are refused without being decoded.
     """
     for name, group in groupby(clips, key=lambda clip: clip.source):
         wanted = list(group)
@@ -30,25 +37,14 @@ def decoded(
             continue
         try:
             with fetch.local(name) as path:
-                for attempt in range(1, config.limits.attempts + 1):
-                    try:
-                        requests = [
-                            Request(clip_times(clip), clip.bucket.height, clip.bucket.width, clip.crop) for clip in wanted
-                        ]
-                        for number, frames in enumerate(decoder.read(path, requests)):
-                            # After a death the pass begins anew, so that a clip's pixels come from one way of reading;
-                            # what was given before is not given again.
-                            if number >= done:
-                                yield wanted[number], frames
-                                done += 1
-                        break
-                    except DecoderDied:
-                        if attempt == config.limits.attempts:
-                            raise
+                requests = [Request(clip_times(clip), clip.bucket.height, clip.bucket.width, clip.crop) for clip in wanted]
+                for frames in resumed(partial(decoder.read, path, requests), config.limits.attempts):
+                    yield wanted[done], frames
+                    done += 1
         except VideoError as error:
             yield from ((clip, _refusal(clip, error.reason, str(error))) for clip in wanted[done:])
         except DecoderDied as error:
-            detail = f"{error}; quarantined after {config.limits.attempts} attempts"
+            detail = quarantine_detail(error, config.limits.attempts)
             yield from ((clip, _refusal(clip, error.reason, detail)) for clip in wanted[done:])
 
 

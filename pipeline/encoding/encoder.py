@@ -1,12 +1,11 @@
-"""One shard group: its clips decoded once in a child process, encoded in batches by rule, committed as shards.
+"""One shard group: its clips are decoded in child processes, encoded in batches and committed as shards.
 
-In:  groups of planned clips (clips.parquet), a codec.
-Out: committed shards; `GroupReport`.
-Called by: the encoding actors of pipeline.ray_job.
+In:  numbers of groups of planned clips (clips.parquet), a codec.
+Out: committed shards; a `GroupReport` per group.
 
-What a shard's bytes depend on: batches are formed from the group's own list (each bucket's clips in the order of the
-plan, `pipeline.batch` at a time); a clip that could not be decoded leaves its place in the batch filled with zeros, so the
-others' batch does not change; threads come from the configuration.
+What a shard's bytes depend on: batches are formed from the group's own list (the clips of each bucket in the order of the plan,
+`pipeline.batch` at a time). A clip that cannot be decoded leaves zeros in its place in the batch, so that the batch of the others
+does not change. The number of torch threads comes from the configuration.
 """
 
 from __future__ import annotations
@@ -15,56 +14,66 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pipeline.config import PipelineConfig
-from pipeline.encoding.batching import Codec
-from pipeline.encoding.prefetch import Feed
+from pipeline.encoding.prefetch import Prefetcher
 from pipeline.records import Bucket, Clip, Reject
 from pipeline.shards.commit_record import ShardInfo
 from pipeline.shards.manifest import Manifest
-from pipeline.shards.writer import Encoded, write_shard
+from pipeline.shards.writer import EncodedClip, write_shard
 from pipeline.video import Frames
+from tokenizer.quantization.codec_spec import CodecSpec
+
+
+class Codec(Protocol):
+    """What encoding needs of tokenizer.codec.VideoCodec."""
+
+    spec: CodecSpec
+
+    def encode(self, frames_BTHWC: torch.Tensor) -> Any:
+        """Encode frames uint8 (B,T,H,W,3) to packed `bits` uint8 (B, bytes) and `features` float32 (B,T',d,h,w)."""
 
 
 @dataclass(frozen=True)
 class GroupReport:
-    """What an actor tells the driver of a finished group: figures, no pixels and no tokens."""
+    """What an actor reports to the driver about a finished group: counts and times, no pixels and no tokens."""
 
     group: int
     infos: tuple[ShardInfo, ...]
     seconds: dict[str, float] = field(default_factory=dict)
-    """decode_wait, encode, write: wall-clock seconds of the actor's loop."""
+    """Wall-clock seconds of the actor's loop: decode_wait, encode, write."""
     decoder_deaths: int = 0
     software: dict[str, int] = field(default_factory=dict)
-    """Videos by codec that `pipeline.decode_device` left to the CPU."""
+    """Videos per video codec that `pipeline.decode_device` left to the CPU."""
 
 
 class GroupEncoder:
-    """Encodes whole groups, one after the other. One an actor."""
+    """Encodes whole groups, one after the other. One per actor."""
 
     def __init__(self, folder: Path, config: PipelineConfig, codec: Codec) -> None:
         torch.set_num_threads(config.threads)
         self.folder, self.config, self.codec = folder, config, codec
         self.manifest = Manifest(folder)
-        self.feed = Feed(self.manifest, config)
+        self.prefetcher = Prefetcher(self.manifest, config)
         self.steps = 0
-        """Clips and shards done so far; a worker whose count stands still is hung."""
+        """Clips and shards done so far; a worker whose count does not change is hung."""
 
     def encode(self, group: int, ahead: int | None = None) -> GroupReport:
-        """Encode and commit those shards of `group` that are not committed yet; the decoder goes on with `ahead` meanwhile. Raises DiskFull."""
-        deaths, software = self.feed.deaths, self.feed.software
-        self.feed.ask(group)
+        """Encode and commit those shards of `group` that are not committed yet, while `ahead` is decoded. Raises DiskFull."""
+        deaths, software = self.prefetcher.deaths, self.prefetcher.software
+        self.prefetcher.request(group)
         if ahead is not None:
-            self.feed.ask(ahead)
+            self.prefetcher.request(ahead)
         clips = self.manifest.uncommitted(group)
         seconds = {"decode_wait": 0.0, "encode": 0.0, "write": 0.0}
-        batches = {bucket: _Batches(items, self.config.batch) for bucket, items in _by_bucket(clips).items()}
+        batches = {bucket: _ShardBatches(own, self.config.batch) for bucket, own in _by_bucket(clips).items()}
         began = time.monotonic()
-        for clip, result in self.feed.take(group):
+        for clip, result in self.prefetcher.take(group):
             seconds["decode_wait"] += time.monotonic() - began
             began = time.monotonic()
             batches[clip.bucket].add(clip, result, self.codec, self.config.features)
@@ -74,38 +83,38 @@ class GroupEncoder:
         began = time.monotonic()
         infos = tuple(self._write(batch) for batch in batches.values())
         seconds["write"] = time.monotonic() - began
-        return GroupReport(group, infos, seconds, self.feed.deaths - deaths, dict(self.feed.software - software))
+        return GroupReport(group, infos, seconds, self.prefetcher.deaths - deaths, dict(self.prefetcher.software - software))
 
-    def _write(self, batch: _Batches) -> ShardInfo:
+    def close(self) -> None:
+        """End the decoders."""
+        self.prefetcher.close()
+
+    def _write(self, batches: _ShardBatches) -> ShardInfo:
         self.steps += 1
         return write_shard(
             self.folder,
-            batch.shard,
-            batch.samples,
-            batch.rejects,
+            batches.shard,
+            batches.samples,
+            batches.rejects,
             self.codec.spec,
             zstd_level=self.config.zstd_level,
             min_free_gb=self.config.min_free_gb,
         )
 
-    def close(self) -> None:
-        """End the decoder."""
-        self.feed.close()
 
-
-class _Batches:
-    """The clips of one shard on their way through the codec."""
+class _ShardBatches:
+    """The clips of one shard, collected into batches for the codec."""
 
     def __init__(self, clips: Sequence[Clip], size: int) -> None:
         self.shard = clips[0].shard
-        self.samples: list[Encoded] = []
+        self.samples: list[EncodedClip] = []
         self.rejects: list[Reject] = []
         self._left = len(clips)
         self._size = size
         self._waiting: list[tuple[Clip, Frames | None]] = []
 
     def add(self, clip: Clip, result: Frames | Reject, codec: Codec, features: bool) -> None:
-        """Take the next outcome; a full batch is encoded at once."""
+        """Add the next outcome, and encode the batch once it is full."""
         if isinstance(result, Reject):
             self.rejects.append(result)
             self._waiting.append((clip, None))
@@ -127,7 +136,9 @@ class _Batches:
             feats = out.features.to(torch.bfloat16).cpu().contiguous().view(torch.uint8).numpy() if features else None
             for place, (clip, frames) in enumerate(self._waiting):
                 if frames is not None:
-                    self.samples.append(Encoded(clip, bits[place].tobytes(), None if feats is None else feats[place].tobytes()))
+                    self.samples.append(
+                        EncodedClip(clip, bits[place].tobytes(), None if feats is None else feats[place].tobytes())
+                    )
         self._waiting = []
 
 

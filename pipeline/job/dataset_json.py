@@ -1,8 +1,7 @@
-"""dataset.json: what every shard of a folder has in common, and the settings that shape their content.
+"""dataset.json: what all shards of a folder have in common, and the settings that shape their content.
 
 In:  the configuration and the codec's spec.
-Out: the plain values of dataset.json; a folder begun with others is refused (pipeline.ledger).
-Called by: pipeline.ray_job.
+Out: the plain values of dataset.json. A folder that was begun with other settings is refused, with the list of what changed.
 """
 
 from __future__ import annotations
@@ -10,18 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.config import Config
+from cluster.config.differences import differences as changed_values
 from cluster.config.differences import flat
-from pipeline.config import CorpusConfig, PipelineConfig
-from pipeline.shards.layout import DATASET, FORMAT, FolderError
-from tokenizer.quantization.codec_spec import CodecSpec
-
-if TYPE_CHECKING:
-    pass
 from cluster.runtime.atomic_files import read_json, write_json
-from pipeline.shards.layout import ADDRESS
+from pipeline.config import CorpusConfig, PipelineConfig
+from pipeline.shards.layout import ADDRESS, DATASET, FORMAT, FolderError
+from tokenizer.quantization.codec_spec import CodecSpec
 
 FPS_RULE = "frame k of a clip is the frame that the video shows at begin + k / fps seconds from its first frame"
 _NOT_CONTENT = {
@@ -37,10 +33,15 @@ _NOT_CONTENT = {
     "worker_deaths",
     "stall_seconds",
 }
+"""Keys of the pipeline section that no shard's content depends on."""
+
+
+class ConfigChanged(FolderError):
+    """The folder was begun with another configuration; the message lists what changed."""
 
 
 def dataset(config: Config, spec: CodecSpec) -> dict[str, Any]:
-    """Return dataset.json: what every shard of the folder has in common, and the settings that shape their content."""
+    """Return the content of dataset.json."""
     pipeline, corpus = config.get(PipelineConfig), config.get(CorpusConfig)
     chosen, usual = _settings(pipeline, corpus), flat(defaults())
     return {
@@ -52,7 +53,7 @@ def dataset(config: Config, spec: CodecSpec) -> dict[str, Any]:
         "features": pipeline.features,
         "scales": {b.name: _scales(spec, b.frames, b.height, b.width) for b in pipeline.buckets},
         **chosen,
-        # A later version that has no such key any more can tell whether it mattered here.
+        # A later version that no longer has such a key can tell whether it mattered here.
         "not_default": sorted(key for key, value in flat(chosen).items() if usual[key] != value),
     }
 
@@ -74,14 +75,10 @@ def _scales(spec: CodecSpec, frames: int, height: int, width: int) -> list[list[
     return [list(scale) for scale in spec.scales(rows, columns)]
 
 
-class ConfigChanged(FolderError):
-    """The folder was begun with another configuration; the message lists what changed."""
-
-
 def begin(folder: Path, dataset: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
-    """Write dataset.json, or check that the folder was begun with the same one. Raises ConfigChanged with the differences.
+    """Write dataset.json, or check that the folder was begun with the same one. Raises FolderError, or ConfigChanged.
 
-    defaults: settings with the values that they have unless told otherwise, nested as in `dataset`.
+    defaults: the settings with their default values, nested as in `dataset`.
     """
     path = folder / DATASET
     plain = json.loads(json.dumps(dataset))
@@ -101,17 +98,16 @@ def begin(folder: Path, dataset: Mapping[str, Any], defaults: Mapping[str, Any] 
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[str]:
-    """Give one line `key: old -> new` for each value that differs between two dataset.json.
+    """Yield one line `key: old -> new` for each value that differs between two versions of dataset.json.
 
-    A setting that an older version did not know held its default then. One that this version does not know any more is no
-    difference where the folder says that it held its default (it is not in `not_default`).
+    A setting that an older version did not have counts as its default there. One that this version no longer has is no
+    difference where the folder says that it had its default (it is not in `not_default`).
     """
     set_before = old.get("not_default")
     before, after = ({k: v for k, v in flat(side).items() if k != "not_default"} for side in (old, new))
     usual = flat(json.loads(json.dumps(defaults)))
-    for key in sorted(set(before) | set(after)):
-        if key not in after and key not in usual and set_before is not None and key not in set_before:
-            continue
-        first, second = (side.get(key, usual.get(key)) for side in (before, after))
-        if first != second:
-            yield f"{key}: {json.dumps(first)} -> {json.dumps(second)}"
+    dropped = {
+        key for key in before if key not in after and key not in usual and set_before is not None and key not in set_before
+    }
+    keys = {*before, *after} - dropped
+    return changed_values(*({key: side.get(key, usual.get(key)) for key in keys} for side in (before, after)))

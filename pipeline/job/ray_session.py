@@ -1,8 +1,7 @@
-"""The Ray that a job runs on: the cluster that RAY_ADDRESS names, or one in this process for as long as the job lasts.
+"""The Ray session of a job: the cluster that RAY_ADDRESS names, or one on this machine for as long as the job lasts.
 
 In:  the configuration and the environment.
 Out: an initialised Ray, or a `JobError` that names the address and the mend.
-Called by: pipeline.ray_job.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from urllib.parse import urlsplit
 import ray
 
 from pipeline.config import PipelineConfig
-from pipeline.workers.errors import JobError, one_line
+from pipeline.workers.errors import JobError, first_line
 
-_ANSWER = 5.0
-"""Seconds that a cluster's head gets to take a connection; Ray itself tries for minutes before it says anything."""
+_CONNECT_SECONDS = 5.0
+"""Seconds that a cluster's head gets to accept a connection; Ray itself tries for minutes before it reports anything."""
 _PAUSE = 0.25
-_SERVERS = "300"
-"""Seconds that Ray's servers on this machine get to come up (its own default of 30 is too short on a crowded machine)."""
+_START_SECONDS = "300"
+"""Seconds that Ray's servers on this machine get to start (its own default of 30 is too short on a busy machine)."""
 
 
 @contextmanager
-def cluster(config: PipelineConfig) -> Iterator[None]:
+def session(config: PipelineConfig) -> Iterator[None]:
     """Join the cluster that RAY_ADDRESS names (as inside `ray job submit`), or start one in this process for the job.
 
-    Raises JobError where nobody answers at the address, or the servers do not come up.
+    Raises JobError where nothing answers at the address, or the servers do not start.
     """
     if ray.is_initialized():
         yield
@@ -44,7 +43,7 @@ def cluster(config: PipelineConfig) -> Iterator[None]:
         else:
             _start(config, folder)
         try:
-            _look_for_cards(config, joined=bool(address))
+            _check_gpus(config, joined=bool(address))
             yield
         finally:
             ray.shutdown()
@@ -52,17 +51,17 @@ def cluster(config: PipelineConfig) -> Iterator[None]:
 
 def _join(address: str) -> None:
     mend = "start it with `ray start --head`, correct RAY_ADDRESS, or unset it to run on this machine alone"
-    if refusal := _unanswered(address):
+    if refusal := _refusal(address):
         raise JobError(f"cannot join the Ray cluster at RAY_ADDRESS={address}: {refusal}; {mend}")
     try:
         ray.init(address="auto", log_to_driver=True)
     except Exception as error:  # Ray raises many kinds, `Exception` itself among them
-        raise JobError(f"cannot join the Ray cluster at RAY_ADDRESS={address}: {one_line(error)}; {mend}") from error
+        raise JobError(f"cannot join the Ray cluster at RAY_ADDRESS={address}: {first_line(error)}; {mend}") from error
     print(f"ray: joined the cluster at {address}", flush=True)
 
 
-def _unanswered(address: str) -> str:
-    """Say why no connection to HOST:PORT comes about; empty where one does, or for the names that only Ray can resolve."""
+def _refusal(address: str) -> str:
+    """Return why HOST:PORT takes no connection; empty where it does, and for names that only Ray can resolve."""
     try:
         parts = urlsplit(address if "://" in address else f"ray://{address}")
         place = (parts.hostname or "", parts.port or 0)
@@ -70,13 +69,13 @@ def _unanswered(address: str) -> str:
         return ""
     if not all(place):
         return ""
-    end = time.monotonic() + _ANSWER
+    end = time.monotonic() + _CONNECT_SECONDS
     while True:
         try:
             socket.create_connection(place, timeout=max(_PAUSE, end - time.monotonic())).close()
         except OSError as error:
             if time.monotonic() + _PAUSE > end:
-                return f"nobody answers there ({error.strerror or error})"
+                return f"nothing answers there ({error.strerror or error})"
             time.sleep(_PAUSE)
         else:
             return ""
@@ -84,21 +83,21 @@ def _unanswered(address: str) -> str:
 
 def _start(config: PipelineConfig, folder: str) -> None:
     # Ray's own message names this variable.
-    patience = os.environ.setdefault("RAY_raylet_start_wait_time_s", _SERVERS)
+    patience = os.environ.setdefault("RAY_raylet_start_wait_time_s", _START_SECONDS)
     cpus = max(os.cpu_count() or 1, int(config.workers * config.cpus_per_worker + 0.999))
     try:
         # Ray's sockets live below the folder, and a socket's path may not exceed 107 bytes.
         ray.init(num_cpus=cpus, include_dashboard=False, _temp_dir=folder, logging_level=logging.WARNING, log_to_driver=True)
-    except Exception as error:  # Ray raises `Exception` itself when its servers do not come up
+    except Exception as error:  # Ray raises `Exception` itself when its servers do not start
         ray.shutdown()
         raise JobError(
-            f"Ray's servers did not come up on this machine: {one_line(error)}; see that memory, processes (ulimit -u) and "
-            f"room under {tempfile.gettempdir()} suffice, or raise RAY_raylet_start_wait_time_s (now {patience}), and run again"
+            f"Ray's servers did not start on this machine: {first_line(error)}; check that memory, processes (ulimit -u) and "
+            f"disk space under {tempfile.gettempdir()} suffice, or raise RAY_raylet_start_wait_time_s (now {patience}), and run again"
         ) from error
 
 
-def _look_for_cards(config: PipelineConfig, joined: bool) -> None:
-    """A worker that asks for a card where there is none waits for ever."""
+def _check_gpus(config: PipelineConfig, joined: bool) -> None:
+    """Check that there is a GPU if the configuration asks for one: a worker would wait for it forever."""
     keys = {"gpus_per_worker": config.gpus_per_worker, "captioner.gpus": config.captioner.gpus}
     asked = [f"pipeline.{key}={value:g}" for key, value in keys.items() if value > 0]
     if config.decode_device != "cpu":
@@ -106,7 +105,7 @@ def _look_for_cards(config: PipelineConfig, joined: bool) -> None:
     if not asked or ray.cluster_resources().get("GPU", 0) > 0:
         return
     if joined:  # it may grow
-        print(f"ray: the cluster has no GPU yet, and the job waits for one ({', '.join(asked)})", flush=True)
+        print(f"ray: the cluster has no GPU yet; the job waits for one ({', '.join(asked)})", flush=True)
     else:
         raise JobError(
             f"Ray finds no GPU on this machine, and {', '.join(asked)} asks for one; set to 0 and cpu, or install the driver"

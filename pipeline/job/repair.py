@@ -1,4 +1,8 @@
-"""DOC from pipeline/job/tokenize.py."""
+"""`videoar tokenize --repair`: damaged shards are discarded, so that the job encodes them again from their videos.
+
+In:  a folder whose clips are all planned.
+Out: the discarded shards with their former sha256; after the job, a check that the bytes are what they were.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,13 @@ from pipeline.video import VideoError
 from pipeline.workers.errors import JobError
 
 
-def _discard_damaged(manifest: Manifest) -> dict[str, str]:
-    """Find damaged shards, make sure that their videos are still what they were, and discard them.
+def discard_damaged(manifest: Manifest) -> dict[str, str]:
+    """Find damaged shards, check that their videos have not changed, and discard them. Not while a generation is being planned.
 
-    Returns the sha256 that each had, by shard, where the index still tells it. Raises JobError, with nothing touched, when a
-    video is gone or changed: its samples would be lost.
+    Returns the sha256 that each had, by shard, where the index still has it. Raises JobError, with nothing discarded, when a
+    video is gone or has changed: its samples would be lost.
     """
-    if manifest.generation() is not None or not manifest.groups():
+    if not manifest.groups():
         return {}
     damaged = set(verify(manifest.folder).damaged)
     known: dict[str, str] = {}
@@ -41,23 +45,24 @@ def _discard_damaged(manifest: Manifest) -> dict[str, str]:
                     same = content_digest(path) == clip.source_digest
             except VideoError as error:
                 raise JobError(
-                    f"{clip.shard} is damaged and cannot be made again: {error}; bring the video back, or exclude it"
+                    f"{clip.shard} is damaged and cannot be repaired: {error}; bring the video back, or exclude it"
                 ) from error
             if not same:
                 raise JobError(
-                    f"{clip.shard} is damaged and cannot be made again: {clip.source} has changed; bring the old one back"
+                    f"{clip.shard} is damaged and cannot be repaired: {clip.source} has changed; bring the old file back"
                 )
     for name in sorted(damaged):
-        print(f"repair: {name} is made again", flush=True)
+        print(f"repair: {name} is encoded again", flush=True)
         (manifest.folder / f"{name}.parquet").unlink(missing_ok=True)
         (manifest.folder / f"{name}.tar").unlink(missing_ok=True)
     return {name: known.get(name, "") for name in damaged}
 
 
-def _compare(manifest: Manifest, damaged: Mapping[str, str]) -> None:
+def check_repaired(manifest: Manifest, damaged: Mapping[str, str]) -> None:
+    """Compare repaired shards with the sha256 that `discard_damaged` returned. Raises JobError where bytes differ."""
     other = [n for n, old in sorted(damaged.items()) if old and read_info(manifest.folder / f"{n}.parquet").tar_sha256 != old]
     if other:
         raise JobError(
-            f"{', '.join(other)}: made again with other bytes than before (another processor or library version?); "
+            f"{', '.join(other)}: repaired with other bytes than before (another processor or library version?); "
             "the folder is sound, but its digest has changed"
         )

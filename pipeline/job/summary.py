@@ -1,8 +1,7 @@
-"""What a tokenization job made: counts over the whole folder, in figures and in words.
+"""The result of a tokenization job: counts over the whole folder, as values and as text.
 
-In:  the manifest of a folder whose shards are all committed.
+In:  the manifest of a folder whose shards are all committed, and what this run did.
 Out: index.parquet and a `Summary`.
-Called by: pipeline.ray_job.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from pipeline.shards.manifest import Manifest
 
 
 @dataclass
-class Run:
-    """What the workers of this run have done; reports are added up as they come."""
+class RunTotals:
+    """What the workers of this run have done: the sums over their reports so far."""
 
     new_shards: int = 0
     refused: int = 0
@@ -47,9 +46,9 @@ class Summary:
     tokens: int
     frames: int
     bytes: int
-    """Of the tars."""
+    """Bytes of the tars."""
     rejects: dict[str, int]
-    """Refused videos and stretches by reason."""
+    """Refused videos and spans by reason."""
     digest: str
     """One sha256 over all committed content."""
     new_shards: int
@@ -58,7 +57,7 @@ class Summary:
     """Wall-clock seconds of this run's actors: decode_wait, encode, write."""
 
 
-def summarize(folder: Path, manifest: Manifest, run: Run) -> Summary:
+def summarize(folder: Path, manifest: Manifest, run: RunTotals) -> Summary:
     """Write index.parquet and count what the folder holds."""
     digest = manifest.finish()
     names: list[str] = []
@@ -90,7 +89,7 @@ def describe(summary: Summary) -> str:
     refused = ", ".join(f"{count} {reason}" for reason, count in plain["rejects"].items()) or "none"
     return (
         f"videos: {summary.videos}, {summary.videos_used} of them used\n"
-        f"clips: {summary.encoded} of {summary.clips} encoded; refused videos and stretches: {refused}\n"
+        f"clips: {summary.encoded} of {summary.clips} encoded; refused videos and spans: {refused}\n"
         f"shards: {summary.shards} ({summary.new_shards} new), {summary.tokens} tokens, {summary.bytes / 1e6:.1f} MB\n"
         f"digest: {summary.digest}"
     )

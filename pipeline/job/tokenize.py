@@ -1,12 +1,11 @@
 """`videoar tokenize`: the whole job on Ray, from a corpus to a finished SHARDS folder.
 
 In:  the configuration.
-Out: a SHARDS folder and a `Summary`. Run again = continue: what is committed is never made again.
-Called by: the command line and `ray job submit` (which runs the same command), tests, the demo.
+Out: a SHARDS folder and a `Summary`. Running it again resumes: what is committed is not computed again.
 
- driver: lock ▸ dataset.json ▸ list ▸ [plan tasks] ▸ merge ▸ [encode actors] ▸ index.parquet
-A planning task looks at some videos and writes one part file; an encoding actor owns whole shard groups. Only paths,
-numbers and reports pass through Ray; no pixel and no token does. SHARDS must be one folder for all hosts.
+ driver: lock ▸ dataset.json ▸ list videos ▸ [planning tasks] ▸ merge ▸ [encoding actors] ▸ index.parquet
+A planning task looks at some videos and writes one part file; an encoding actor owns whole shard groups. Only paths, numbers and
+reports pass through Ray, no pixels and no tokens. SHARDS must be one folder that all hosts see.
 """
 
 from __future__ import annotations
@@ -19,19 +18,18 @@ from cluster.metrics import Meter
 from cluster.runtime.progress import ProgressBar
 from pipeline.config import CorpusConfig, PipelineConfig
 from pipeline.corpus.listing import find
-from pipeline.job import dataset_json
-from pipeline.job.dataset_json import dataset, defaults
-from pipeline.job.ray_session import cluster
-from pipeline.job.repair import _compare, _discard_damaged
-from pipeline.job.summary import Run, Summary, describe, summarize
+from pipeline.job import dataset_json, ray_session
+from pipeline.job.repair import check_repaired, discard_damaged
+from pipeline.job.summary import RunTotals, Summary, describe, summarize
+from pipeline.records import SourceVideo
 from pipeline.shards import layout
 from pipeline.shards.commit_record import read_info
 from pipeline.shards.layout import ADDRESS, INDEX, FolderLock
 from pipeline.shards.manifest import Manifest
 from pipeline.workers.encode_pool import Pool
 from pipeline.workers.errors import JobError
-from pipeline.workers.job_metrics import _COUNTED, Fallbacks, _count_videos, _publish
-from pipeline.workers.plan_driver import plan
+from pipeline.workers.job_metrics import Fallbacks, count_plan, count_shard
+from pipeline.workers.plan_driver import plan_videos
 from tokenizer.codec import read_json
 from tokenizer.config import TokenizerConfig
 from tokenizer.quantization.codec_spec import CodecSpec
@@ -40,30 +38,31 @@ from tokenizer.quantization.codec_spec import CodecSpec
 def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Summary:
     """Run the job to its end.
 
-    retry: videos that could not be probed and clips that could not be encoded get another try, in new shards.
-    repair: check every byte first, and make damaged or missing shards again from their videos.
+    retry: videos that could not be probed and clips that could not be encoded get another attempt, in new shards.
+    repair: check every byte first, and encode damaged or missing shards again from their videos.
     Raises SourceError, FolderError (Locked, ConfigChanged), DiskFull, CodecError, JobError; nothing committed is lost.
     """
     pipeline = config.get(PipelineConfig)
     spec = _spec(config)
     with FolderLock(pipeline.output), _meter(config) as meter:
         layout.remove_leftovers(pipeline.output)
-        dataset_json.begin(pipeline.output, dataset(config, spec), defaults())
+        dataset_json.begin(pipeline.output, dataset_json.dataset(config, spec), dataset_json.defaults())
         manifest = Manifest(pipeline.output)
-        if manifest.generation() is None:
-            _list(config.get(CorpusConfig), manifest, retry)
-        damaged = _discard_damaged(manifest) if repair else {}
+        videos = manifest.generation()  # that an earlier run began to plan
+        if videos is None:
+            videos = _begin_generation(config.get(CorpusConfig), manifest, retry)
+        damaged = discard_damaged(manifest) if repair and videos is None else {}
         # A finished folder needs no Ray.
-        busy = manifest.generation() is not None or not all(manifest.committed(names) for _, names, _ in manifest.shards())
-        with cluster(pipeline) if busy else nullcontext():
-            if (videos := manifest.generation()) is not None:
-                plan(videos, pipeline, manifest, meter)
-            run = _encode(config, manifest, meter)
-        # Of workers that died while the job went on.
+        busy = videos is not None or not all(manifest.committed(names) for _, names, _ in manifest.shards())
+        with ray_session.session(pipeline) if busy else nullcontext():
+            if videos is not None:
+                plan_videos(videos, pipeline, manifest, meter)
+            totals = encode_groups(config, manifest, meter)
+        # Left by workers that died during the job.
         layout.remove_leftovers(pipeline.output)
-        summary = summarize(pipeline.output, manifest, run)
+        summary = summarize(pipeline.output, manifest, totals)
         print(describe(summary), flush=True)
-        _compare(manifest, damaged)
+        check_repaired(manifest, damaged)
         return summary
 
 
@@ -92,11 +91,11 @@ def _meter(config: Config) -> Iterator[Meter]:
         (folder / ADDRESS).unlink(missing_ok=True)
 
 
-# ---- planning -----------------------------------------------------------------------------------------------------
+def _begin_generation(corpus: CorpusConfig, manifest: Manifest, retry: bool) -> list[SourceVideo] | None:
+    """List the corpus and begin a generation with the videos that have no outcome yet; with `retry` also quarantined ones.
 
-
-def _list(corpus: CorpusConfig, manifest: Manifest, retry: bool) -> None:
-    """List the corpus; videos without an outcome yet (and, with `retry`, quarantined ones) make a new generation."""
+    Returns its videos, None where there is nothing to plan and no clip to encode again.
+    """
     known = manifest.known()
     again, clips = manifest.quarantined() if retry else (set(), [])
     listed = find(corpus)
@@ -105,49 +104,49 @@ def _list(corpus: CorpusConfig, manifest: Manifest, retry: bool) -> None:
         f"corpus: {len(listed)} videos, {len(new)} of them to plan" + (f", {len(clips)} clips again" if retry else ""),
         flush=True,
     )
-    if new or clips:
-        (manifest.folder / INDEX).unlink(missing_ok=True)
-        manifest.begin_generation(new, clips)
+    if not new and not clips:
+        return None
+    (manifest.folder / INDEX).unlink(missing_ok=True)
+    manifest.begin_generation(new, clips)
+    return new
 
 
-def _encode(config: Config, manifest: Manifest, meter: Meter) -> Run:
+def encode_groups(config: Config, manifest: Manifest, meter: Meter) -> RunTotals:
+    """Encode all groups that are not committed, counting the shards that are; returns what this run did."""
     pipeline = config.get(PipelineConfig)
     todo, clips_of, shards, ready = [], {}, 0, 0
-    _count_videos(manifest, meter)
-    for name in _COUNTED:
-        meter.inc(name, 0)
-    meter.inc("pipeline_decoder_deaths_total", 0, stage="encode")
+    count_plan(manifest, meter)
     for group, names, clips in manifest.shards():
         shards += len(names)
         clips_of[group] = clips
         for name in names:
             if manifest.committed([name]):
                 ready += 1
-                _publish(read_info(manifest.folder / f"{name}.parquet"), meter)
+                count_shard(read_info(manifest.folder / f"{name}.parquet"), meter)
         if not manifest.committed(names):
             todo.append(group)
     total = sum(clips_of.values())
     done = total - sum(clips_of[group] for group in todo)
     meter.set("pipeline_progress_ratio", ready / shards if shards else 1.0)
-    run = Run()
+    totals = RunTotals()
     if not todo:
-        return run
+        return totals
     (pipeline.output / INDEX).unlink(missing_ok=True)
     pool, fallbacks = Pool(config, todo, meter), Fallbacks(pipeline.decode_device, meter)
     try:
         with ProgressBar("encode", total, done=done) as progress:
             while pool.busy:
                 for report in pool.wait():
-                    run.add(report)
+                    totals.add(report)
                     ready += len(report.infos)
                     for info in report.infos:
-                        _publish(info, meter)
+                        count_shard(info, meter)
                     for stage, seconds in report.seconds.items():
                         meter.observe("pipeline_stage_seconds", seconds, stage=stage)
                     meter.inc("pipeline_decoder_deaths_total", report.decoder_deaths, stage="encode")
                     fallbacks.add("encode", report.software)
                     meter.set("pipeline_progress_ratio", ready / shards)
-                    progress.update(clips_of[report.group], note=f"{ready}/{shards} shards, {run.refused} clips refused")
+                    progress.update(clips_of[report.group], note=f"{ready}/{shards} shards, {totals.refused} clips refused")
     finally:
         pool.close()
-    return run
+    return totals

@@ -1,4 +1,7 @@
-"""DOC from pipeline/workers/encode_pool.py."""
+"""The encoding actor: one codec on one device, in a process of its own. It imports torch, which planning tasks must not.
+
+In:  numbers of shard groups. Out: committed shards and a `GroupReport` per group; heartbeats meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,23 @@ import torch
 
 from pipeline.config import PipelineConfig
 from pipeline.encoding.encoder import GroupEncoder, GroupReport
-from pipeline.workers.plan_task import stand_in
+from pipeline.workers.plan_task import enter_folder
 from tokenizer.codec import VideoCodec
 
-_remote: Any = ray.remote  # its types lack concurrency groups
+_remote: Any = ray.remote  # its type hints lack concurrency groups
 
 
 @_remote(max_restarts=0, concurrency_groups={"heartbeat": 1})
-class _EncodeActor:
-    """One codec on one device; owns whole shard groups. A thread beside the codec's answers heartbeats."""
+class EncodeActor:
+    """Owns whole shard groups, one after the other. Heartbeats are answered in a thread of their own."""
 
     def __init__(self, config: PipelineConfig, weights: Path, folder: Path) -> None:
-        stand_in(folder)
+        enter_folder(folder)
         self._config, self._weights = config, weights
         self._encoder: GroupEncoder | None = None
 
     def ready(self) -> int:
-        """Load the codec; errors reach the driver as they are."""
+        """Load the codec; its errors reach the driver unchanged. Returns the process id."""
         device = "cuda" if self._config.gpus_per_worker > 0 else "cpu"
         torch.set_num_threads(self._config.threads)
         codec = VideoCodec.load(self._weights, device=device, dtype=getattr(torch, self._config.dtype))
@@ -35,11 +38,11 @@ class _EncodeActor:
         return os.getpid()
 
     def encode(self, group: int, ahead: int | None) -> GroupReport:
-        """Encode and commit one group."""
+        """Encode and commit one group; `ahead` is decoded meanwhile."""
         assert self._encoder is not None
         return self._encoder.encode(group, ahead)
 
     @ray.method(concurrency_group="heartbeat")
     def beat(self) -> int:
-        """Say how much has been done so far (`GroupEncoder.steps`)."""
+        """Return how much has been done so far (`GroupEncoder.steps`)."""
         return self._encoder.steps if self._encoder is not None else 0

@@ -1,4 +1,4 @@
-"""DOC from pipeline/job/tokenize.py."""
+"""The metrics of a job: what it counts of videos, clips and shards, and which videos a decoding card left to the CPU."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from cluster.metrics import Meter
 from pipeline.shards.commit_record import ShardInfo
 from pipeline.shards.manifest import Manifest
 
-_COUNTED = ("pipeline_frames_total", "pipeline_tokens_total", "pipeline_shards_committed_total")
 
-
-def _count_videos(manifest: Manifest, meter: Meter) -> None:
+def count_plan(manifest: Manifest, meter: Meter) -> None:
+    """Count the planned and refused videos of a folder, and start the series of the encoding stage at 0."""
     used, refused = manifest.outcomes()
     meter.inc("pipeline_videos_total", used, outcome="planned")
     meter.inc("pipeline_videos_total", refused, outcome="refused")
+    for name in ("pipeline_frames_total", "pipeline_tokens_total", "pipeline_shards_committed_total"):
+        meter.inc(name, 0)
+    meter.inc("pipeline_decoder_deaths_total", 0, stage="encode")
 
 
-def _publish(info: ShardInfo, meter: Meter) -> None:
-    """Count a committed shard. A job that goes on counts what it finds first, so that its series go on where they stopped."""
+def count_shard(info: ShardInfo, meter: Meter) -> None:
+    """Count a committed shard. A resumed job first counts those that it finds, so that its series continue where they stopped."""
     meter.inc("pipeline_clips_total", info.samples, outcome="encoded", reason="")
     for reject in info.rejects:
         meter.inc("pipeline_clips_total", outcome="refused", reason=reject["reason"])
@@ -28,18 +30,18 @@ def _publish(info: ShardInfo, meter: Meter) -> None:
 
 
 class Fallbacks:
-    """Tells and counts what a decoding card has left to the CPU; each codec is told of once."""
+    """Counts the videos that a decoding card left to the CPU, and prints each video codec once."""
 
     def __init__(self, device: str, meter: Meter) -> None:
         self._device, self._meter = device, meter
-        self._told: set[str] = set()
+        self._printed: set[str] = set()
 
     def add(self, stage: str, software: Mapping[str, int]) -> None:
-        """Take the videos by codec of one report."""
+        """Count the videos per video codec of one report."""
         for codec, videos in sorted(software.items()):
             self._meter.inc("pipeline_software_decodes_total", videos, stage=stage, codec=codec)
-            if codec not in self._told:
-                self._told.add(codec)
+            if codec not in self._printed:
+                self._printed.add(codec)
                 print(
                     f"decode_device {self._device}: videos in {codec} that it cannot decode are decoded on the CPU", flush=True
                 )

@@ -1,7 +1,4 @@
-"""The planning task: some videos in, one part file out. It stands alone so that its workers need not import torch.
-
-Called by: pipeline.ray_planning.
-"""
+"""The planning task: some videos in, one part file out. It is a module of its own so that its workers need not import torch."""
 
 from __future__ import annotations
 
@@ -17,22 +14,22 @@ from pipeline.decoding import persistent
 from pipeline.planning.planner import plan_video, refused
 from pipeline.records import PartReport, SourceVideo
 from pipeline.shards.layout import SOURCES
-from pipeline.workers.heartbeat import Sign
+from pipeline.workers.heartbeat import HeartbeatFile
 
 
-def stand_in(folder: Path) -> None:
-    """Stand where the driver stands, so that relative paths of the corpus mean the same in a worker."""
+def enter_folder(folder: Path) -> None:
+    """Change to the driver's working folder, so that relative paths of the corpus mean the same in a worker."""
     if folder.is_dir():
         os.chdir(folder)
 
 
-def sign_of(part: Path) -> Path:
-    """Where the task of a part says how far it is (pipeline.signs)."""
+def heartbeat_path(part: Path) -> Path:
+    """Return the heartbeat file of the task that writes `part`."""
     return part.with_suffix(".at")
 
 
-def listed(part: Path) -> int:
-    """When the list of the generation that is being planned was written (nanoseconds); 0 for none."""
+def generation_stamp(part: Path) -> int:
+    """Return when the list of videos of the current generation was written (nanoseconds), 0 where there is none."""
     try:
         return part.with_name(SOURCES).stat().st_mtime_ns
     except FileNotFoundError:
@@ -43,29 +40,30 @@ def listed(part: Path) -> int:
 def plan_part(
     videos: list[SourceVideo], config: PipelineConfig, path: Path, folder: Path, hung: dict[int, str], stamp: int
 ) -> PartReport:
-    """Plan some videos and commit their part file. folder: the driver's.
+    """Plan some videos and commit their part file `path`. folder: the driver's working folder.
 
-    hung: videos, by their place, that are refused unseen because the task stood still over them, and what is said of each.
-    stamp: `listed` when the task was made; a task that was given up and wakes up later writes nothing into another generation.
+    hung: videos, by their index, to be refused without being opened because earlier tasks hung over them, each with the reason.
+    stamp: `generation_stamp` when the task was submitted; a task that was given up and wakes up later must not write its part into
+    another generation.
     """
-    stand_in(folder)
-    sign = Sign(sign_of(path))
-    sign.at(0)
+    enter_folder(folder)
+    heartbeat = HeartbeatFile(heartbeat_path(path))
+    heartbeat.at(0)
     captioner = None
     if config.captioner.weights is not None:
         from pipeline.planning.captioner import load
 
         captioner = load(config.captioner.model_dump_json())
     with persistent.DECODER.use(config.limits, config.decode_device) as decoder:
-        deaths, software, decoder.beat = decoder.deaths, Counter(decoder.software), sign.beat
+        deaths, software, decoder.beat = decoder.deaths, Counter(decoder.software), heartbeat.beat
         plans = []
         for number, video in enumerate(videos):
-            sign.at(number)
+            heartbeat.at(number)
             if number in hung:
                 plans.append(refused(video, "", "probe", "stalled", hung[number]))
             else:
                 plans.append(plan_video(video, config, decoder, captioner))
         deaths, software = decoder.deaths - deaths, decoder.software - software
-    if listed(path) == stamp:
+    if generation_stamp(path) == stamp:
         write_json(path, [plan.plain() for plan in plans])
     return PartReport(len(plans), sum(len(plan.clips) for plan in plans), deaths, dict(software))

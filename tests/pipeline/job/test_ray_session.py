@@ -43,7 +43,7 @@ def test_an_address_where_nobody_listens_ends_the_job_with_one_line(tmp_path: Pa
         )
     assert job.returncode == 1 and "Traceback" not in job.stderr, job.stderr
     (line,) = job.stderr.strip().splitlines()
-    assert f"cannot join the Ray cluster at RAY_ADDRESS={address}: nobody answers there" in line, line
+    assert f"cannot join the Ray cluster at RAY_ADDRESS={address}: nothing answers there" in line, line
     assert "`ray start --head`" in line and "unset it" in line
     assert time.monotonic() - began < 120, "Ray alone would try for minutes"
     assert not (tmp_path / "shards" / "index.parquet").exists()
@@ -56,25 +56,25 @@ def test_servers_that_do_not_come_up(kind: type[Exception], monkeypatch: pytest.
 
     monkeypatch.setattr(ray_session.ray, "init", fail)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    words = r"did not come up on this machine: The current node timed out during startup\.; .*RAY_raylet_start_wait_time_s"
-    with pytest.raises(JobError, match=words), ray_session.cluster(PipelineConfig()):
+    words = r"did not start on this machine: The current node timed out during startup\.; .*RAY_raylet_start_wait_time_s"
+    with pytest.raises(JobError, match=words), ray_session.session(PipelineConfig()):
         pytest.fail("there is no Ray")
     with socket.create_server(("127.0.0.1", 0)) as server:  # someone listens, but it is no Ray
         monkeypatch.setenv("RAY_ADDRESS", f"ray://127.0.0.1:{server.getsockname()[1]}")
         with (
             pytest.raises(JobError, match="cannot join the Ray cluster at RAY_ADDRESS=ray://"),
-            ray_session.cluster(PipelineConfig()),
+            ray_session.session(PipelineConfig()),
         ):
             pytest.fail("there is no Ray")
 
 
 def test_names_that_only_ray_resolves_are_left_to_it() -> None:
-    assert [ray_session._unanswered(name) for name in ("auto", "local", "host:port")] == ["", "", ""]
+    assert [ray_session._refusal(name) for name in ("auto", "local", "host:port")] == ["", "", ""]
 
 
 def test_a_card_that_ray_does_not_have(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Its workers would wait for ever: an error on this machine, a line on a cluster, which may grow."""
-    look, cards = ray_session._look_for_cards, {"CPU": 2.0}
+    look, cards = ray_session._check_gpus, {"CPU": 2.0}
     monkeypatch.setattr(ray_session.ray, "cluster_resources", lambda: cards)
     look(PipelineConfig(), joined=False)
     config = PipelineConfig(decode_device="cuda", gpus_per_worker=0.5)
@@ -83,6 +83,6 @@ def test_a_card_that_ray_does_not_have(monkeypatch: pytest.MonkeyPatch, capsys: 
     ):
         look(config, joined=False)
     look(config, joined=True)
-    assert "the cluster has no GPU yet, and the job waits for one" in capsys.readouterr().out
+    assert "the cluster has no GPU yet; the job waits for one" in capsys.readouterr().out
     cards["GPU"] = 1.0
     look(config, joined=False)

@@ -22,6 +22,7 @@ import torch
 
 from cluster.config import ConfigError, load
 from cluster.metrics import Meter
+from cluster.runtime.atomic_files import DiskFull
 from pipeline.corpus.listing import SourceError
 from pipeline.job import tokenize
 from pipeline.job.dataset_json import ConfigChanged
@@ -119,11 +120,11 @@ def test_two_workers_give_the_same_digest(
     assert grid.stat().st_size > 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(tokenize, "cluster", lambda _: pytest.fail("a finished folder needs no Ray"))
+        patch.setattr(tokenize.ray_session, "session", lambda _: pytest.fail("a finished folder needs no Ray"))
         again = tokenize.tokenize(load(config, ["pipeline.workers=1"]))
     assert (again.digest, again.new_shards) == (summary.digest, 0), "running again finds nothing to do"
     meter = Meter()
-    assert tokenize._encode(load(config), Manifest(tmp_path / "shards"), meter).new_shards == 0
+    assert tokenize.encode_groups(load(config), Manifest(tmp_path / "shards"), meter).new_shards == 0
     counted = {name: meter.registry.get_sample_value(f"videoar_pipeline_{name}_total") for name in ("tokens", "frames")}
     assert counted == {"tokens": summary.tokens, "frames": summary.frames}, "series go on where an earlier run stopped"
     videos = [meter.registry.get_sample_value("videoar_pipeline_videos_total", {"outcome": o}) for o in ("planned", "refused")]
@@ -193,7 +194,7 @@ def test_user_errors_are_one_line(config: Path, tmp_path: Path, weights: Path, c
 
 def test_a_full_disk_stops_the_job_and_running_again_goes_on(config: Path, tmp_path: Path, cluster: None, clips: Path) -> None:
     only = [f"corpus.videos=[{clips / 'carphone_distorted.mp4'}]"]
-    with pytest.raises(tokenize.ledger.DiskFull, match="free some space and run again"):
+    with pytest.raises(DiskFull, match="free some space and run again"):
         tokenize.tokenize(load(config, [*only, "pipeline.min_free_gb=1000000000"]))
     assert tokenize.tokenize(load(config, only)).encoded > 0
 
@@ -305,7 +306,7 @@ def test_kills_leave_no_trace(undisturbed: tokenize.Summary, config: Path, tmp_p
             assert "videoar_pipeline_shards_committed_total" in answer.read().decode()
         killed = set()
         for child in psutil.Process(job.pid).children(recursive=True):
-            if "_EncodeActor" in command_of(child) or "pipeline.decoding" in command_of(child):
+            if "EncodeActor" in command_of(child) or "pipeline.decoding" in command_of(child):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.send_signal(signal.SIGKILL)
                     killed.add(child.pid)
@@ -317,16 +318,16 @@ def test_kills_leave_no_trace(undisturbed: tokenize.Summary, config: Path, tmp_p
         frozen.suspend()
         out, _ = job.communicate(timeout=240)
         assert job.returncode == 0, out
-        assert "no clip for pipeline.stall_seconds = 25 s; ending it" in out and not frozen.is_running()
+        assert "no clip for pipeline.stall_seconds = 25 s; killing it" in out and not frozen.is_running()
     assert undisturbed.digest in out and verify.digest(shards) == undisturbed.digest
     assert verify.verify(shards).sound
     assert not list(shards.rglob("*.tmp"))
 
 
 NEVER = """
-import types, pipeline.ray_pool as pool
-pool._BEGIN, make = 15.0, pool._EncodeActor.options
-pool._EncodeActor = types.SimpleNamespace(options=lambda **chosen: make(**{**chosen, "num_cpus": 999}))
+import types, pipeline.workers.encode_pool as pool
+pool.START_SECONDS, make = 15.0, pool.EncodeActor.options
+pool.EncodeActor = types.SimpleNamespace(options=lambda **chosen: make(**{**chosen, "num_cpus": 999}))
 """
 
 
@@ -338,7 +339,7 @@ def test_a_worker_that_does_not_begin_is_asked_for_anew(config: Path, monkeypatc
         assert job.stdout is not None
         for line in job.stdout:
             said.append(line)
-            if sum("worker 0: has not begun for 15 s; asking for another" in one for one in said) == 2:
+            if sum("worker 0: has not started within 15 s; requesting another" in one for one in said) == 2:
                 break
         # pipeline.worker_deaths is 1: none of these counts
         assert job.poll() is None, "".join(said)

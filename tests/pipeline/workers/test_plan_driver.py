@@ -1,4 +1,4 @@
-"""A planning task that hangs outside of its decoding child: found by its signs, tried again, its video quarantined."""
+"""A planning task that hangs outside of its decoding child: found by its heartbeat, tried again, its video quarantined."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def cluster() -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def freeze(sign: Path, found: list[psutil.Process]) -> None:
+def freeze(heartbeat: Path, found: list[psutil.Process]) -> None:
     """Suspend our planning worker when it is at the second video, as a host in trouble would."""
-    while not (sign.exists() and sign.read_text().startswith("1 ")):
+    while not (heartbeat.exists() and heartbeat.read_text().startswith("1 ")):
         time.sleep(0.05)
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -54,7 +54,7 @@ def test_a_video_that_planning_hangs_over_is_quarantined_alone(
 
     frozen: the first time the whole worker stands still beside; on this cluster of one CPU it must be gone before another begins.
     """
-    monkeypatch.setattr(plan_driver, "_LOOK", 1.0)
+    monkeypatch.setattr(plan_driver, "POLL_SECONDS", 1.0)
     config = PipelineConfig(
         output=tmp_path,
         buckets=(Bucket(frames=5, height=32, width=32),),
@@ -74,10 +74,10 @@ def test_a_video_that_planning_hangs_over_is_quarantined_alone(
         assert videos is not None
         suspended: list[psutil.Process] = []
         if frozen:
-            threading.Thread(target=freeze, args=(plan_driver.sign_of(manifest.part(0)), suspended), daemon=True).start()
-        plan_driver.plan(videos, config, manifest, meter)
+            threading.Thread(target=freeze, args=(plan_driver.heartbeat_path(manifest.part(0)), suspended), daemon=True).start()
+        plan_driver.plan_videos(videos, config, manifest, meter)
     assert len(suspended) == frozen and psutil.wait_procs(suspended, timeout=30)[1] == [], "the frozen worker is gone"
-    assert capfd.readouterr().out.count(f"nothing moved for pipeline.stall_seconds = 12 s over {names[1]}") == 2
+    assert capfd.readouterr().out.count(f"no progress for pipeline.stall_seconds = 12 s over {names[1]}") == 2
     (reject,) = [r for r in manifest.rejects() if r.reason != "too_short"]
     assert (reject.source, reject.stage, reject.reason) == (names[1], "probe", "stalled")
     assert "quarantined after 2 attempts" in reject.detail
@@ -85,18 +85,6 @@ def test_a_video_that_planning_hangs_over_is_quarantined_alone(
     assert manifest.outcomes() == (2, 1) and manifest.quarantined()[0] == {names[1]}, "--retry takes it up again"
     assert meter.registry.get_sample_value("videoar_pipeline_retries_total", {"stage": "plan"}) == 2
     assert not (tmp_path / PLAN).exists()
-
-
-def test_a_task_that_wakes_up_late_writes_nothing_into_another_generation(clips: Path, tmp_path: Path) -> None:
-    config, manifest = PipelineConfig(output=tmp_path), Manifest(tmp_path)
-    video = SourceVideo(str(clips / "carphone_distorted.mp4"))
-    manifest.begin_generation([video])
-    part = manifest.part(0).absolute()
-    stamp = plan_driver.listed(part)
-    task = plan_driver.plan_part
-    manifest.begin_generation([video])  # the next one
-    assert ray.get(task.remote([video], config, part, Path.cwd(), {}, stamp))[0] == 1 and not part.exists()
-    assert ray.get(task.remote([video], config, part, Path.cwd(), {}, plan_driver.listed(part)))[0] == 1 and part.exists()
 
 
 def test_a_card_that_is_not_there_stops_the_job_and_refuses_no_video(clips: Path, tmp_path: Path) -> None:
@@ -107,5 +95,5 @@ def test_a_card_that_is_not_there_stops_the_job_and_refuses_no_video(clips: Path
     videos = manifest.generation()
     assert videos is not None
     with pytest.raises(DeviceError, match=r"pipeline\.decode_device: cannot open cuda:63 .* set pipeline\.decode_device=cpu"):
-        plan_driver.plan(videos, config, manifest, Meter())
+        plan_driver.plan_videos(videos, config, manifest, Meter())
     assert manifest.rejects() == [] and manifest.groups() == 0 and manifest.generation() == videos, "running again goes on"

@@ -1,0 +1,52 @@
+"""Encoding without Ray: real videos planned into a folder, and its groups encoded with the fake codec."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.runtime.atomic_files import write_json
+from pipeline.config import PipelineConfig
+from pipeline.decoding.process import DecoderProcess
+from pipeline.encoding.encoder import GroupEncoder
+from pipeline.planning.merge import merge
+from pipeline.planning.planner import plan_video
+from pipeline.records import Bucket, SourceVideo
+from pipeline.shards.manifest import Manifest
+from tests.helpers.fakes import FakeCodec
+
+BUCKETS = (Bucket(frames=5, height=32, width=32), Bucket(frames=9, height=32, width=48))
+
+
+def config(tmp_path: Path, **fields: object) -> PipelineConfig:
+    return PipelineConfig(output=tmp_path / "shards", buckets=BUCKETS, clips_per_shard=3, batch=2, min_free_gb=0, **fields)  # type: ignore[arg-type]
+
+
+def planned(folder: Path, videos: Sequence[Path], config: PipelineConfig, move: str = "") -> Path:
+    """Plan real videos into `folder`; `move` names one that is planned and then gone."""
+    manifest = Manifest(folder)
+    for name in ("clips.parquet", "rejects.parquet"):
+        (folder / name).unlink(missing_ok=True)
+    sources = [SourceVideo(str(path)) for path in videos]
+    manifest.begin_generation(sources)
+    with DecoderProcess(config.limits) as decoder:
+        plans = [plan_video(video, config, decoder) for video in sources]
+    parts = [plan.plain() for plan in plans]
+    if move:
+        for part in parts:
+            for planned_clip in part["clips"]:
+                if planned_clip["source"].endswith(move):
+                    planned_clip["source"] = f"/gone/{move}"
+    write_json(manifest.part(0), parts)
+    merge(manifest, config, 1)
+    return folder
+
+
+def encode_all(folder: Path, settings: PipelineConfig) -> tuple[FakeCodec, dict[str, bytes]]:
+    codec = FakeCodec()
+    encoder = GroupEncoder(folder, settings, codec)
+    groups = Manifest(folder).groups()
+    for group in range(groups):
+        encoder.encode(group, group + 1 if group + 1 < groups else None)
+    encoder.close()
+    return codec, {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.glob("*/shard-*"))}
