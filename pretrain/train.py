@@ -1,60 +1,56 @@
 """The training job: what `deepspeed --module pretrain.train -c CFG [section.key=value ...]` starts on every rank.
 
-In:  a configuration, token shards, the newest checkpoint of RUN when there is one.
+In:  a configuration, token shards, the newest checkpoint of RUN if there is one.
 Out: RUN/ with checkpoints, metrics.jsonl, samples; exit code 0 finished, 75 stopped cleanly with a checkpoint (SIGTERM, RUN/stop,
-     train.stop_after: run the same command again), 2 a configuration that cannot run, 1 any other error.
-Called by: the deepspeed launcher, `videoar train`, `videoar launch`.
+     train.stop_after: the same command continues), 2 a configuration that cannot run, 1 any other error.
 
-    order ─▶ loader ─▶ forward ─▶ sum over ranks ─▶ verdict ─▶ backward ─▶ optimizer step ─▶ report ─▶ checkpoint
-    (a pure function of the step)    (loss, flags)   (the same on all ranks)
+    order ─▶ loader ─▶ forward ─▶ all-reduce ─▶ guard ─▶ backward ─▶ optimizer step ─▶ checkpoint ─▶ report
+    (a pure function of the step) (loss, flags)  (the same verdict on all ranks)
+
+Every rank takes the same path: what the loop decides depends only on the step and on sums over all ranks.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
-import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cluster.config import Config, ConfigError, MetricsConfig, RunConfig, load
-from cluster.metrics import MetricsPortError, StepReport
+from cluster.config import Config, MetricsConfig, RunConfig, load
+from cluster.metrics import StepReport
 from cluster.runtime import checkpoint_folders
-from cluster.runtime.exit_codes import STOPPED
+from cluster.runtime.errors import ErrorReport, is_ours, one_line
+from cluster.runtime.exit_codes import DONE, STOPPED
 from cluster.runtime.process_group import connect, disconnect, leave
-from pretrain.checkpoint import reader, train_state, writer
-from pretrain.checkpoint.train_state import TrainState
-from pretrain.checkpoint.writer import CHECKPOINTS
+from pretrain.checkpoint.train_state import TrainState, past_digest
+from pretrain.checkpoint.writer import CHECKPOINTS, Checkpoints
 from pretrain.data.config import CurriculumConfig
-from pretrain.data.curriculum import Curriculum, CurriculumError, CurriculumStep, Streams, counted
-from pretrain.data.loader import Loader, LoaderConfig
+from pretrain.data.curriculum import Curriculum, counted
+from pretrain.data.loader import Loader, LoaderConfig, StepData
 from pretrain.data.sample_order import Order
-from pretrain.data.token_datasets import TokenDatasets
 from pretrain.engine.config import DeepSpeedConfig, TrainConfig
-from pretrain.engine.deepspeed_config import EngineError, check_compiler, zero_stage
+from pretrain.engine.deepspeed_config import check_compiler
 from pretrain.engine.ema import Ema
 from pretrain.engine.engine import Engine
-from pretrain.engine.lr_schedule import learning_rate
+from pretrain.engine.optimizer import learning_rate
 from pretrain.estimate import hardware
+from pretrain.loop import resume
 from pretrain.loop.guard import Guard
-from pretrain.loop.periodic_samples import Showcase
+from pretrain.loop.job import Job, banner, build, enter_stage, open_datasets
+from pretrain.loop.periodic_samples import PeriodicSamples
 from pretrain.loop.preemption import StopRequest
-from pretrain.loop.startup_banner import banner
-from pretrain.loop.step_metrics import Clock, Figures, read_ids, step_flops
+from pretrain.loop.step_metrics import Clock, GlobalMetrics, StepFlags, read_ids, step_flops
 from pretrain.loop.validation import Validation
 from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
-from pretrain.model.transformer import VideoAR
-from pretrain.objective.config import ObjectiveConfig, stage_objective
-from pretrain.objective.objective import Objective
 from pretrain.objective.sequence_parallel import SequenceGroups
-from pretrain.runs import provenance, run_files
-from pretrain.runs.run_logger import Journal
-from tokenizer.quantization.codec_spec import CodecSpec
+from pretrain.runs import provenance, run_logger
+from pretrain.runs.run_logger import RunLogger
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,192 +62,169 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
-    config: Config | None = None
+    rank = int(os.environ.get("RANK", "0"))
+    run_dir: Path | None = None
+    code = DONE
+    report = ErrorReport(f"error: rank {rank}: " if rank else "error: ", lambda: run_dir and run_logger.log_file(run_dir, rank))
     try:
-        config = load(arguments.config, arguments.overrides)
-        return run(config)
-    except (ValueError, OSError, RuntimeError) as error:
-        rank = int(os.environ.get("RANK", "0"))
-        if config is not None:
-            run_files.mark_failed(config.get(RunConfig).dir, str(error))
-        print(f"error: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
-        return (
-            2
-            if isinstance(error, ConfigError | EngineError | CurriculumError | MetricsPortError | train_state.ResumeError)
-            else 1
-        )
+        with report:
+            config = load(arguments.config, arguments.overrides)
+            run_dir = config.get(RunConfig).dir
+            code = run(config)
+        if report.error is None:
+            return code
+        if run_dir is not None:
+            error = report.error
+            run_logger.mark_failed(run_dir, one_line(error) if is_ours(error) else f"{type(error).__name__}: {error}")
+        return report.code
     finally:
         disconnect()
 
 
 def run(config: Config) -> int:
     """Train to the end of the curriculum, or to a request to stop. Returns the exit code."""
-    train, deepspeed, folder = config.get(TrainConfig), config.get(DeepSpeedConfig), config.get(RunConfig).dir
+    train, model, run_dir = config.get(TrainConfig), config.get(ModelConfig), config.get(RunConfig).dir
     seed = config.get(RunConfig).seed
-    data = config.get(CurriculumConfig)
-    stop = StopRequest(folder, train.stop_after)
+    stop = StopRequest(run_dir, train.stop_after)
     ranks = connect(train.collective_timeout, train.threads)
-    folders = data.shards or (Path(config.plain()["pipeline"]["output"]),)
-    corpus = TokenDatasets.open(folders, Streams(data), data.weights, cache=data.cache, cache_gb=data.cache_gb)
-    data = counted(data, corpus.spec)
+    datasets = open_datasets(config)
+    data = counted(config.get(CurriculumConfig), datasets.spec)
     curriculum = Curriculum(data)
-    provenance.agree(ranks.all_gather(provenance.identity(config, corpus.digest)), ranks.hosts)
-    text = TextTokenizer.make(config.get(ModelConfig))
-    groups = SequenceGroups(ranks, curriculum.stages, config.get(ModelConfig).heads, train.collective_timeout)
+    provenance.agree(ranks.all_gather(provenance.identity(config, datasets.digest)), ranks.hosts)
+    text = TextTokenizer.make(model)
+    groups = SequenceGroups(ranks, curriculum.stages, model.heads, train.collective_timeout)
 
-    with Journal(
-        folder, ranks.rank, config.get(MetricsConfig), log_every=train.log_every, tensorboard=train.tensorboard
-    ) as journal:
-        # Where to go on from: rank 0 looks, all ranks do the same.
-        if ranks.rank == 0:
-            checkpoint_folders.remove_leftovers(folder / CHECKPOINTS)
-        found: Path | None = ranks.broadcast(
-            checkpoint_folders.newest(folder / CHECKPOINTS, journal.say) if ranks.rank == 0 else None
-        )
-        saved = None if found is None else TrainState.read(found / "state.json")
-        step = 0 if saved is None else saved.step
-        fresh = TrainState(
-            step=step, stage=0, stage_ends=False, tokens=0 if saved is None else saved.tokens, world=ranks.world,
-            zero_stage=zero_stage(deepspeed), optimizer=train.optimizer, seed=seed, data_digest=corpus.digest,
-            tokenizer=corpus.spec.plain(), model=config.get(ModelConfig).model_dump(mode="json"),
-            past=train_state.past_digest(data, step), has_ema=train.ema > 0,
-        )  # fmt: skip
-        if saved is not None and found is not None:
-            for note in saved.check(fresh, accept_new_data=train.accept_new_data, folder=found):
-                journal.say(note)
+    with RunLogger(
+        run_dir, ranks.rank, config.get(MetricsConfig), log_every=train.log_every, tensorboard=train.tensorboard
+    ) as logger:
+        start = resume.find(config, data, datasets, ranks, logger.log)
+        step = start.state.step
         if step >= curriculum.steps:
-            journal.say(f"{folder}: finished, all {curriculum.steps} steps are trained (newest checkpoint {found})")
-            return 0
-
-        # The model, and its state if there is one.
-        source = found
-        universal = saved is not None and reader.needs_universal(saved, ranks)
-        if universal and found is not None:
-            journal.say(
-                f"{found.name} was written by {saved.world if saved else 0} ranks, this job has {ranks.world}: converting"
-            )
-            source = ranks.broadcast(reader.to_universal(found) if ranks.rank == 0 else None)
-        check_compiler(config.get(ModelConfig).compile, ranks.device)
-        engine = Engine(lambda: build(config, corpus.spec, text), train, deepspeed, ranks, seed=seed, universal=universal)
+            logger.log(f"{run_dir}: finished, all {curriculum.steps} steps are trained (newest checkpoint {start.checkpoint})")
+            return DONE
+        source = start.source(ranks, logger.log)
+        check_compiler(model.compile, ranks.device)
+        engine = Engine(
+            lambda: build(config, datasets.spec, text), train, config.get(DeepSpeedConfig), ranks,
+            seed=seed, universal=start.universal,
+        )  # fmt: skip
         ema = Ema(train.ema) if train.ema else None
-        guard = Guard(train.spike_sigma, train.max_skips, folder / "skipped.jsonl" if ranks.rank == 0 else None)
-        if saved is not None and found is not None and source is not None:
-            reader.load(engine, found, source, ema)
-            guard.restore(saved.guard)
-            if universal and ranks.rank == 0:
-                shutil.rmtree(source)
-        elif ema is not None:
-            ema.start(engine.slices())
-        if ranks.rank == 0:
-            run_files.truncate_metrics(folder / "metrics.jsonl", step)
-            provenance.write_provenance(folder, config, data_digest=corpus.digest, hosts=ranks.hosts, resumed_from=step)
-            run_files.write_status(folder, "running", step, curriculum.steps)
-        for words in banner(config, curriculum, corpus, engine, step):
-            journal.say(words)
-
-        # The loop.
-        order = Order(seed, curriculum, {name: corpus.sources(name) for name in curriculum.streams()}, train.shuffle_window)
-        saver = writer.Checkpoints(folder, ranks, train.keep_checkpoints, journal.say)
-        validation = Validation.make(config, curriculum, text, ranks, groups)
-        showcase = Showcase(config, corpus, text, ranks, journal.say)
-        peak = hardware.peak_flops(ranks.device, engine.dtype, torch.get_num_threads()) * ranks.world
-        tokens = fresh.tokens
+        guard = Guard(train.spike_sigma, train.max_skips, run_dir / "skipped.jsonl" if ranks.first else None)
+        start.restore(source, engine, ema, guard)
+        if ranks.first:
+            run_logger.truncate_metrics(run_dir / "metrics.jsonl", step)
+            provenance.write_provenance(run_dir, config, data_digest=datasets.digest, hosts=ranks.hosts, resumed_from=step)
+            run_logger.write_status(run_dir, "running", step, curriculum.steps)
+        for line in banner(config, curriculum, datasets, engine, step):
+            logger.log(line)
+        job = Job(
+            config=config, data=data, curriculum=curriculum, datasets=datasets, ranks=ranks, groups=groups, stop=stop,
+            logger=logger, engine=engine, ema=ema, guard=guard,
+            saver=Checkpoints(run_dir, ranks, train.keep_checkpoints, logger.log),
+            validation=Validation.make(config, curriculum, text, ranks, groups),
+            samples=PeriodicSamples(config, datasets, text, ranks, logger.log),
+            peak_flops=hardware.peak_flops(ranks.device, engine.dtype, torch.get_num_threads()) * ranks.world,
+        )  # fmt: skip
+        order = Order(seed, curriculum, {name: datasets.sources(name) for name in curriculum.streams()}, train.shuffle_window)
         loading = LoaderConfig(
-            micro_batch=train.micro_batch, text_length=config.get(ModelConfig).text_length, pack_tokens=train.pack_tokens,
+            micro_batch=train.micro_batch, text_length=model.text_length, pack_tokens=train.pack_tokens,
             pack_above=train.pack_above, prefetch=train.prefetch, pin=ranks.device.type == "cuda",
         )  # fmt: skip
         steps = range(step + 1, curriculum.steps + 1)
-        with Loader(corpus, order, text, loading, rank=ranks.rank, world=ranks.world, steps=steps) as loader:
-            clock = Clock()
-            for item in loader:
-                clock.mark("data")
-                place = item.curriculum_step
-                step, rate = place.step, learning_rate(place.step, train, curriculum)
-                window, frame_mask = enter(place, engine.module, config)
-
-                totals: dict[str, Tensor] = {}
-                reason, figures = "", Figures({}, ())
-                for number, batch in enumerate(item.batches):
-                    last = number == len(item.batches) - 1
-                    out = engine.forward(batch.to(ranks.device), window, frame_mask, groups.of(place.stage), last=last)
-                    totals = {k: v.detach().double() + totals.get(k, 0.0) for k, v in out.items()}
-                    if last:
-                        flags = (float(item.tokens), float(len(item.replaced)), float(stop.asked(step)), *saver.flags())
-                        figures = Figures.summed(totals, flags, ranks)
-                        reason = guard.verdict(figures.loss)
-                    clock.mark("forward")
-                    engine.backward(out["loss"], poison=bool(reason))
-                    clock.mark("backward")
-                outcome = engine.step(rate)
-                if not outcome.applied and not reason:
-                    reason = "nonfinite_gradient"
-                if ema is not None and outcome.applied:
-                    ema.update(engine.slices())
-                clock.mark("optimizer")
-
-                ids = read_ids(item, figures.flags[1] > 0, ranks, journal)
-                guard.record(step, figures.loss, outcome.grad_norm, reason, ids)
-                tokens += round(figures.flags[0])
-                stopping = figures.flags[2] > 0
-                saver.settle(*figures.flags[3:5])
-                if stopping or place.stage_ends or step % train.checkpoint_every == 0:
-                    now = TrainState(
-                        **{**vars(fresh), "step": step, "stage": place.stage_number, "stage_ends": place.stage_ends,
-                           "tokens": tokens, "past": train_state.past_digest(data, step), "guard": guard.plain()}
-                    )  # fmt: skip
-                    journal.meter.set("train_checkpoint_seconds", saver.save(engine, now, ema, config.yaml()))
-                clock.mark("checkpoint")
-
-                seconds = clock.end()
-                report = StepReport(
-                    step=step, stage=place.stage_number, stage_name=place.stage.name, bucket=place.mix.shape,
-                    loss=figures.loss, scale_loss=figures.by_scale("scale_loss", corpus, place.stream),
-                    bit_accuracy=figures.by_scale("scale_accuracy", corpus, place.stream), grad_norm=outcome.grad_norm,
-                    learning_rate=rate, tokens=round(figures.flags[0]), seconds=seconds, memory=engine.memory(),
-                    skipped=reason, frame_loss=figures.values["frame_loss"], sample_ids=ids,
-                    mfu=step_flops(config, engine, corpus, item, window) / seconds["total"] / peak,
-                )  # fmt: skip
-                # A checkpoint becomes whole in a later `settle`, so no resume finds one whose last line is missing.
-                journal.step(report, curriculum.steps, ranks.world)
-                guard.check(step, reason)
-                if saver.last_saved:
-                    journal.meter.set("train_checkpoint_last_success_timestamp_seconds", saver.last_saved)
-                if validation is not None and validation.due(place):
-                    journal.values(step, validation.run(engine, place, journal.say, folder))
-                if showcase.due(place):
-                    showcase.make(engine, place)
-                if stopping:
-                    saver.finish()
-                    why = "; ".join(sorted({text for text in ranks.all_gather(stop.reason) if text}))
-                    journal.say(f"stopped after step {step} ({why}); run the same command to go on")
-                    if ranks.rank == 0:
-                        stop.clear()
-                        run_files.write_status(folder, "stopped", step, curriculum.steps, why)
-                    return STOPPED
-                clock.restart()
-        saver.finish()
-        if ranks.rank == 0:
-            run_files.write_status(folder, "finished", step, curriculum.steps)
-        journal.say(
-            f"finished: {curriculum.steps} steps, {tokens:,} tokens, checkpoint {checkpoint_folders.folder_of(folder / CHECKPOINTS, step)}"
-        )
-        return 0
+        with Loader(datasets, order, text, loading, rank=ranks.rank, world=ranks.world, steps=steps) as loader:
+            return loop(job, loader, start.state)
 
 
-def build(config: Config, spec: CodecSpec, text: TextTokenizer) -> nn.Module:
-    """Return the Objective around a new VideoAR; weights come from torch's seed."""
-    model = VideoAR(config.get(ModelConfig), spec.bits, text.vocabulary)
-    return Objective(model, config.get(ObjectiveConfig), spec)
+def loop(job: Job, loader: Loader, start: TrainState) -> int:
+    """Train one step after the other, to the end or to a request to stop. Returns the exit code."""
+    config, ranks, engine, logger = job.config, job.ranks, job.engine, job.logger
+    train, run_dir, steps = config.get(TrainConfig), config.get(RunConfig).dir, job.curriculum.steps
+    step, tokens = start.step, start.tokens
+    clock = Clock()
+    for item in loader:
+        clock.mark("data")
+        at = item.curriculum_step
+        step, rate = at.step, learning_rate(at.step, train, job.curriculum)
+        window, frame_mask = enter_stage(at, engine.module, config)
+        metrics, reason = accumulate(job, item, window, frame_mask, clock)
+        outcome = engine.step(rate)
+        if not outcome.applied and not reason:
+            reason = "nonfinite_gradient"
+        if job.ema is not None and outcome.applied:
+            job.ema.update(engine.slices())
+        clock.mark("optimizer")
+
+        flags = metrics.flags
+        ids = read_ids(item, flags.replaced > 0, ranks, logger)
+        job.guard.record(step, metrics.loss, outcome.grad_norm, reason, ids)
+        tokens += round(flags.tokens)
+        job.saver.settle(flags.files_written, flags.write_failed)
+        if flags.stop > 0 or at.stage_ends or step % train.checkpoint_every == 0:
+            state = replace(
+                start, step=step, stage=at.stage_number, stage_ends=at.stage_ends, tokens=tokens,
+                past=past_digest(job.data, step), guard=job.guard.plain(),
+            )  # fmt: skip
+            logger.meter.set("train_checkpoint_seconds", job.saver.save(engine, state, job.ema, config.yaml()))
+        clock.mark("checkpoint")
+
+        seconds = clock.end()
+        report = StepReport(
+            step=step, stage=at.stage_number, stage_name=at.stage.name, bucket=at.mix.shape,
+            loss=metrics.loss, scale_loss=metrics.by_scale("scale_loss", job.datasets, at.stream),
+            bit_accuracy=metrics.by_scale("scale_accuracy", job.datasets, at.stream), grad_norm=outcome.grad_norm,
+            learning_rate=rate, tokens=round(flags.tokens), seconds=seconds, memory=engine.memory(),
+            skipped=reason, frame_loss=metrics.values["frame_loss"], sample_ids=ids,
+            mfu=step_flops(config, engine, job.datasets, item, window) / seconds["total"] / job.peak_flops,
+        )  # fmt: skip
+        # The step's checkpoint is published in a later `settle`: no resume finds one whose step is missing from metrics.jsonl.
+        logger.step(report, steps, ranks.world)
+        job.guard.check(step, reason)
+        if job.saver.last_saved:
+            logger.meter.set("train_checkpoint_last_success_timestamp_seconds", job.saver.last_saved)
+        if job.validation is not None and job.validation.due(at):
+            logger.scalars(step, job.validation.run(engine, at, logger.log, run_dir))
+        if job.samples.due(at):
+            job.samples.make(engine, at)
+        if flags.stop > 0:
+            job.saver.finish()
+            why = "; ".join(sorted({reason for reason in ranks.all_gather(job.stop.reason) if reason}))
+            logger.log(f"stopped after step {step} ({why}); run the same command to continue")
+            if ranks.first:
+                job.stop.clear()
+                run_logger.write_status(run_dir, "stopped", step, steps, why)
+            return STOPPED
+        clock.restart()
+    job.saver.finish()
+    if ranks.first:
+        run_logger.write_status(run_dir, "finished", step, steps)
+    checkpoint = checkpoint_folders.folder_of(run_dir / CHECKPOINTS, step)
+    logger.log(f"finished: {steps} steps, {tokens:,} tokens, checkpoint {checkpoint}")
+    return DONE
 
 
-def enter(place: CurriculumStep, module: nn.Module, config: Config) -> tuple[int, float]:
-    """Give the Objective its stage's corruption and checkpointing. Returns attention window and frame mask of the step."""
-    assert isinstance(module, Objective)
-    asked = stage_objective(place.stage, config.get(ObjectiveConfig))
-    policy = place.stage.activation_checkpointing or config.get(TrainConfig).activation_checkpointing
-    module.config = asked
-    module.model.activation_checkpointing, module.model.selective = policy == "full", policy == "selective"
-    return asked.window, asked.frame_mask
+def accumulate(job: Job, item: StepData, window: int, frame_mask: float, clock: Clock) -> tuple[GlobalMetrics, str]:
+    """Run forward and backward on the micro-batches of a step. Returns its metrics, and why it must be skipped or an empty text.
+
+    The sums over ranks are made before the last backward, which is the last chance to drop the step on all ranks.
+    """
+    at, totals = item.curriculum_step, dict[str, Tensor]()
+    metrics, reason = GlobalMetrics({}, StepFlags()), ""
+    for number, batch in enumerate(item.batches):
+        last = number == len(item.batches) - 1
+        out = job.engine.forward(batch.to(job.ranks.device), window, frame_mask, job.groups.of(at.stage), last=last)
+        totals = {k: v.detach().double() + totals.get(k, 0.0) for k, v in out.items()}
+        if last:
+            stop = float(job.stop.asked(at.step))
+            written, failed = job.saver.flags()
+            flags = StepFlags(
+                tokens=item.tokens, replaced=len(item.replaced), stop=stop, files_written=written, write_failed=failed
+            )
+            metrics = GlobalMetrics.reduce(totals, job.ranks, flags)
+            reason = job.guard.verdict(metrics.loss)
+        clock.mark("forward")
+        job.engine.backward(out["loss"], poison=bool(reason))
+        clock.mark("backward")
+    return metrics, reason
 
 
 if __name__ == "__main__":

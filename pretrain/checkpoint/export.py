@@ -1,11 +1,10 @@
-"""A checkpoint made portable: one safetensors file, one JSON file; and a model from it in two lines.
+"""A checkpoint made portable: one safetensors file and one JSON file, and a model from them in two lines.
 
-    from pretrain.export import load_model
+    from pretrain.checkpoint.export import load_model
     model = load_model("export/")                  # a VideoAR in eval mode
 
 In:  a run folder or one checkpoint folder.
-Out: OUT/model.safetensors (fp32 or bfloat16, whole tensors), OUT/model.json (model section, tokenizer spec and digest, step).
-Called by: `videoar export`, `videoar sample`, `videoar eval`.
+Out: OUT/model.safetensors (whole tensors, fp32 or bfloat16), OUT/model.json (model section, tokenizer spec and digest, step).
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ from safetensors.torch import load_file, save_file
 from cluster.config import load as load_config
 from cluster.runtime import checkpoint_folders
 from cluster.runtime.atomic_files import write_text
-from pretrain.checkpoint import reader
-from pretrain.checkpoint.consolidate import read_ema
+from pretrain.checkpoint.reader import read_ema, read_weights
 from pretrain.checkpoint.train_state import TrainState
 from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
@@ -31,7 +29,7 @@ from pretrain.objective.config import ObjectiveConfig
 from tokenizer.quantization.codec_spec import CodecSpec
 
 PREFIX = "model."
-"""The transformer's place inside the Objective, which the checkpoint holds."""
+"""Prefix of the transformer's parameters in a checkpoint, which holds the whole Objective."""
 FORMAT = 1
 
 
@@ -48,15 +46,15 @@ class Exported:
     spec: CodecSpec
     step: int
     averaged: bool
-    """The weights are the moving average."""
+    """Whether the weights are the moving average."""
 
 
 def export(
     source: Path, out: Path, *, average: bool | None = None, dtype: Literal["float32", "bfloat16"] = "float32"
 ) -> Exported:
-    """Write `out` from a run folder (its newest whole checkpoint) or a checkpoint folder.
+    """Write the folder `out` from a run folder (its newest whole checkpoint) or a checkpoint folder.
 
-    average: take the moving average; None takes it when the run kept one.
+    average: export the moving average; None exports it if the run kept one.
     Raises ExportError, or CheckpointError for a checkpoint that cannot be read.
     """
     folder = _checkpoint(source)
@@ -64,7 +62,7 @@ def export(
     config = load_config(folder / "config.yaml")
     spec = CodecSpec.parse(state.tokenizer)
     averaged = state.has_ema if average is None else average
-    weights = reader.read_weights(folder)
+    weights = read_weights(folder)
     if averaged:
         shapes = {name: tuple(value.shape) for name, value in weights.items()}
         weights = {**weights, **read_ema(folder, shapes)}
@@ -94,12 +92,12 @@ def _checkpoint(source: Path) -> Path:
     if (source / "state.json").is_file():
         problem = checkpoint_folders.damage(source)
         if problem:
-            raise ExportError(f"{source}: damaged checkpoint: {problem}; export another one of the run")
+            raise ExportError(f"{source}: damaged checkpoint: {problem}; export another checkpoint of the run")
         return source
     passed: list[str] = []
     found = checkpoint_folders.newest(source / "checkpoints", passed.append)
     if found is None:
-        raise ExportError(f"{source}: no whole checkpoint here{'; ' + '; '.join(passed) if passed else ''}")
+        raise ExportError(f"{source}: no undamaged checkpoint here{'; ' + '; '.join(passed) if passed else ''}")
     return found
 
 
@@ -108,7 +106,7 @@ def describe(folder: Path) -> Exported:
     try:
         plain: dict[str, Any] = json.loads((folder / "model.json").read_text())
         if plain["format"] != FORMAT:
-            raise ExportError(f"{folder}/model.json: format {plain['format']}, this program reads {FORMAT}")
+            raise ExportError(f"{folder}/model.json: has format {plain['format']}, this program reads format {FORMAT}")
         return Exported(
             model=ModelConfig.model_validate(plain["model"]),
             objective=ObjectiveConfig.model_validate(plain["objective"]),
@@ -121,7 +119,7 @@ def describe(folder: Path) -> Exported:
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> VideoAR:
-    """Return the exported VideoAR in eval mode; its `CodecSpec` is `describe(folder).spec`. Raises ExportError."""
+    """Return the exported VideoAR in eval mode; `describe(folder).spec` is its tokenizer's spec. Raises ExportError."""
     folder = Path(folder)
     found = describe(folder)
     model = VideoAR(found.model, found.spec.bits, TextTokenizer.make(found.model).vocabulary)

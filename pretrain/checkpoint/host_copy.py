@@ -1,6 +1,7 @@
-"""Copies of training state in host memory, and files that are hashed as they are written.
+"""Copies of training state in host memory, and torch files that are hashed while they are written.
 
-Called by: checkpoint.py. The copy is what a save costs the training loop; the file is written by a thread.
+In:  nested state as DeepSpeed hands it over. Out: the copy, which is all that a save costs the training loop; the file, which a
+     thread writes, with its size and sha256.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 
 class _Hashed:
-    """A binary file that hashes what goes through it, so that no byte is read back."""
+    """A binary file that hashes what is written to it, so that nothing has to be read back."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
@@ -40,9 +41,9 @@ class _Hashed:
 
 
 def copied(value: Any) -> Any:
-    """Return a nested structure with every tensor copied to host memory and every enumeration member as its plain value.
+    """Return a nested structure with every tensor copied to host memory and every enum member replaced by its value.
 
-    Python 3.11.0 to 3.11.3 pickle a member as a call of `getattr`, which no safe reader lets through.
+    Python 3.11.0 to 3.11.3 pickle an enum member as a call of `getattr`, which no safe reader admits.
     """
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
@@ -55,7 +56,7 @@ def copied(value: Any) -> Any:
 
 
 def write_torch(path: Path, value: Any) -> tuple[Path, int, str]:
-    """Write a torch file and wait for the disk; returns path, size and sha256. Raises OSError or RuntimeError."""
+    """Write a torch file and sync it to disk; returns path, size and sha256. Raises OSError or RuntimeError."""
     file = _Hashed(path)
     try:
         torch.save(value, file)  # type: ignore[arg-type]

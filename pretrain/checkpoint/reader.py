@@ -1,147 +1,140 @@
-"""Checkpoints of a run: written beside training, whole or not at all, found again, read at any number of ranks.
+"""A checkpoint read back: into the engine at any number of ranks, or as whole weights without one.
 
-In:  the engine, a TrainState, EMA slices.
-Out: RUN/checkpoints/step-00001000/ and back.
-Called by: train.py, export.py, sample and evaluation commands.
+In:  a checkpoint folder (writer.py shows what is in it).
+Out: weights, moments and EMA in place; or fp32 tensors by parameter name, joined from the files of any number of ranks.
 
-    step-00001000/  state.json config.yaml      our own state and the resolved configuration
-                    latest zero_to_fp32.py      DeepSpeed's own tools work on the folder
-                    zero/ ...                   DeepSpeed's files
-                    ema-00000-of-00002.safetensors
-                    manifest.json               size and sha256 of every file above
-                    DONE                        sha256 of the manifest, written last
-
-A save copies the tensors (that is the stall) and hands them to a thread, which writes `step-00001000.partial`. The loop adds
-"my files are down" to the sum it makes over all ranks anyway; when all are, rank 0 writes the manifest, renames the folder
-and writes DONE. A failed write (disk full) is agreed in the same sum: the new folder is dropped, older checkpoints stay, and
-training goes on. The run folder must be one file system that all hosts see.
+The partitions are joined here because DeepSpeed's own zero_to_fp32 unpickles whatever the files hold.
 """
 
 from __future__ import annotations
 
-import os
+import math
 import re
-import shutil
-import subprocess
-import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
+from safetensors import safe_open
 from torch import Tensor
 
 from cluster.runtime.process_group import Ranks
-from pretrain.checkpoint.consolidate import join_partitions, read_ema
-from pretrain.checkpoint.deepspeed_io import TAG
-from pretrain.checkpoint.host_copy import copied
+from pretrain.checkpoint import deepspeed_io
+from pretrain.checkpoint.deepspeed_io import TAG, CheckpointError
 from pretrain.checkpoint.train_state import TrainState
-from pretrain.engine.ema import Ema, slice_of
+from pretrain.engine.ema import Ema, join, slice_of
 from pretrain.engine.engine import Engine
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read or written; the message names the folder and the reason."""
-
-
-# Writing ------------------------------------------------------------------------------------------------------------------
-
-
-class _Snapshots(CheckpointEngine):  # type: ignore[misc]
-    """DeepSpeed's writer interface: `save` copies to host memory and remembers; files are written later, by a thread."""
-
-    def __init__(self) -> None:
-        super().__init__(None)
-        self.taken: list[tuple[Path, Any]] = []
-
-    def create(self, info: CheckpointCommitInfo) -> None:
-        pass
-
-    def save(self, state_dict: Any, path: str) -> None:
-        self.taken.append((Path(path), copied(state_dict)))
-
-    def load(self, path: str, map_location: Any = None) -> Any:
-        # DeepSpeed's files hold objects of its own beside tensors; they are allowed by name, nothing else is.
-        with torch.serialization.safe_globals(_known_classes()):
-            return torch.load(path, map_location=map_location, weights_only=True)
-
-    def commit(self, info: CheckpointCommitInfo) -> bool:
-        return True
-
-
-def _known_classes() -> list[Any]:
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
-
-
-# Reading ------------------------------------------------------------------------------------------------------------------
+class WeightsError(RuntimeError):
+    """Files that do not hold what they should; the message names the folder or the difference."""
 
 
 def needs_universal(state: TrainState, ranks: Ranks) -> bool:
-    """Whether DeepSpeed can read the checkpoint only by way of its universal format (another number of ranks)."""
+    """Whether DeepSpeed can read the checkpoint only through its universal format (it has another number of ranks)."""
     return state.zero_stage > 0 and state.world != ranks.world
 
 
-def to_universal(folder: Path, workers: int = 1) -> Path:
-    """Convert a checkpoint's DeepSpeed files to the universal format beside it. Raises CheckpointError. Rank 0 only."""
-    made = folder.parent / f"universal-{folder.name}"
-    shutil.rmtree(made, ignore_errors=True)
-    made.mkdir()
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-    command += ["--input_folder", str(folder / TAG), "--output_folder", str(made / TAG)]
-    command += ["--num_extract_workers", str(workers), "--num_merge_workers", str(workers)]
-    # The converter is no rank: what the launcher told this process must not reach it.
-    known = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
-    done = subprocess.run(command, capture_output=True, text=True, env=known, check=False)
-    if done.returncode:
-        raise CheckpointError(f"{folder}: conversion to the universal format failed: {done.stderr.strip().splitlines()[-1:]}")
-    return made
-
-
 def load(engine: Engine, folder: Path, source: Path, ema: Ema | None) -> None:
-    """Read weights, moments and EMA. `source` is `folder`, or what `to_universal` made of it. Raises CheckpointError."""
-    ours, engine.deepspeed.checkpoint_engine = engine.deepspeed.checkpoint_engine, _Snapshots()
-    settings = [{k: v for k, v in group.items() if k != "params"} for group in engine.deepspeed.optimizer.param_groups]
-    path, _ = engine.deepspeed.load_checkpoint(str(source), tag=TAG)
-    engine.deepspeed.checkpoint_engine = ours
-    if path is None:
-        raise CheckpointError(f"{source}: DeepSpeed found no checkpoint")
-    # A universal load under ZeRO-3 (DeepSpeed 0.19.8) gives every group the first one's weight decay, and all parameters one
-    # shared step counter, which then counts once a group. And whatever the checkpoint says, the configuration decides.
-    for group, kept in zip(engine.deepspeed.optimizer.param_groups, settings):
-        group.update(kept)
-    inner = getattr(engine.deepspeed.optimizer, "optimizer", engine.deepspeed.optimizer)
-    for moments in inner.state.values():
-        if isinstance(moments.get("step"), Tensor):
-            moments["step"] = moments["step"].clone()
+    """Read weights, moments and EMA. All ranks call it together. Raises CheckpointError or WeightsError.
+
+    source: `folder`, or its universal form (deepspeed_io.to_universal).
+    """
+    deepspeed_io.restore(engine, source)
     if ema is not None:
         whole = read_ema(folder, engine.shapes)
-        rank, world = engine.ranks.rank, engine.ranks.world
-        device = engine.ranks.device
+        rank, world, device = engine.ranks.rank, engine.ranks.world, engine.ranks.device
         ema.slices = {name: slice_of(value.flatten(), rank, world).to(device).clone() for name, value in whole.items()}
     engine.ranks.barrier()
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the whole fp32 weights of a checkpoint by name, from the files of any number of ranks and any ZeRO stage.
+    """Return the whole fp32 weights of a checkpoint by name, written by any number of ranks at any ZeRO stage.
 
     Raises CheckpointError or WeightsError.
     """
-    state = TrainState.read(folder / "state.json")
-    read, files = _Snapshots().load, folder / TAG
+    state, files = TrainState.read(folder / "state.json"), folder / TAG
     if state.zero_stage == 0:
-        weights: dict[str, Tensor] = read(str(files / "mp_rank_00_model_states.pt"), "cpu")["module"]
+        weights: dict[str, Tensor] = deepspeed_io.read_file(files / "mp_rank_00_model_states.pt")["module"]
         return weights
     models = sorted(files.glob("*mp_rank_00_model_states.pt"), key=_rank_of)
     optimizers = sorted(files.glob("*_optim_states.pt"), key=_rank_of)
     if not models or len(optimizers) != state.world:
-        raise CheckpointError(f"{files}: optimizer states of {len(optimizers)} ranks, {state.world} wrote them")
-    return join_partitions(read(str(models[0]), "cpu"), [read(str(path), "cpu") for path in optimizers], state.zero_stage)
+        raise CheckpointError(
+            f"{files}: optimizer states of {len(optimizers)} ranks, but {state.world} ranks wrote the checkpoint"
+        )
+    states = [deepspeed_io.read_file(path) for path in optimizers]
+    return join_partitions(deepspeed_io.read_file(models[0]), states, state.zero_stage)
 
 
 def _rank_of(path: Path) -> int:
     found = re.search(r"pp_rank_(\d+)_", path.name)
     return int(found.group(1)) if found else 0
+
+
+def from_zero3(shapes: Mapping[str, Sequence[int]], ranks: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+    """Join ZeRO-3 partitions: every rank holds ceil(n / ranks) elements of each parameter, in the order of the parameters.
+
+    ranks: the flat fp32 groups of each rank. Raises WeightsError.
+    """
+    flat = [torch.cat([group.flatten() for group in groups]) for groups in ranks]
+    _check(sum(-(-math.prod(shape) // len(flat)) for shape in shapes.values()), min(part.numel() for part in flat))
+    found, at = {}, 0
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        each = -(-size // len(flat))
+        found[name] = torch.cat([part[at : at + each] for part in flat])[:size].view(tuple(shape)).clone()
+        at += each
+    return found
+
+
+def from_zero12(
+    shapes: Sequence[Mapping[str, Sequence[int]]],
+    ranks: Sequence[Sequence[Tensor]],
+    paddings: Sequence[Sequence[int]] | None,
+) -> dict[str, Tensor]:
+    """Join ZeRO-1/2 partitions: a parameter group is one flat vector, cut into as many pieces as there are ranks.
+
+    paddings: unused elements after each parameter, by group. Raises WeightsError.
+    """
+    found = {}
+    for number, group in enumerate(shapes):
+        whole, at = torch.cat([rank[number].flatten() for rank in ranks]), 0
+        _check(sum(math.prod(shape) for shape in group.values()), whole.numel())
+        for index, (name, shape) in enumerate(group.items()):
+            size = math.prod(shape)
+            found[name] = whole[at : at + size].view(tuple(shape)).clone()
+            at += size + (paddings[number][index] if paddings is not None else 0)
+    return found
+
+
+def _check(used: int, held: int) -> None:
+    if used > held:
+        raise WeightsError(f"the partitions hold {held} elements, the parameters need {used}")
+
+
+def join_partitions(model: Mapping[str, Any], optimizers: Sequence[Mapping[str, Any]], stage: int) -> dict[str, Tensor]:
+    """Return all weights from rank 0's model states and every rank's optimizer states, as DeepSpeed 0.19 writes them."""
+    states = [item["optimizer_state_dict"] for item in optimizers]
+    shapes: Any = model["param_shapes"]
+    if stage == 3:
+        merged = {name: tuple(shape) for group in shapes for name, shape in group.items()}
+        found = from_zero3(merged, [state["fp32_flat_groups"] for state in states])
+    else:
+        groups = [{name: tuple(shape) for name, shape in group.items()} for group in shapes]
+        flat = [state["single_partition_of_fp32_groups"] for state in states]
+        found = from_zero12(groups, flat, states[0].get("param_alignment_paddings"))
+    found.update({name: model["module"][name].float() for name in model.get("buffer_names", [])})
+    return found
+
+
+def read_ema(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Return the whole EMA weights of a checkpoint, from the slices of any number of ranks. Raises WeightsError."""
+    files = sorted(folder.glob("ema-*-of-*.safetensors"))
+    if not files:
+        raise WeightsError(f"{folder}: holds no EMA weights (train.ema was 0)")
+    parts = []
+    for path in files:
+        with safe_open(str(path), framework="pt") as file:
+            parts.append({name: file.get_tensor(name) for name in shapes})
+    return join(parts, shapes)

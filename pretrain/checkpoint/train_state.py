@@ -1,8 +1,6 @@
-"""What a run is and how far it came: the small JSON files of RUN/ and of each checkpoint.
+"""state.json of a checkpoint: what a run is and how far it has come, and whether a configuration may continue it.
 
-In:  the configuration, the data digest, the ranks' own view of their code.
-Out: RUN/config.yaml, RUN/run.json (provenance), RUN/status.json, checkpoint's state.json; clear refusals.
-Called by: train.py, checkpoint.py, compare.py.
+In:  the configuration, the data digest, the step. Out: a `TrainState`, written and read; a `ResumeError` that names what differs.
 """
 
 from __future__ import annotations
@@ -13,26 +11,27 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from cluster.config import ConfigError
 from pretrain.data.config import CurriculumConfig
 from pretrain.model.config import ModelConfig
 
 
-class ResumeError(ValueError):
-    """A checkpoint that this configuration cannot go on from; the message names the difference and the mend."""
+class ResumeError(ConfigError):
+    """A checkpoint that this configuration cannot continue; the message names the difference and the mend."""
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """state.json of a checkpoint: all that resume needs beside the tensors. The loader's state is `step`."""
+    """All that a resume needs besides the tensors. The loader's only state is `step`."""
 
     step: int
-    """Steps that ended."""
+    """Steps completed."""
     stage: int
-    """Stage number of that step, from 0."""
+    """Stage of that step, counted from 0."""
     stage_ends: bool
-    """The step was the last of its stage (such checkpoints are kept)."""
+    """Whether it was the last step of its stage (such checkpoints are kept)."""
     tokens: int
-    """Positions trained on so far, all ranks."""
+    """Tokens trained on so far, text and video, all ranks."""
     world: int
     """Ranks that wrote the checkpoint."""
     zero_stage: int
@@ -40,13 +39,13 @@ class TrainState:
     seed: int
     data_digest: str
     tokenizer: dict[str, Any]
-    """CodecSpec of the shards, plain."""
+    """CodecSpec of the shards, as plain values."""
     model: dict[str, Any]
     """The `model` section."""
     past: str
-    """Digest of the curriculum up to `step`."""
+    """Digest of the curriculum up to `step` (past_digest)."""
     guard: dict[str, Any] = field(default_factory=dict)
-    """State of guard.py."""
+    """State of the guard (loop/guard.py)."""
     has_ema: bool = False
 
     def write(self, path: Path) -> None:
@@ -55,7 +54,7 @@ class TrainState:
 
     @classmethod
     def read(cls, path: Path) -> TrainState:
-        """Read state.json. Raises ResumeError for one of another format."""
+        """Read state.json. Raises ResumeError if it is missing or has another format."""
         try:
             plain = json.loads(path.read_text())
             return cls(**{item.name: plain[item.name] for item in fields(cls)})
@@ -63,17 +62,17 @@ class TrainState:
             raise ResumeError(f"{path}: no readable training state ({type(error).__name__}: {error})") from error
 
     def check(self, now: TrainState, *, accept_new_data: bool, folder: Path) -> list[str]:
-        """Refuse a resume that would not continue this run. Returns notes on changes that are accepted.
+        """Check that `now`, the state under the present configuration, continues this run. Returns notes on accepted changes.
 
-        Raises ResumeError, naming the key and both values.
+        Raises ResumeError for a difference; it names the key and both values.
         """
 
         def refuse(key: str, old: object, new: object, mend: str) -> None:
             raise ResumeError(f"{folder}: `{key}` was {old} in this run and is {new} now; {mend}")
 
-        # A key that an older version did not know held its default then.
-        usual = ModelConfig().model_dump(mode="json")
-        old_model, new_model = {**usual, **self.model}, {**usual, **now.model}
+        # A key that an older version did not have counts as its default.
+        defaults = ModelConfig().model_dump(mode="json")
+        old_model, new_model = {**defaults, **self.model}, {**defaults, **now.model}
         for name in sorted({*old_model, *new_model}):
             if old_model.get(name) != new_model.get(name):
                 refuse(f"model.{name}", old_model.get(name), new_model.get(name), "restore it, or set run.dir to a new folder")
@@ -83,7 +82,7 @@ class TrainState:
             ("train.optimizer", self.optimizer, now.optimizer),
             ("deepspeed.zero_optimization.stage", self.zero_stage, now.zero_stage),
             ("train.ema > 0", self.has_ema, now.has_ema),
-            ("curriculum.stages (steps that are already trained)", self.past[:12], now.past[:12]),
+            ("curriculum.stages (steps already trained)", self.past[:12], now.past[:12]),
         ):
             if old != new:
                 refuse(key, old, new, "restore it, or set run.dir to a new folder")
@@ -93,14 +92,14 @@ class TrainState:
                     "digest of the token shards and exclusion lists",
                     self.data_digest[:12],
                     now.data_digest[:12],
-                    "restore the shards, or set train.accept_new_data=true to let the order be the new data's from here on",
+                    "restore the shards, or set train.accept_new_data=true to continue in the sample order of the new data",
                 )
-            return [f"the token shards changed; from step {self.step + 1} on the order is that of the new index"]
+            return [f"the token shards changed; from step {self.step + 1} on, the sample order is that of the new index"]
         return []
 
 
 def past_digest(config: CurriculumConfig, step: int) -> str:
-    """Return the sha256 over all of a counted curriculum that decided the order of steps 1..step."""
+    """Return the sha256 over the part of a counted curriculum that determines the samples of steps 1..step."""
     plain, left = [], step
     for stage in config.stages:
         if left <= 0:

@@ -1,4 +1,4 @@
-"""The `model`, `objective`, `curriculum`, `train`, `sample` and `deepspeed` sections."""
+"""The `train` and `deepspeed` sections of the configuration."""
 
 from __future__ import annotations
 
@@ -13,76 +13,77 @@ class TrainConfig(Section):
     """The training job."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon` orthogonalises the updates of the blocks' matrices (DeepSpeed's Muon, ZeRO 1 to 3); all else keeps AdamW, and
-    train.clip does not act."""
+    """`muon` orthogonalizes the updates of the matrices inside the blocks (DeepSpeed's Muon, ZeRO stages 1 to 3); all other
+    parameters use AdamW, and train.clip has no effect."""
     muon_factor: float = Field(default=10.0, gt=0)
-    """Learning rate of Muon's matrices as a multiple of train.learning_rate (0.2 x sqrt of the longer side gives AdamW's step)."""
+    """Learning rate of Muon's matrices as a multiple of train.learning_rate (0.2 x sqrt of the longer side matches AdamW's step)."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate."""
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
-    """Learning rate over the whole curriculum after the warm-up; `wsd` holds, then falls over the last fifth."""
+    """Learning rate after the warm-up, over the whole curriculum; `wsd` (warm-up, stable, decay) decays over the last fifth."""
     warmup: int = Field(default=100, ge=0)
     """Warm-up steps."""
     final_ratio: float = Field(default=0.0, ge=0, le=1)
-    """Last learning rate as a share of the peak."""
+    """Final learning rate as a fraction of the peak."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW betas."""
     weight_decay: float = Field(default=0.05, ge=0)
     """AdamW weight decay, on matrices only."""
     clip: float = Field(default=1.0, gt=0)
-    """Gradient norm limit."""
+    """Maximum gradient norm; larger gradients are scaled down to it."""
     ema: float = Field(default=0.0, ge=0, lt=1)
-    """Decay of the sharded moving average of the weights; 0 turns it off."""
+    """Decay of the exponential moving average (EMA) of the weights, sharded over the ranks; 0 disables it."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of weights and activations in the step; masters stay in float32."""
+    """Data type of weights and activations in a step; master weights stay in float32."""
     micro_batch: int = Field(default=1, ge=1)
-    """Samples a rank runs at once; gradient accumulation makes up the global batch."""
+    """Samples per rank in one forward pass; gradient accumulation makes up the rest of the global batch."""
     pack_tokens: int = Field(default=0, ge=0)
-    """Token budget of a packed row, which short samples share without seeing each other; 0 = every sample is a row of its own."""
+    """Token budget of a packed row, which short samples share without attending to each other; 0 = one sample per row."""
     pack_above: float = Field(default=0.03, ge=0, lt=1)
-    """Pack a step when text padding and fill samples would otherwise be more than this share of its positions."""
+    """Pack a step if text padding and fill samples would otherwise take more than this fraction of its positions."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """What the backward pass makes again: `selective` norms, rotation and SwiGLU (matrix products and attention are kept),
-    `full` each block from its input."""
+    """What the backward pass recomputes: `selective` recomputes norms, rotary embedding and SwiGLU (matrix products and attention
+    are kept), `full` recomputes each block from its input."""
     checkpoint_every: int = Field(default=500, ge=1)
     """Steps between checkpoints; one is also written at the end of each stage."""
     keep_checkpoints: int = Field(default=3, ge=1)
-    """Newest checkpoints that are kept (the last of each stage is kept too)."""
+    """How many of the newest checkpoints to keep (the last one of each stage is also kept)."""
     log_every: int = Field(default=1, ge=1)
-    """Steps between console lines (every step goes to metrics.jsonl)."""
+    """Steps between console lines (metrics.jsonl gets every step)."""
     sample_every: int = Field(default=0, ge=0)
-    """Steps between samples made in the loop on all ranks; 0 = only at the end of each stage when samples > 0."""
+    """Steps between videos sampled during training, on all ranks; 0 = only at the end of each stage, if samples > 0."""
     samples: int = Field(default=0, ge=0)
-    """Videos made at each such point."""
+    """Videos sampled at each such point."""
     stop_after: int = Field(default=0, ge=0)
-    """Stop cleanly after this step with a checkpoint, as a preemption would; 0 runs to the end."""
+    """Write a checkpoint after this step and stop, as on preemption; 0 runs to the end."""
     max_skips: int = Field(default=10, ge=1)
-    """Skipped (non-finite) steps in a row after which the job stops."""
+    """Consecutive skipped steps (non-finite or a loss spike) after which the job stops."""
     threads: int = Field(default=0, ge=0)
-    """Torch threads a rank on CPU; 0 divides the cores among the ranks of a host."""
+    """Torch threads per rank on CPU; 0 divides the cores among the ranks of a host."""
     prefetch: int = Field(default=2, ge=0)
-    """Global batches read ahead."""
+    """Global batches to prefetch."""
     shuffle_window: int = Field(default=16, ge=1)
-    """Shards whose rows are shuffled together; each shard is read within one such window an epoch."""
+    """Shards whose rows are shuffled together; in an epoch, each shard is read within one such window."""
     accept_new_data: bool = False
-    """Go on when the index or an exclusion list changed since the checkpoint: from there on the order is the new data's."""
+    """Resume even if the index or an exclusion list changed since the checkpoint: from there on, the sample order follows the
+    new data."""
     spike_sigma: float = Field(default=0.0, ge=0)
-    """Skip a step whose loss lies so many standard deviations above the last 128; 0 turns it off."""
+    """Skip a step whose loss is more than this many standard deviations above the mean of the last 128; 0 disables it."""
     deterministic: bool = False
-    """Torch's deterministic algorithms only (errors where an operation has none)."""
+    """Use only torch's deterministic algorithms (an operation without one raises an error)."""
     validate_every: int = Field(default=0, ge=0)
-    """Steps between validation losses; 0 = only at the end of each stage when curriculum.validation is set."""
+    """Steps between validations; 0 = only at the end of each stage, if curriculum.validation is set."""
     validation_samples: int = Field(default=64, ge=1)
-    """Samples of each stream that a validation takes."""
+    """Samples per validation of each bucket that the stage trains on."""
     tensorboard: bool = False
     """Also write TensorBoard event files to RUN/tensorboard (needs the package tensorboard)."""
     collective_timeout: float = Field(default=1800.0, gt=0)
-    """Seconds after which a collective that some rank does not join ends the job."""
+    """Seconds a collective operation may wait for a rank before the job fails."""
 
 
 class DeepSpeedConfig(Section):
-    """DeepSpeed's own keys, passed through; a key that this program sets itself is refused."""
+    """DeepSpeed's own keys, passed through; a key that this program sets itself is an error."""
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 

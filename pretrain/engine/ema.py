@@ -1,11 +1,10 @@
-"""A sharded moving average of the weights: each rank keeps its slice of every parameter, in float32.
+"""An exponential moving average (EMA) of the weights, sharded: each rank keeps its slice of every parameter, in float32.
 
 In:  the engine's fp32 slices after each applied step.
-Out: slices by name, for a checkpoint; whole tensors again from the slices of any number of ranks.
-Called by: engine.py, checkpoint.py, export.py.
+Out: slices by name, for a checkpoint; `join` makes whole tensors of the slices of any number of ranks.
 
-Rank r of W keeps elements [r*c, (r+1)*c) of the flattened parameter, c = ceil(n / W): ZeRO-3's own partition.
-Memory: 4 bytes x parameters / ranks. No communication.
+Rank r of W keeps elements [r*c, (r+1)*c) of the flattened parameter, c = ceil(n / W), which is ZeRO-3's own partition.
+Memory per rank: 4 bytes x parameters / ranks. No communication.
 """
 
 from __future__ import annotations
@@ -17,20 +16,20 @@ from torch import Tensor
 
 
 def slice_of(flat: Tensor, rank: int, world: int) -> Tensor:
-    """Return rank's slice of a flat tensor; shorter, or empty, at the end."""
+    """Return this rank's slice of a flat tensor; the last slices may be shorter, or empty."""
     count = -(-flat.numel() // world)
     return flat[rank * count : (rank + 1) * count]
 
 
 class Ema:
-    """The average. `update` once for each applied step."""
+    """The average; call `update` once per applied step."""
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
         self.slices: dict[str, Tensor] = {}
 
     def start(self, current: Iterable[tuple[str, Tensor]]) -> None:
-        """Begin at the current weights."""
+        """Set the average to the current weights."""
         self.slices = {name: value.detach().to(torch.float32, copy=True) for name, value in current}
 
     @torch.no_grad()

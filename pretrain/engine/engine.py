@@ -1,16 +1,15 @@
-"""The door to DeepSpeed: ranks, the ZeRO engine, one forward, one backward, one optimizer step.
+"""The model under DeepSpeed's ZeRO: forward, backward, one optimizer step, and this rank's slices of the weights.
 
-In:  a function that builds the Objective, the `train` and `deepspeed` sections.
-Out: `connect` (who am I) and `Engine` (forward, backward, step, slices of weights).
-Called by: train.py, evaluate.py, checkpoint.py, `videoar bench train`.
+In:  a function that builds the Objective, the `train` and `deepspeed` sections, the ranks.
+Out: `Engine`, with the same results at any number of ranks.
 
-The global batch is fixed by the loader at any number of ranks: DeepSpeed's own accumulation count is 1 and its boundary is
-set by hand. A batch's loss is a sum over samples of weight x loss whose weights add up to 1 over all ranks and micro-batches,
-so it is scaled by the number of ranks before backward, where DeepSpeed averages over them.
+The loader fixes the global batch, whatever the number of ranks, so DeepSpeed's own accumulation count is 1 and its accumulation
+boundary is set by hand. The loss of a batch is a sum of weight x loss over samples, and the weights add up to 1 over all ranks and
+micro-batches; it is therefore multiplied by the number of ranks before backward, where DeepSpeed averages over them.
 
-A step is skipped on all ranks alike: the verdict is made before the last backward, whose loss is then multiplied by NaN, and
-DeepSpeed's own overflow path drops every accumulated gradient without touching weights or moments. Stage 0 has no such path;
-there the gradients are complete on each rank and are dropped here.
+A step is skipped on all ranks or on none: the decision is made before the last backward, whose loss is then multiplied by NaN, and
+DeepSpeed's own overflow handling drops all accumulated gradients without touching weights or moments. ZeRO stage 0 has no such
+handling; there every rank holds the complete gradients, and `step` drops them.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ from pretrain.objective.sequence_parallel import SequenceGroup
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an optimizer step did."""
+    """The result of an optimizer step."""
 
     applied: bool
     grad_norm: float
-    """Before clipping; NaN or infinite when not applied for it."""
+    """Before clipping; NaN or infinite if the step was not applied."""
 
 
 class Engine:
@@ -55,19 +54,22 @@ class Engine:
         seed: int,
         universal: bool = False,
     ) -> None:
-        """Build the module (partitioned as it grows under ZeRO-3) and wrap it. Raises EngineError for bad settings."""
+        """Build the module (under ZeRO-3 it is partitioned during construction) and wrap it. Raises EngineError for bad settings.
+
+        universal: a checkpoint in DeepSpeed's universal format will be loaded.
+        """
         import deepspeed
 
         self.ranks, self.train = ranks, train
         self.stage = zero_stage(section)
         config = deepspeed_config(train, section, ranks.world, universal=universal)
         self.dtype = torch.bfloat16 if train.dtype == "bfloat16" else torch.float32
-        # The same seed on all ranks: initial weights do not depend on their number.
+        # The same seed on all ranks: the initial weights do not depend on the number of ranks.
         torch.manual_seed(seed)
         if train.deterministic:
             torch.use_deterministic_algorithms(True)
-        # No `dtype=` here: on an accelerator without fp16 (a CPU) DeepSpeed 0.19.8 takes bfloat16 whatever it is given, but it
-        # follows the configuration when it is given none.
+        # No `dtype=` here: on an accelerator without fp16 (a CPU), DeepSpeed 0.19.8 uses bfloat16 whatever it is given, but
+        # follows the configuration if it is given none.
         with deepspeed.zero.Init(config_dict_or_path=config) if self.stage == 3 else nullcontext():
             module = build()
         named = list(module.named_parameters())
@@ -84,26 +86,26 @@ class Engine:
     def forward(
         self, batch: Batch, window: int, frame_mask: float, group: SequenceGroup | None = None, *, last: bool
     ) -> dict[str, Tensor]:
-        """Run the Objective on one micro-batch; `last` ends the accumulation of this step."""
+        """Run the Objective on one micro-batch; `last` marks the last one of the step."""
         self.deepspeed.set_gradient_accumulation_boundary(last)
         found: dict[str, Tensor] = self.deepspeed(batch, window, frame_mask, group)
         return found
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, window: int, group: SequenceGroup | None = None) -> dict[str, Tensor]:
-        """Run the Objective without gradients and without a frame mask."""
+        """Run the Objective in eval mode, without gradients and without a frame mask."""
         self.deepspeed.eval()
         found: dict[str, Tensor] = self.deepspeed(batch, window, 0.0, group)
         self.deepspeed.train()
         return found
 
     def backward(self, loss: Tensor, *, poison: bool = False) -> None:
-        """Accumulate gradients; `poison` (all ranks alike, on the last micro-batch) makes `step` change nothing."""
+        """Accumulate gradients. `poison` (the same on all ranks, on the last micro-batch) makes `step` change nothing."""
         factor = math.nan if poison else float(self.ranks.world)
         self.deepspeed.backward(loss * factor)
 
     def step(self, learning_rate: float) -> Outcome:
-        """Clip and update. Gradients that are not finite leave weights and moments untouched, on all ranks."""
+        """Clip and update. Non-finite gradients leave weights and moments untouched, on all ranks."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate * (self.train.muon_factor if group.get("use_muon") else 1.0)
         if self.stage == 0:
@@ -118,7 +120,7 @@ class Engine:
         return Outcome(applied=applied, grad_norm=float(self.deepspeed.get_global_grad_norm()) if applied else math.nan)
 
     def slices(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield this rank's fp32 slice of each parameter (ema.py says which). All ranks call it together."""
+        """Yield this rank's fp32 slice of each parameter (see ema.py). All ranks must call it together."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
 
         for name, parameter in self.module.named_parameters():
@@ -134,7 +136,7 @@ class Engine:
                 yield name, slice_of(full.flatten(), self.ranks.rank, self.ranks.world)
 
     def memory(self) -> dict[str, int]:
-        """Return bytes by kind: resident and peak of this process, device when it is no CPU."""
+        """Return bytes by kind: `resident` of this process; on a GPU also `device` (allocated now) and `peak`."""
         import psutil
 
         info = psutil.Process().memory_info()

@@ -1,8 +1,9 @@
-"""Samples in the loop: a few videos at each point that `train.samples` and `train.sample_every` name.
+"""Videos sampled during training, at the steps set by `train.samples` and `train.sample_every`.
 
 In:  the engine at some step, captions of the first samples of the stage's stream.
-Out: RUN/samples/step-XXXXXXXX/ with bits.safetensors, captions.json and, where the tokenizer's weights lie, mp4 files.
-Called by: train.py. All ranks run the same forwards (ZeRO-3 needs every rank); rank 0 writes.
+Out: RUN/samples/step-XXXXXXXX/ with bits.safetensors, captions.json and, if the tokenizer's weights are at hand, mp4 files.
+
+All ranks run the same forward passes (ZeRO-3 needs every rank); rank 0 writes.
 """
 
 from __future__ import annotations
@@ -24,18 +25,20 @@ from pretrain.model.text_tokenizer import TextTokenizer
 from pretrain.objective.config import ObjectiveConfig, stage_objective
 from pretrain.objective.objective import Objective
 from pretrain.sampling.guidance import SampleConfig
-from pretrain.sampling.sampler import sample
+from pretrain.sampling.sampler import Sampler
 from tokenizer.config import TokenizerConfig
 
 
-class Showcase:
-    """Makes samples when they are due."""
+class PeriodicSamples:
+    """Samples a few videos whenever they are due."""
 
-    def __init__(self, config: Config, corpus: TokenDatasets, text: TextTokenizer, ranks: Ranks, say: Callable[[str], None]) -> None:
-        self.config, self.corpus, self.text, self.ranks, self.say = config, corpus, text, ranks, say
+    def __init__(
+        self, config: Config, datasets: TokenDatasets, text: TextTokenizer, ranks: Ranks, log: Callable[[str], None]
+    ) -> None:
+        self.config, self.datasets, self.text, self.ranks, self.log = config, datasets, text, ranks, log
 
     def due(self, place: CurriculumStep) -> bool:
-        """Whether to sample after this step."""
+        """Return whether to sample after this step."""
         train = self.config.get(TrainConfig)
         if not train.samples:
             return False
@@ -45,14 +48,13 @@ class Showcase:
         """Sample on all ranks; rank 0 writes."""
         config = self.config.get(SampleConfig)
         assert isinstance(engine.module, Objective)
-        count = min(self.config.get(TrainConfig).samples, self.corpus.rows(place.stream, 0))
-        captions = [self.corpus.caption(place.stream, Slot(source=0, row=row, epoch=0)) for row in range(count)]
-        grid = self.corpus.grid(place.stream)
+        count = min(self.config.get(TrainConfig).samples, self.datasets.rows(place.stream, 0))
+        captions = [self.datasets.caption(place.stream, Slot(source=0, row=row, epoch=0)) for row in range(count)]
+        grid = self.datasets.grid(place.stream)
         window = stage_objective(place.stage, self.config.get(ObjectiveConfig)).window
-        bits = sample(
-            engine.module.model, self.corpus.spec, self.text, captions, grid, config, seed=config.seed, window=window
-        ).cpu()  # fmt: skip
-        if self.ranks.rank == 0:
+        sampler = Sampler(engine.module.model, self.datasets.spec, self.text, config)
+        bits = sampler.sample(captions, grid, seed=config.seed, window=window).cpu()
+        if self.ranks.first:
             self._write(place, bits, captions, grid)
         self.ranks.barrier()
 
@@ -63,19 +65,19 @@ class Showcase:
         (folder / "captions.json").write_text(json.dumps({"captions": captions, "grid": grid}) + "\n")
         weights = self.config.get(TokenizerConfig).weights
         if not (weights / "tokenizer.json").is_file():
-            self.say(f"samples of step {place.step}: bits in {folder}; no tokenizer at {weights}, so no videos")
+            self.log(f"samples of step {place.step}: bits are in {folder}; there is no tokenizer at {weights} to decode them")
             return
         from pipeline.video import write_video
         from tokenizer.codec import VideoCodec
 
         codec = VideoCodec.load(weights)
-        if codec.spec.digest != self.corpus.spec.digest:
-            self.say(
-                f"samples of step {place.step}: bits in {folder}; {weights} is not the tokenizer of the shards, so no videos"
+        if codec.spec.digest != self.datasets.spec.digest:
+            self.log(
+                f"samples of step {place.step}: bits are in {folder}; {weights} is not the tokenizer of the shards, so they are not decoded"
             )
             return
-        stride = self.corpus.spec.spatial_stride
+        stride = self.datasets.spec.spatial_stride
         videos = codec.decode(bits, grid[1] * stride, grid[2] * stride)
         for number, frames in enumerate(videos):
             write_video(folder / f"{number:03d}.mp4", frames.numpy(), self.config.get(SampleConfig).fps)
-        self.say(f"samples of step {place.step}: {len(videos)} videos in {folder}")
+        self.log(f"samples of step {place.step}: {len(videos)} videos in {folder}")

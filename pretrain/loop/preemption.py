@@ -1,7 +1,6 @@
 """Requests to stop: SIGTERM (preemption), SIGINT, the file RUN/stop, train.stop_after.
 
-Out: `asked()`; the loop adds it to the sum over ranks, so that all ranks stop after the same step with a checkpoint.
-Called by: train.py.
+Out: `asked()`. The loop adds it to each step's all-reduce, so that all ranks stop after the same step, with a checkpoint.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from types import FrameType
 
 
 class StopRequest:
-    """Listens from construction on. Main thread only (signal handlers)."""
+    """Listens for signals from its construction on, which must be in the main thread."""
 
     def __init__(self, run: Path, stop_after: int) -> None:
         self.file, self.stop_after = run / "stop", stop_after
@@ -32,5 +31,5 @@ class StopRequest:
         return bool(self.reason)
 
     def clear(self) -> None:
-        """Remove the stop file, so that the next start goes on."""
+        """Remove the stop file, so that the next start continues."""
         self.file.unlink(missing_ok=True)

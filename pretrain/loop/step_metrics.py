@@ -1,28 +1,29 @@
-"""What is counted in a step: sums over ranks, seconds by phase, FLOPs, and the words at the start of a run.
+"""What is measured in a step: sums over ranks, seconds by phase, FLOPs, the samples that were really read.
 
-Called by: train.py.
+In:  the Objective's outputs, this rank's flags, the step's data. Out: the same `GlobalMetrics` on every rank; parts of a StepReport.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
 
 from torch import Tensor
 
 from cluster.config import Config
 from cluster.runtime.process_group import Ranks, pack_scalars
+from pretrain.data.curriculum import StreamName
 from pretrain.data.loader import StepData
 from pretrain.data.token_datasets import TokenDatasets
 from pretrain.engine.engine import Engine
 from pretrain.estimate import flops
 from pretrain.model.config import ModelConfig
-from pretrain.runs.run_logger import Journal
+from pretrain.runs.run_logger import RunLogger
 
 
 class Clock:
-    """Seconds by phase of one step; `restart` begins the next one."""
+    """Seconds by phase of one step; `restart` begins the next step."""
 
     def __init__(self) -> None:
         self.restart()
@@ -33,7 +34,7 @@ class Clock:
         self._seconds: dict[str, float] = {}
 
     def mark(self, phase: str) -> None:
-        """Book the time since the last mark to `phase`."""
+        """Add the time since the last mark to `phase`."""
         now = time.perf_counter()
         self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._last
         self._last = now
@@ -44,51 +45,70 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """The Objective's figures over the global batch, and flags summed over ranks."""
+class StepFlags:
+    """What a rank tells all others in the all-reduce of each step; afterwards, the sums over ranks."""
+
+    tokens: float = 0.0
+    """Positions trained on."""
+    replaced: float = 0.0
+    """Corrupt samples for which others were read."""
+    stop: float = 0.0
+    """Ranks that were asked to stop."""
+    files_written: float = 0.0
+    """Ranks that have written their files of the pending checkpoint."""
+    write_failed: float = 0.0
+    """Ranks that could not write theirs."""
+
+
+@dataclass(frozen=True)
+class GlobalMetrics:
+    """The Objective's outputs and the ranks' flags, summed over ranks."""
 
     values: dict[str, list[float]]
-    flags: tuple[float, ...]
+    flags: StepFlags
 
     @classmethod
-    def summed(cls, totals: Mapping[str, Tensor], flags: Sequence[float], ranks: Ranks) -> Figures:
-        """Sum over ranks with one all-reduce."""
+    def reduce(cls, totals: Mapping[str, Tensor], ranks: Ranks, flags: StepFlags | None = None) -> GlobalMetrics:
+        """Sum over ranks with one all-reduce. All ranks call it together."""
         names = sorted(totals)
-        vector = ranks.all_reduce(pack_scalars([totals[name] for name in names] + list(flags), ranks.device)).tolist()
+        own = () if flags is None else astuple(flags)
+        vector = ranks.all_reduce(pack_scalars([*(totals[name] for name in names), *own], ranks.device)).tolist()
         values, at = {}, 0
         for name in names:
             count = totals[name].numel()
             values[name] = vector[at : at + count]
             at += count
-        return cls(values, tuple(vector[at:]))
+        return cls(values, StepFlags(*vector[at:]))
 
     @property
     def loss(self) -> float:
         """Loss of the global batch."""
         return self.values["loss"][0]
 
-    def by_scale(self, name: str, corpus: TokenDatasets, stream: tuple[str, int]) -> dict[str, float]:
-        """Return a figure keyed by `HxW` of the scale."""
-        scales = corpus.spec.scales(*corpus.grid(stream)[1:])
+    def by_scale(self, name: str, datasets: TokenDatasets, stream: StreamName) -> dict[str, float]:
+        """Return a vector over scales as a mapping; its keys are `HxW` of the scale."""
+        scales = datasets.spec.scales(*datasets.grid(stream)[1:])
         return {f"{rows}x{columns}": value for (rows, columns), value in zip(scales, self.values[name])}
 
 
-def read_ids(item: StepData, any_replaced: bool, ranks: Ranks, journal: Journal) -> list[str]:
-    """Return the keys that the global batch was made of; only a step with corrupt samples asks the other ranks."""
+def read_ids(item: StepData, any_replaced: bool, ranks: Ranks, logger: RunLogger) -> list[str]:
+    """Return the keys that the global batch really consists of; ranks communicate only in a step with corrupt samples."""
     ids = list(item.ids)
     if any_replaced:
         for rank, replaced in enumerate(ranks.all_gather(item.replaced)):
             for slot, key in replaced:
-                journal.say(f"step {item.curriculum_step.step}: sample {ids[slot]} is corrupt; rank {rank} read {key} in its place")
-                journal.meter.inc("train_corrupt_samples_total")
+                logger.log(
+                    f"step {item.curriculum_step.step}: sample {ids[slot]} is corrupt; rank {rank} read {key} in its place"
+                )
+                logger.meter.inc("train_corrupt_samples_total")
                 ids[slot] = key
     return ids
 
 
-def step_flops(config: Config, engine: Engine, corpus: TokenDatasets, item: StepData, window: int) -> float:
+def step_flops(config: Config, engine: Engine, datasets: TokenDatasets, item: StepData, window: int) -> float:
     """Return the model FLOPs of one global batch."""
-    model, (frames, rows, columns) = config.get(ModelConfig), corpus.grid(item.curriculum_step.stream)
-    scales = [r * c for r, c in corpus.spec.scales(rows, columns)]
+    model, (frames, rows, columns) = config.get(ModelConfig), datasets.grid(item.curriculum_step.stream)
+    scales = [r * c for r, c in datasets.spec.scales(rows, columns)]
     text, count = round(item.text), item.curriculum_step.mix.batch
     tokens = count * (text + frames * sum(scales))
     pairs = count * flops.causal_pairs(text, frames, scales, window)

@@ -1,10 +1,9 @@
 """Validation loss per scale and per frame on held-out shards, in the loop, on all ranks.
 
-In:  curriculum.validation folders, the engine at some step.
-Out: one line of RUN/validation.jsonl and of the console for each stream of the stage.
-Called by: train.py.
+In:  the curriculum.validation folders, the engine at some step.
+Out: a line in RUN/validation.jsonl and on the console for each stream of the stage.
 
-Samples, their order and their draws are the same at every validation: differences come from the weights alone.
+The samples, their order and their random draws are the same in every validation: only the weights make a difference.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pretrain.data.sample_order import Order
 from pretrain.data.token_datasets import TokenDatasets
 from pretrain.engine.config import TrainConfig
 from pretrain.engine.engine import Engine
-from pretrain.loop.step_metrics import Figures
+from pretrain.loop.step_metrics import GlobalMetrics
 from pretrain.model.config import ModelConfig
 from pretrain.objective.config import ObjectiveConfig, stage_objective
 from pretrain.objective.sequence_parallel import SequenceGroups
@@ -33,36 +32,38 @@ from pretrain.objective.sequence_parallel import SequenceGroups
 class Validation:
     """Held-out shards, opened once."""
 
-    def __init__(self, config: Config, corpus: TokenDatasets, text: TextEncoder, ranks: Ranks, groups: SequenceGroups) -> None:
-        self.config, self.corpus, self.text, self.ranks, self.groups = config, corpus, text, ranks, groups
+    def __init__(
+        self, config: Config, datasets: TokenDatasets, text: TextEncoder, ranks: Ranks, groups: SequenceGroups
+    ) -> None:
+        self.config, self.datasets, self.text, self.ranks, self.groups = config, datasets, text, ranks, groups
 
     @classmethod
     def make(
         cls, config: Config, curriculum: Curriculum, text: TextEncoder, ranks: Ranks, groups: SequenceGroups
     ) -> Validation | None:
-        """Open curriculum.validation; None when it is empty. Raises DataError or DatasetError."""
+        """Open curriculum.validation; returns None if it is empty. Raises DataError or DatasetError."""
         data = config.get(CurriculumConfig)
         if not data.validation:
             return None
-        corpus = TokenDatasets.open(data.validation, curriculum, cache=data.cache, cache_gb=data.cache_gb)
-        return cls(config, corpus, text, ranks, groups)
+        datasets = TokenDatasets.open(data.validation, curriculum, cache=data.cache, cache_gb=data.cache_gb)
+        return cls(config, datasets, text, ranks, groups)
 
     def due(self, place: CurriculumStep) -> bool:
-        """Whether to validate after this step."""
+        """Return whether to validate after this step."""
         every = self.config.get(TrainConfig).validate_every
         return place.stage_ends or bool(every and place.step % every == 0)
 
-    def run(self, engine: Engine, place: CurriculumStep, say: Callable[[str], None], folder: Path) -> dict[str, float]:
-        """Validate on each stream of the stage. All ranks call it together; returns `validation/BUCKET` losses."""
+    def run(self, engine: Engine, place: CurriculumStep, log: Callable[[str], None], folder: Path) -> dict[str, float]:
+        """Validate on each stream of the stage. All ranks call it together; returns the losses as `validation/BUCKET`."""
         found = {}
         for mix in place.stage.mix:
-            figures, samples = self._stream(engine, mix, place.stage)
+            metrics, samples = self._stream(engine, mix, place.stage)
             stream = (mix.bucket, mix.frames)
-            loss = figures.loss
+            loss = metrics.loss
             name = mix.bucket + (f":{mix.frames}" if mix.frames else "")
             found[f"validation/{name}"] = loss
-            say(f"validation after step {place.step}: {name} loss {loss:.5f} over {samples} samples")
-            if self.ranks.rank == 0:
+            log(f"validation after step {place.step}: {name} loss {loss:.5f} over {samples} samples")
+            if self.ranks.first:
                 with JsonLines(folder / "validation.jsonl") as lines:
                     lines.write(
                         {
@@ -70,22 +71,22 @@ class Validation:
                             "bucket": name,
                             "samples": samples,
                             "loss": loss,
-                            "scale_loss": figures.by_scale("scale_loss", self.corpus, stream),
-                            "bit_accuracy": figures.by_scale("scale_accuracy", self.corpus, stream),
-                            "frame_loss": figures.values["frame_loss"],
+                            "scale_loss": metrics.by_scale("scale_loss", self.datasets, stream),
+                            "bit_accuracy": metrics.by_scale("scale_accuracy", self.datasets, stream),
+                            "frame_loss": metrics.values["frame_loss"],
                         }
                     )
         return found
 
-    def _stream(self, engine: Engine, mix: Mix, stage: Stage) -> tuple[Figures, int]:
+    def _stream(self, engine: Engine, mix: Mix, stage: Stage) -> tuple[GlobalMetrics, int]:
         train, objective = self.config.get(TrainConfig), self.config.get(ObjectiveConfig)
-        held = sum(source.rows for source in self.corpus.sources((mix.bucket, mix.frames)))
+        held = sum(source.rows for source in self.datasets.sources((mix.bucket, mix.frames)))
         batch = min(mix.batch, held)
         steps = max(1, min(train.validation_samples, held) // batch)
         only = Mix(bucket=mix.bucket, frames=mix.frames, batch=batch)
         asked = Stage(name="validation", steps=steps, mix=(only,), sequence_parallel=stage.sequence_parallel)
         curriculum = Curriculum(CurriculumConfig(stages=(asked,)))
-        streams = {name: self.corpus.sources(name) for name in curriculum.streams()}
+        streams = {name: self.datasets.sources(name) for name in curriculum.streams()}
         order = Order(self.config.get(RunConfig).seed, curriculum, streams, train.shuffle_window)
         window = stage_objective(stage, objective).window
         totals: dict[str, Tensor] = {}
@@ -96,10 +97,10 @@ class Validation:
             pack_above=train.pack_above,
         )
         loader = Loader(
-            self.corpus, order, self.text, loading, rank=self.ranks.rank, world=self.ranks.world, steps=range(1, steps + 1)
+            self.datasets, order, self.text, loading, rank=self.ranks.rank, world=self.ranks.world, steps=range(1, steps + 1)
         )
         for item in loader:
             for part in item.batches:
                 out = engine.evaluate(part.to(self.ranks.device), window, self.groups.of(stage))
                 totals = {k: v.detach().double() / steps + totals.get(k, 0.0) for k, v in out.items()}
-        return Figures.summed(totals, (), self.ranks), steps * batch
+        return GlobalMetrics.reduce(totals, self.ranks), steps * batch

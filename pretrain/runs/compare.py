@@ -1,10 +1,9 @@
-"""Two runs side by side: what was set differently, what ran differently, and how far the losses are apart.
+"""Two runs compared: settings, code and data that differ, and how far the losses are apart.
 
     python -m pretrain.runs.compare RUN_A RUN_B            (also `videoar compare`)
 
 In:  two run folders (config.yaml, run.json, metrics.jsonl).
-Out: lines; exit code 0 when losses and samples are equal to the last digit over the steps that both have, else 1.
-Called by: the command line, cluster/cli/main.py.
+Out: lines; exit code 0 if losses and samples are equal to the last digit in all steps that both runs have, else 1.
 """
 
 from __future__ import annotations
@@ -23,23 +22,23 @@ from cluster.config.differences import differences
 
 
 class CompareError(ValueError):
-    """A folder that is no run; the message names it."""
+    """A folder that holds no run; the message names it."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result, for other programs."""
+    """The result."""
 
     settings: tuple[str, ...]
-    """One line `key: a -> b` for each setting that differs."""
+    """One line `key: a -> b` per setting that differs."""
     origin: tuple[str, ...]
-    """The same for code, packages, hosts and data of the last start."""
+    """The same for code, packages, hosts and data of each run's last start."""
     steps: int
     """Steps that both runs have."""
     first_difference: int
-    """First step whose loss differs, 0 for none."""
+    """First step whose loss differs, or 0."""
     first_other_samples: int
-    """First step that was made of other samples, 0 for none."""
+    """First step trained on different samples, or 0."""
     largest: float
     """Largest relative difference of the losses."""
 
@@ -92,20 +91,20 @@ def _start(run: Path) -> Any:
 
 
 def lines(found: Comparison, first: Path, second: Path) -> list[str]:
-    """Return the comparison in words."""
-    said = [f"{first} -> {second}"]
-    said += [f"  setting  {line}" for line in found.settings] or ["  settings are equal"]
-    said += [f"  origin   {line}" for line in found.origin] or ["  code, packages, hosts and data are equal"]
-    said.append(
+    """Return the comparison as lines of text."""
+    text = [f"{first} -> {second}"]
+    text += [f"  setting  {line}" for line in found.settings] or ["  settings are equal"]
+    text += [f"  origin   {line}" for line in found.origin] or ["  code, packages, hosts and data are equal"]
+    text.append(
         f"  {found.steps} steps in both; samples "
         + (f"differ from step {found.first_other_samples} on" if found.first_other_samples else "are the same at every step")
     )
-    said.append(
+    text.append(
         f"  losses differ from step {found.first_difference} on, by {found.largest:.2e} at most (relative)"
         if found.first_difference
         else "  losses are equal to the last digit"
     )
-    return said
+    return text
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,8 @@
-"""DOC from pretrain/checkpoint/train_state.py."""
+"""What a run was started with: code, packages, hosts, data and configuration; and whether all ranks were started alike.
+
+In:  the configuration, the data digest, the installed code. Out: RUN/config.yaml, RUN/run.json with one entry per start; a
+     `RankMismatch` that names the rank and the difference.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +22,16 @@ from cluster.runtime.atomic_files import write_text
 from cluster.runtime.source_tree import PACKAGES as OUR_PACKAGES
 from cluster.runtime.source_tree import source_root
 
-PACKAGES = ("torch", "deepspeed", "numpy", "pyarrow", "zstandard", "safetensors")
+NUMERIC_PACKAGES = ("torch", "deepspeed", "numpy", "pyarrow", "zstandard", "safetensors")
+"""Packages whose version may change the numbers."""
 
 
 class RankMismatch(ValueError):
-    """Ranks that do not run the same thing; the message names the rank and the difference."""
+    """Ranks started with different code or settings; the message names the rank and the difference."""
 
 
 def code_digest() -> str:
-    """Return the sha256 over the source files of the four packages, as this process would import them."""
+    """Return the sha256 over the source files of the four packages, in all their folders, as this process imports them."""
     root = source_root()
     digest = hashlib.sha256()
     for package in OUR_PACKAGES:
@@ -36,7 +41,7 @@ def code_digest() -> str:
 
 
 def identity(config: Config, data_digest: str) -> dict[str, str]:
-    """Return what must be equal on all ranks, flat: one entry a setting, so that a difference can be named."""
+    """Return what must be equal on all ranks, one entry per setting so that a difference can be named."""
     found = {"code": code_digest()[:12], "data": data_digest[:12], "python": platform.python_version()}
     found.update({f"package {name}": version for name, version in versions().items()})
     for name, section in config.plain().items():
@@ -46,7 +51,7 @@ def identity(config: Config, data_digest: str) -> dict[str, str]:
 
 
 def agree(identities: Sequence[Mapping[str, str]], hosts: Sequence[str]) -> None:
-    """Raise RankMismatch when a rank differs from rank 0, naming the rank, its host and the first difference."""
+    """Raise RankMismatch if a rank differs from rank 0; it names the rank, its host and the first difference."""
     first = identities[0]
     for rank, other in enumerate(identities):
         for key in sorted({*first, *other}):
@@ -58,12 +63,12 @@ def agree(identities: Sequence[Mapping[str, str]], hosts: Sequence[str]) -> None
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that numbers depend on."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+    """Return the versions of NUMERIC_PACKAGES."""
+    return {name: importlib.metadata.version(name) for name in NUMERIC_PACKAGES}
 
 
 def commit() -> str:
-    """Return the git commit of the code, `+changes` when files differ, or an empty text outside a clone."""
+    """Return the git commit of the code, with `+changes` if files differ, or an empty text outside a clone."""
     root = source_root()
     try:
         head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
@@ -79,7 +84,7 @@ def commit() -> str:
 
 
 def write_provenance(run: Path, config: Config, *, data_digest: str, hosts: Sequence[str], resumed_from: int) -> None:
-    """Write RUN/config.yaml and append one start to RUN/run.json."""
+    """Write RUN/config.yaml and append this start to RUN/run.json."""
     write_text(run / "config.yaml", config.yaml())
     path = run / "run.json"
     starts: list[Any] = json.loads(path.read_text())["starts"] if path.is_file() else []

@@ -1,0 +1,29 @@
+"""Requests to stop, each with its reason."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from pretrain.loop.preemption import StopRequest
+
+
+def test_stop_requests(tmp_path: Path) -> None:
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        stop = StopRequest(tmp_path, stop_after=5)
+        assert not stop.asked(4)
+        assert stop.asked(5) and stop.reason == "train.stop_after=5"
+        stop = StopRequest(tmp_path, stop_after=0)
+        assert not stop.asked(10**6)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked(1) and stop.reason == "SIGTERM"
+        stop = StopRequest(tmp_path, stop_after=0)
+        (tmp_path / "stop").touch()
+        assert stop.asked(1) and stop.reason.endswith("stop")
+        stop.clear()
+        assert not (tmp_path / "stop").exists()
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
