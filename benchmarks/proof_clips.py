@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.config import CorpusConfig
 from pipeline.corpus.listing import find
-from pipeline.tokenizer_jobs.augmentation import augment
+from pipeline.tokenizer_jobs.clip_sampler import augment
 from pipeline.video import iter_frames
 from tokenizer.config import AugmentConfig, TrainingBucket
 

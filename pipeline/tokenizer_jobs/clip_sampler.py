@@ -1,12 +1,14 @@
-"""Random training clips for the tokenizer, from raw videos.
+"""Random training clips for the tokenizer, from raw videos, augmented where the configuration asks for it.
 
-In:  names of videos (files or URLs), a rate and a seed.
-Out: `VideoClips.batch(step, bucket, rank, world)`: uint8 (b,T,H,W,3), a pure function of its arguments and the files.
-Called by: pipeline/tokenizer_jobs/main.py, which hands it to tokenizer/training/train.py.
+In:  names of videos (files or URLs), a frame rate, a seed, the `augment` section.
+Out: `ClipSampler.batch(step, bucket, rank, world)`: uint8 (b,T,H,W,3), a pure function of its arguments and the files.
 
-A clip is (video, first frame k/fps, mirrored or not), drawn from (seed, step, number in the global batch), so the batch of a
-step is the same on any number of ranks and after any restart. A video that cannot be decoded, or is too short, is left out
-of the draw by a rule that knows only the files; it is named once on the console.
+A clip is (video, first frame k/fps, mirrored or not), drawn from (seed, step, number in the global batch), so the batch of a step
+is the same on any number of ranks and after any restart. A video that cannot be decoded or is too short is left out of the draw by
+a rule that depends on the files alone; it is reported once on the console.
+
+A network that sees a small corpus without augmentation learns it by heart: on 48 strips of six people training clips reached 30 dB
+while held-out ones stayed below 26; with augmentation both reach 28 and more (docs/log.md).
 """
 
 from __future__ import annotations
@@ -18,24 +20,27 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.corpus.fetch import local
-from pipeline.tokenizer_jobs.augmentation import augment
 from pipeline.video import VideoError, iter_frames, probe, read_frames
 from tokenizer.config import AugmentConfig, TrainingBucket
 
 ATTEMPTS = 64
-"""Videos drawn for one clip before the corpus counts as unusable for the bucket."""
+"""Videos drawn for one clip until the corpus counts as unusable for the bucket."""
 
 
 class ClipError(ValueError):
-    """A corpus that gives no clip; the message names the mend."""
+    """A corpus or bucket that yields no clip; the message names the mend."""
 
 
-class VideoClips:
-    """`ClipSource` over video files. Short videos are decoded once a size and kept in memory, up to `cache_mb`."""
+class ClipSampler:
+    """`ClipSource` over video files. Short videos are decoded once per size and kept in memory, up to `cache_mb`.
+
+    flip: half of the clips are mirrored.
+    """
 
     def __init__(
         self,
@@ -56,16 +61,16 @@ class VideoClips:
         self._lock = threading.RLock()
 
     def batch(self, step: int, bucket: TrainingBucket, rank: int, world: int) -> Tensor:
-        """This rank's share of the step's batch, uint8 (b,T,H,W,3). Raises ValueError when the ranks do not divide the batch."""
+        """Return this rank's share of the step's batch, uint8 (b,T,H,W,3). Raises ClipError when the ranks do not divide it."""
         if bucket.batch % world:
             raise ClipError(
-                f"training batch of {bucket.batch} clips does not divide among {world} ranks; change tokenizer.training.buckets"
+                f"a training batch of {bucket.batch} clips does not divide among {world} ranks; change tokenizer.training.buckets"
             )
         share = bucket.batch // world
         return torch.from_numpy(np.stack([self.clip(step, rank * share + i, bucket) for i in range(share)]))
 
     def clip(self, step: int, number: int, bucket: TrainingBucket) -> NDArray[np.uint8]:
-        """Clip `number` of the global batch of `step`."""
+        """Return clip `number` of the global batch of `step`, uint8 (T,H,W,3)."""
         draw = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, number, step]))
         for _ in range(ATTEMPTS):
             video = self.videos[int(draw.integers(len(self.videos)))]
@@ -89,7 +94,7 @@ class VideoClips:
         )
 
     def _length(self, video: str) -> int:
-        """Frames of the video at the rate; 0 for one that cannot be used."""
+        """Return the number of frames at the frame rate; 0 for a video that cannot be used."""
         with self._lock:
             known: int | None = self._frames.get(video)
         if known is not None:
@@ -112,7 +117,7 @@ class VideoClips:
                 print(f"left out: {message}", flush=True)
 
     def _read(self, video: str, start: int, bucket: TrainingBucket, zoom: float) -> NDArray[np.uint8]:
-        """Frames of the clip; with a zoom larger by as much, so that the smallest part of them still has the bucket's pixels."""
+        """Return the frames of a clip, `zoom` times as large as the bucket: the smallest crop of them still has its pixels."""
         height, width = round(bucket.height * zoom), round(bucket.width * zoom)
         length, size = self._length(video), height * width * 3
         if length * size > self._room // 4:
@@ -134,3 +139,25 @@ class VideoClips:
         if start + bucket.frames > len(whole):
             raise VideoError("too_short", f"{video}: ends before {(start + bucket.frames) / self.fps:.2f} s")
         return whole[start : start + bucket.frames]
+
+
+def augment(
+    clip_THWC: Tensor, height: int, width: int, config: AugmentConfig, mirror: bool, draw: np.random.Generator
+) -> Tensor:
+    """Return a random crop of the clip at height x width pixels, in other light, mirrored or backwards, uint8 (T,h,w,3).
+
+    Every frame of a clip is treated alike. mirror: whether clips may be mirrored.
+    """
+    rows, columns = clip_THWC.shape[1:3]
+    part = int(draw.integers(round(columns / config.zoom), columns + 1))
+    high = min(rows, round(part * height / width))
+    top, left = int(draw.integers(rows - high + 1)), int(draw.integers(columns - part + 1))
+    x_T3HW = clip_THWC[:, top : top + high, left : left + part].permute(0, 3, 1, 2).float()
+    x_T3HW = F.interpolate(x_T3HW, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    contrast = float(draw.uniform(1 - config.contrast, 1 + config.contrast))
+    gain = contrast * torch.from_numpy(draw.uniform(1 - config.colour, 1 + config.colour, (1, 3, 1, 1))).float()
+    light = float(draw.uniform(-config.brightness, config.brightness))
+    x_T3HW = ((x_T3HW - 128) * gain + 128 + light).round().clamp(0, 255)
+    backwards, mirrored = (draw.random() < 0.5 for _ in range(2))
+    axes = [axis for axis, turned in ((0, backwards and config.backwards), (3, mirrored and mirror)) if turned]
+    return (x_T3HW.flip(axes) if axes else x_T3HW).byte().permute(0, 2, 3, 1).contiguous()

@@ -1,11 +1,10 @@
-"""Scores of a tokenizer on held-out videos: `videoar tokenizer eval`.
+"""A tokenizer on real videos: `videoar tokenizer eval` scores it, `videoar tokenizer reconstruct` shows it.
 
-In:  the configuration: `corpus` names the videos, `tokenizer.weights` the tokenizer, `tokenizer.training` shapes and rate.
-Out: a table on the console and one JSON object: PSNR, SSIM, LPIPS, rFVD, bit usage, bits per pixel, frames a second.
-Called by: pipeline/tokenizer_jobs/main.py, benchmarks/proof_tokenizer.py.
+In:  the configuration: `corpus` names the videos, `tokenizer.weights` the tokenizer, `tokenizer.training` shapes and frame rate.
+Out: a table on the console and one JSON object (PSNR, SSIM, LPIPS, rFVD, bit usage, bits per pixel, frames per second); an mp4.
 
-Clips are taken without overlap from each video in order, so the score is a function of files and configuration. A score that
-cannot be had (weights not fetched, frames too small) is null and the table says why.
+Clips are taken from each video in order and do not overlap, so the scores are a function of files and configuration. A score that
+cannot be computed (weights not fetched, frames too small) is null, and the console says why.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -27,21 +27,51 @@ from cluster.runtime.progress import ProgressBar
 from pipeline.config import CorpusConfig
 from pipeline.corpus.fetch import local
 from pipeline.corpus.listing import find
-from pipeline.video import VideoError, iter_frames
-from tokenizer.codec import VideoCodec
+from pipeline.video import VideoError, iter_frames, write_video
+from tokenizer.codec import CodecError, VideoCodec
 from tokenizer.config import TokenizerConfig, TrainingBucket
 from tokenizer.evaluation import metrics
 from tokenizer.evaluation.i3d import I3d
 from tokenizer.evaluation.lpips import Lpips
 from tokenizer.evaluation.pretrained import available
 
+CHUNK = 32
+"""Pixel frames that go through the codec at once; the stream's memory does not grow with the length of the video."""
+
 
 class ScoreError(ValueError):
-    """A corpus or tokenizer that cannot be scored; the message names the mend."""
+    """A corpus that cannot be scored; the message names the mend."""
 
 
-def held_clips(videos: Sequence[str], fps: float, bucket: TrainingBucket, most: int) -> Iterator[Tensor]:
-    """Clips uint8 (T,H,W,3) one behind the other, at most `most`, taken from the videos in turn."""
+# ---- scores -------------------------------------------------------------------------------------------------------
+
+
+def evaluate(config: Config, *, clips: int = 64, report: Path | None = None) -> dict[str, Any]:
+    """Score `tokenizer.weights` on the corpus, one table per training shape; return the JSON object, and write it to `report`."""
+    tokenizer = config.get(TokenizerConfig)
+    codec = _load(tokenizer)
+    videos = [source.source for source in find(config.get(CorpusConfig))]
+    found: dict[str, Any] = {}
+    for bucket in tokenizer.training.buckets:
+        name = f"f{bucket.frames:03d}x{bucket.height}x{bucket.width}"
+        if name in found:
+            continue
+        chosen = list(held_out_clips(videos, tokenizer.training.fps, bucket, clips))
+        if not chosen:
+            raise ScoreError(
+                f"no video of the corpus has {bucket.frames} frames at {tokenizer.training.fps} fps; name longer videos"
+            )
+        found[name] = score(codec, chosen)
+        print_tables(name, found[name])
+    if report is not None:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps({"name": "tokenizer", **found}), flush=True)
+    return found
+
+
+def held_out_clips(videos: Sequence[str], fps: float, bucket: TrainingBucket, most: int) -> Iterator[Tensor]:
+    """Yield consecutive clips uint8 (T,H,W,3), at most `most`, one from each video in turn."""
     streams = [_clips_of(video, fps, bucket) for video in videos]
     given = 0
     while streams and given < most:
@@ -55,14 +85,14 @@ def held_clips(videos: Sequence[str], fps: float, bucket: TrainingBucket, most: 
 
 
 def _clips_of(video: str, fps: float, bucket: TrainingBucket) -> Iterator[Tensor]:
-    held: list[Any] = []
+    frames: list[Any] = []
     try:
         with local(video) as path:
             for _, picture in iter_frames(path, fps, bucket.height, bucket.width):
-                held.append(picture)
-                if len(held) == bucket.frames:
-                    yield torch.from_numpy(np.stack(held))
-                    held = []
+                frames.append(picture)
+                if len(frames) == bucket.frames:
+                    yield torch.from_numpy(np.stack(frames))
+                    frames = []
     except VideoError as error:
         print(f"left out: {error}", flush=True)
 
@@ -70,98 +100,121 @@ def _clips_of(video: str, fps: float, bucket: TrainingBucket) -> Iterator[Tensor
 def score(
     codec: VideoCodec, clips: Sequence[Tensor], *, fvd: bool = True, note: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Figures of one tokenizer over clips uint8 (T,H,W,3) of one shape."""
+    """Return the scores of one tokenizer over clips uint8 (T,H,W,3) of one shape."""
     frames, height, width = clips[0].shape[:3]
     latents, rows, columns = codec.spec.grid(frames, height, width)
     scales = codec.spec.scales(rows, columns)
     size = codec.spec.frame_bytes(rows, columns)
-    packed, made, encode_s, decode_s = [], [], 0.0, 0.0
+    packed, decoded, encode_s, decode_s = [], [], 0.0, 0.0
     with ProgressBar("reconstruct", len(clips)) as bar:
         for clip in clips:
             began = time.perf_counter()
             bits = codec.encode(clip[None]).bits
             middle = time.perf_counter()
-            made.append(codec.decode(bits, height, width)[0].cpu())
+            decoded.append(codec.decode(bits, height, width)[0].cpu())
             decode_s += time.perf_counter() - middle
             encode_s += middle - began
             packed.append(bits.cpu().reshape(latents, size))
             bar.update()
-    real, again = torch.stack(list(clips)), torch.stack(made)
-    figures: dict[str, Any] = {
+    return {
         "clips": len(clips),
         "shape": [frames, height, width],
-        **quality(real, again, fvd=fvd, note=note),
+        **quality(torch.stack(list(clips)), torch.stack(decoded), fvd=fvd, note=note),
         "bits_per_pixel": metrics.bits_per_pixel(size, latents, frames, height, width),
         "bits_per_frame": size * 8 * latents / frames,
-        "bit_usage": metrics.bit_figures(torch.cat(packed), scales, codec.spec.bits),
+        "bit_usage": metrics.bit_statistics(torch.cat(packed), scales, codec.spec.bits),
         "encode_frames_per_second": frames * len(clips) / encode_s,
         "decode_frames_per_second": frames * len(clips) / decode_s,
         "tokenizer": codec.spec.digest,
     }
-    return figures
 
 
-def quality(real: Tensor, made: Tensor, *, fvd: bool = True, note: Callable[[str], None] = print) -> dict[str, Any]:
-    """PSNR, SSIM, LPIPS (both nets) and rFVD of reconstructions, uint8 (B,T,H,W,3) each; null for what cannot be had."""
-    figures: dict[str, Any] = {
-        "psnr": float(metrics.psnr(real, made).mean()),
+def quality(real: Tensor, reconstructed: Tensor, *, fvd: bool = True, note: Callable[[str], None] = print) -> dict[str, Any]:
+    """Return PSNR, SSIM, LPIPS (both networks) and rFVD of reconstructions, uint8 (B,T,H,W,3) each.
+
+    None stands for a score that cannot be computed. fvd: whether rFVD is wanted. note: receives the reasons.
+    """
+    scores: dict[str, Any] = {
+        "psnr": float(metrics.psnr(real, reconstructed).mean()),
         "ssim": None,
         "lpips_alex": None,
         "lpips_vgg": None,
+        "rfvd": None,
     }
-    figures["rfvd"] = None
     side = min(real.shape[2:4])
     if side >= 11:
-        figures["ssim"] = float(metrics.ssim(real, made).mean())
+        scores["ssim"] = float(metrics.ssim(real, reconstructed).mean())
     for key, net in (("lpips_alex", "lpips-alex"), ("lpips_vgg", "lpips-vgg")):
         if side >= 32 and available(net):
-            figures[key] = float(metrics.lpips(Lpips(net), real, made).mean())  # type: ignore[arg-type]
+            scores[key] = float(metrics.lpips(Lpips(net), real, reconstructed).mean())  # type: ignore[arg-type]
     if fvd and available("i3d") and real.shape[1] >= 9 and len(real) >= 2:
-        figures["rfvd"] = metrics.rfvd(I3d(), real, made)
+        scores["rfvd"] = metrics.rfvd(I3d(), real, reconstructed)
     elif fvd and real.shape[1] < 9:
-        note("rFVD takes clips of at least 9 frames")
+        note("rFVD needs clips of at least 9 frames")
     if not all(available(name) for name in ("lpips-alex", "lpips-vgg", "i3d")):
-        note("scoring networks are missing; fetch them with `python -m tokenizer.evaluation.fetch fetch`")
-    return figures
+        note("weights of scoring networks are missing; fetch them with `python -m tokenizer.evaluation.fetch`")
+    return scores
 
 
-def evaluate(config: Config, *, clips: int = 64, report: Path | None = None) -> dict[str, Any]:
-    """Score `tokenizer.weights` on the corpus, one table a training shape of several frames; returns and writes the JSON."""
-    tokenizer = config.get(TokenizerConfig)
-    codec = VideoCodec.load(tokenizer.weights, device="cuda" if torch.cuda.is_available() else "cpu")
-    videos = [source.source for source in find(config.get(CorpusConfig))]
-    found: dict[str, Any] = {}
-    for bucket in tokenizer.training.buckets:
-        name = f"f{bucket.frames:03d}x{bucket.height}x{bucket.width}"
-        if name in found:
-            continue
-        chosen = list(held_clips(videos, tokenizer.training.fps, bucket, clips))
-        if not chosen:
-            raise ScoreError(
-                f"no video of the corpus holds {bucket.frames} frames at {tokenizer.training.fps} fps; name longer videos"
-            )
-        found[name] = score(codec, chosen)
-        show(name, found[name])
-    if report is not None:
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps({"name": "tokenizer", **found}), flush=True)
-    return found
-
-
-def show(name: str, figures: dict[str, Any]) -> None:
-    """Print the table of one shape."""
-    table = Table(title=f"{name}: {figures['clips']} clips, {figures['bits_per_frame']:.0f} bits a frame")
+def print_tables(name: str, scores: dict[str, Any]) -> None:
+    """Print the tables of one shape."""
+    table = Table(title=f"{name}: {scores['clips']} clips, {scores['bits_per_frame']:.0f} bits per frame")
     for heading in ("PSNR dB", "SSIM", "LPIPS alex", "LPIPS vgg", "rFVD", "bits/pixel", "encode f/s", "decode f/s"):
         table.add_column(heading, justify="right")
     keys = ["psnr", "ssim", "lpips_alex", "lpips_vgg", "rfvd", "bits_per_pixel"]
     keys += ["encode_frames_per_second", "decode_frames_per_second"]
-    table.add_row(*("-" if figures[key] is None else f"{figures[key]:.4g}" for key in keys))
+    table.add_row(*("-" if scores[key] is None else f"{scores[key]:.4g}" for key in keys))
     usage = Table(title="bits")
-    for heading in ("scale", "entropy a bit", "dead bits"):
+    for heading in ("scale", "entropy per bit", "dead bits"):
         usage.add_column(heading, justify="right")
-    for scale, each in figures["bit_usage"].items():
+    for scale, each in scores["bit_usage"].items():
         usage.add_row(scale, f"{each['entropy']:.3f}", f"{100 * each['dead']:.0f} %")
     console = Console()
     console.print(table)
     console.print(usage)
+
+
+# ---- reconstruction -----------------------------------------------------------------------------------------------
+
+
+def reconstruct(config: Config, video: str, output: Path, seconds: float = 4.0, size: int = 0) -> float:
+    """Write original | reconstruction side by side as an mp4; return the PSNR in dB.
+
+    size: height and width in pixels; 0 takes the largest training bucket. Raises CodecError, VideoError or OSError.
+    """
+    tokenizer = config.get(TokenizerConfig)
+    codec = _load(tokenizer)
+    fps = tokenizer.training.fps
+    largest = max(tokenizer.training.buckets, key=lambda bucket: bucket.height * bucket.width)
+    height, width = (size, size) if size else (largest.height, largest.width)
+    with local(video) as path:
+        wanted = range(max(1, round(seconds * fps)))
+        frames = [picture for _, (_, picture) in zip(wanted, iter_frames(path, fps, height, width))]
+    stride = codec.spec.temporal_stride
+    whole = 1 + (len(frames) - 1) // stride * stride
+    if not frames:
+        raise CodecError(f"{video}: no frame can be decoded")
+    original = np.stack(frames[:whole])
+    decoded = roundtrip(codec, original)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_video(output, np.concatenate((original, decoded), axis=2), fps)
+    error = float(np.mean((original.astype(np.float64) - decoded) ** 2))
+    return float(10 * np.log10(255**2 / max(error, 1e-10)))
+
+
+def roundtrip(codec: VideoCodec, frames_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Encode and decode one clip of 1 + s*n frames as a stream; return the same shape."""
+    height, width = frames_THWC.shape[1:3]
+    encoding = decoding = None
+    decoded: list[Tensor] = []
+    for begin in range(0, len(frames_THWC), CHUNK):
+        chunk = torch.from_numpy(frames_THWC[begin : begin + CHUNK])[None]
+        encoded, encoding = codec.encode_chunk(chunk, encoding, last=begin + CHUNK >= len(frames_THWC))
+        if encoded.bits.shape[1]:
+            shown, decoding = codec.decode_chunk(encoded.bits, height, width, decoding)
+            decoded.append(shown[0].cpu())
+    return torch.cat(decoded).numpy()
+
+
+def _load(tokenizer: TokenizerConfig) -> VideoCodec:
+    return VideoCodec.load(tokenizer.weights, device="cuda" if torch.cuda.is_available() else "cpu")
