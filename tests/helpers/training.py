@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ metrics: {port: 0}
 """
 STEPS = 20
 PATIENCE = 600
-"""Seconds after which a job is taken to hang: a crowded machine makes two minutes of ten seconds."""
+"""Seconds after which a job is taken to hang: a crowded machine turns ten seconds into two minutes."""
 
 
 def prepare(folder: Path) -> Path:
@@ -54,11 +55,17 @@ def environment() -> dict[str, str]:
     return {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
 
 
-def start(config: Path, ranks: int, run: Path, *overrides: str) -> subprocess.Popen[str]:
-    """Start a job under the launcher; its output is one pipe."""
+def launcher(ranks: int, module: str) -> list[str]:
+    """The deepspeed launcher's command for a Python module."""
     command = [str(Path(sys.executable).with_name("deepspeed")), "--hostfile", os.devnull, "--num_gpus", str(ranks)]
-    command += ["--master_port", str(free_port()), "--no_local_rank", "--module", "pretrain.train"]
-    command += ["-c", str(config), f"run.dir={run}", *overrides]
+    return [*command, "--master_port", str(free_port()), "--no_local_rank", "--module", module]
+
+
+def start(
+    config: Path, ranks: int, run: Path, *overrides: str, module: str = "pretrain.train", first_arguments: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    """Start a job under the launcher; its output is one pipe."""
+    command = [*launcher(ranks, module), *first_arguments, "-c", str(config), f"run.dir={run}", *overrides]
     return subprocess.Popen(
         command, env=environment(), cwd=config.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -74,9 +81,12 @@ def train(config: Path, ranks: int, run: Path, *overrides: str, code: int = 0) -
 
 def several(config: Path, ranks: int, runs: dict[str, list[str]], *, code: int = 0) -> None:
     """Run several jobs, one after the other, in one set of rank processes: run folder -> overrides."""
-    command = [str(Path(sys.executable).with_name("deepspeed")), "--hostfile", os.devnull, "--num_gpus", str(ranks)]
-    command += ["--master_port", str(free_port()), "--no_local_rank", "--module", "tests.helpers.several_worker"]
-    command += [str(config), str(code), json.dumps({str(config.parent / name): given for name, given in runs.items()})]
+    command = [
+        *launcher(ranks, "tests.helpers.several_worker"),
+        str(config),
+        str(code),
+        json.dumps({str(config.parent / name): given for name, given in runs.items()}),
+    ]
     done = subprocess.run(
         command, env=environment(), cwd=config.parent, text=True, capture_output=True, timeout=PATIENCE, check=False
     )
@@ -91,7 +101,7 @@ def until(process: subprocess.Popen[str], words: str) -> str:
         seen += line
         if words in line:
             return seen
-    raise AssertionError(f"`{words}` was never said:\n{seen}")
+    raise AssertionError(f"`{words}` was never printed:\n{seen}")
 
 
 def rank_process(process: subprocess.Popen[str], rank: int) -> psutil.Process:
