@@ -1,16 +1,16 @@
-"""Captions by a model, for clips that have none: the interface, and one implementation over Hugging Face transformers.
+"""Captions by a model, for clips that have none: the interface, and an implementation with Hugging Face transformers.
 
-In:  pictures of spans of a video, batch by batch.
-Out: one caption a span; `VideoPlan`s whose clips carry it, with the model's digest among the carried columns.
-Called by: the planning task (pipeline.ray_plan, pipeline.plan), when `pipeline.captioner.weights` is set.
+In:  pictures of the spans of a video, in batches.
+Out: a caption per span; the `VideoPlan` whose clips carry it, with the model's digest among their carried columns.
 
-It runs where a video is planned: a planned part is committed with its captions, so a job that is killed captions what lacks a
-part and nothing twice. Batches are formed within a video, in the order of its spans, and decoding is greedy: a caption depends on
-the video, the configuration and the weights alone.
+It runs where a video is planned. A planned part is committed together with its captions, so a job that is killed captions what has
+no part yet and nothing twice. Batches are formed within a video, in the order of its spans, and decoding is greedy: a caption
+depends on the video, the configuration and the weights alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 
 from pipeline.config import CaptionerConfig
 from pipeline.decoding.process import DecoderDied, DecoderProcess
+from pipeline.decoding.retry import resumed
 from pipeline.records import Clip, VideoPlan
 from pipeline.video import Request, VideoError
 
 COLUMN = "captioner"
-"""Carried column that names the model (its digest) where a caption is a model's."""
+"""Carried column with the digest of the model, for captions that a model wrote."""
 
 
 class CaptionerError(ValueError):
@@ -36,19 +37,19 @@ class CaptionerError(ValueError):
 
 
 class Captioner(Protocol):
-    """What planning needs of a model."""
+    """What planning needs of a captioning model."""
 
     digest: str
-    """32 hex digits that change with the model's files."""
+    """32 hex digits, which change with the model's files."""
 
     def describe(self, spans: Sequence[NDArray[np.uint8]]) -> list[str]:
-        """Return a caption for each span, uint8 (N, H, W, 3): N pictures spread over its time."""
+        """Return a caption for each span, given as N pictures spread over its time, uint8 (N, H, W, 3)."""
 
 
-class HuggingFace:
-    """An image-to-text model of transformers (BLIP, GIT, LLaVA and their like) from a local folder of safetensors.
+class HuggingFaceCaptioner:
+    """An image-to-text model of transformers (BLIP, GIT, LLaVA and similar ones) from a local folder of safetensors.
 
-    A processor with a chat template gets the pictures and the prompt as one message; any other one the middle picture.
+    A processor with a chat template gets all pictures and the prompt as one message; any other one gets the middle picture.
     """
 
     def __init__(self, config: CaptionerConfig) -> None:
@@ -62,7 +63,7 @@ class HuggingFace:
         self._config = config
         self.digest = folder_digest(config.weights)
         self._device = "cuda" if config.gpus > 0 and torch.cuda.is_available() else "cpu"
-        # No code from the folder is run and no pickle is read; nothing is asked of a network.
+        # No code from the folder is run, no pickle is read and nothing is downloaded.
         common = {"local_files_only": True, "trust_remote_code": False}
         try:
             self._processor: Any = AutoProcessor.from_pretrained(config.weights, **common)
@@ -76,7 +77,7 @@ class HuggingFace:
         self._chat = bool(getattr(self._processor, "chat_template", None))
 
     def describe(self, spans: Sequence[NDArray[np.uint8]]) -> list[str]:
-        """Caption a batch."""
+        """Return a caption for each span of a batch."""
         config = self._config
         inputs: dict[str, Any] = {"return_tensors": "pt", "padding": True}
         if self._chat:
@@ -90,20 +91,20 @@ class HuggingFace:
                 inputs["text"] = [config.prompt] * len(spans)
         batch = self._processor(**inputs).to(self._device, getattr(torch, config.dtype))
         with torch.inference_mode():
-            made = self._model.generate(**batch, max_new_tokens=config.max_tokens, do_sample=False, num_beams=1)
+            tokens = self._model.generate(**batch, max_new_tokens=config.max_tokens, do_sample=False, num_beams=1)
         if self._chat:  # the answer follows the question
-            made = made[:, batch["input_ids"].shape[1] :]
-        return [" ".join(text.split()) for text in self._processor.batch_decode(made, skip_special_tokens=True)]
+            tokens = tokens[:, batch["input_ids"].shape[1] :]
+        return [" ".join(text.split()) for text in self._processor.batch_decode(tokens, skip_special_tokens=True)]
 
 
 @cache
 def load(plain: str) -> Captioner:
-    """Return the captioner of a configuration (as JSON), once a process. Raises CaptionerError."""
-    return HuggingFace(CaptionerConfig.model_validate_json(plain))
+    """Return the captioner of a configuration (as JSON), loaded once per process. Raises CaptionerError."""
+    return HuggingFaceCaptioner(CaptionerConfig.model_validate_json(plain))
 
 
 def folder_digest(folder: Path) -> str:
-    """Return xxh3-128 (hex) over names and bytes of a folder's files. Raises CaptionerError."""
+    """Return xxh3-128 (hex) over the names and bytes of a folder's files. Raises CaptionerError."""
     hasher = xxhash.xxh3_128()
     try:
         files = sorted(path for path in folder.iterdir() if path.is_file())
@@ -119,7 +120,7 @@ def folder_digest(folder: Path) -> str:
     return hasher.hexdigest()
 
 
-def captioned(
+def with_captions(
     plan: VideoPlan,
     path: Path,
     shape: tuple[int, int],
@@ -128,10 +129,10 @@ def captioned(
     decoder: DecoderProcess,
     attempts: int,
 ) -> VideoPlan:
-    """Return the plan with a caption for each span that lacks one; clips of one span share it.
+    """Return the plan with a caption for each span that has none; clips of one span share it.
 
-    attempts: tries that a decoder which dies over the video gets. path: local file. shape: height and width as shown, pixels.
-    A span that does not decode keeps its empty caption: the encoder, which reads the same frames, says why it is refused.
+    path: local file. shape: height and width as shown, pixels. attempts: how often the decoder may die over the video.
+    A span that does not decode keeps its empty caption: the encoder reads the same frames and records why it is refused.
     """
     spans: dict[float, Clip] = {}
     for clip in plan.clips:
@@ -164,22 +165,16 @@ def captioned(
 
 
 def _readable(decoder: DecoderProcess, path: Path, requests: list[Request], attempts: int) -> Iterator[NDArray[np.uint8]]:
-    """Give the frames of each request up to the first that cannot be read; a dead decoder gets another try."""
-    done = 0
-    for _ in range(attempts if requests else 0):
-        try:
-            for number, frames in enumerate(decoder.read(path, requests)):
-                if number >= done:
-                    done += 1
-                    yield frames
-        except DecoderDied:
-            continue
-        except VideoError:
-            return  # not lost: the encoder meets the same frames and records the refusal
+    """Yield the frames of each request up to the first that cannot be read; a dead decoder gets another try."""
+    if not requests:
+        return
+    # What is not read is not lost: the encoder meets the same frames and records the refusal.
+    with contextlib.suppress(DecoderDied, VideoError):
+        yield from resumed(lambda: decoder.read(path, requests), attempts)
         return
 
 
 def _times(clip: Clip, count: int) -> tuple[float, ...]:
-    """Times of frames of the clip, spread evenly: the middle of each of `count` stretches."""
+    """Return the times of `count` frames of the clip: the middle of each of `count` equal parts."""
     frames = [int((k + 0.5) * clip.bucket.frames / count) for k in range(count)]
     return tuple(clip.begin + frame / clip.fps for frame in frames)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.runtime.atomic_files import committing
-from pipeline.analysis.fingerprint import RATE, SIDE, Print
+from pipeline.analysis.fingerprint import RATE, SIDE, Fingerprint
 from pipeline.planning.near_index import CONTEXT, NearIndex
 from pipeline.records import Clip, Reject, VideoPlan, clip_key
 
@@ -78,7 +78,7 @@ class NearDuplicates:
         """Return the plan without the spans that an earlier video shows."""
         if not self._threshold or not plan.clips:
             return plan
-        prints = [_unpacked(one) for one in plan.prints]
+        fingerprints = [_unpacked(one) for one in plan.fingerprints]
         clips: list[Clip] = []
         rejects = list(plan.rejects)
         for begin, own in groupby(plan.clips, key=lambda clip: clip.begin):
@@ -86,17 +86,17 @@ class NearDuplicates:
             end = max(clip.end for clip in span)
             first, last = math.ceil(begin * RATE - 1e-6), math.ceil(end * RATE - 1e-6)
             # A short span is too little to compare: take in what follows it or, at the end of the video, what precedes it.
-            last = min(len(prints[0]), max(last, first + CONTEXT))
+            last = min(len(fingerprints[0]), max(last, first + CONTEXT))
             first = max(0, min(first, last - CONTEXT))
             # A copy that gained or lost black bars agrees in the picture between them.
-            source, score = max((self._index.find(one[first:last]) for one in prints), key=lambda found: found[1])
+            source, score = max((self._index.find(one[first:last]) for one in fingerprints), key=lambda found: found[1])
             if score >= self._threshold:
                 scores = {**span[0].scores, "agreement": round(score, 4)}
                 rejects.append(Reject(plan.source, "dedup", "near_copy", f"shows what {source} shows", begin, end, scores))
             else:
                 clips += span
         if clips:
-            for one in plan.prints:
+            for one in plan.fingerprints:
                 self._keep(plan.source, one)
         return replace(plan, clips=tuple(clips), rejects=tuple(rejects))
 
@@ -108,5 +108,5 @@ class NearDuplicates:
                 pq.write_table(pa.Table.from_pylist(self._kept, schema=schema), temporary)
 
 
-def _unpacked(packed: bytes) -> Print:
+def _unpacked(packed: bytes) -> Fingerprint:
     return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(-1, SIDE * SIDE)

@@ -1,8 +1,7 @@
-"""Scores of a span of video, and whether it is refused.
+"""Scores of a span of video, and whether they refuse it. A new filter is a score in `scores` and a threshold in `refusal`.
 
 In:  a `Scan` and a span in seconds.
-Out: scores (kept in clips.parquet or rejects.parquet) and the reason of a refusal.
-Called by: pipeline.plan.
+Out: scores (kept in clips.parquet or rejects.parquet), and the reason of a refusal.
 """
 
 from __future__ import annotations
@@ -15,14 +14,15 @@ from pipeline.config import FilterConfig
 
 
 def scores(found: Scan, begin: float, end: float) -> dict[str, float]:
-    """Return luma, motion, sharpness (and text, where looked for) of the frames shown in [begin, end): means, 0 to 255 (sharpness: a variance).
+    """Return luma, motion and sharpness, and text where it was looked for: means over the frames shown in [begin, end).
 
-    Motion leaves the first frame out: its difference is to a frame outside of the span.
+    Luma and motion are 0 to 255, sharpness is a variance, text a share of the picture. Motion leaves the first frame out, whose
+    difference is to a frame outside of the span.
     """
     first = max(0, int(np.searchsorted(found.times, begin + 1e-6, side="right")) - 1)
     last = max(first + 1, int(np.searchsorted(found.times, end - 1e-6, side="left")))
     motion = found.motion[first + 1 : last]
-    text = {"text": round(_seen(found.text, first, last), 4)} if np.isfinite(found.text).any() else {}
+    text = {"text": round(_mean_where_measured(found.text, first, last), 4)} if np.isfinite(found.text).any() else {}
     return {
         **text,
         "luma": round(float(found.luma[first:last].mean()), 4),
@@ -31,17 +31,17 @@ def scores(found: Scan, begin: float, end: float) -> dict[str, float]:
     }
 
 
-def _seen(values: NDArray[np.float64], first: int, last: int) -> float:
-    """Mean of the frames of a span that were looked at; where none was, the nearest one that was."""
-    looked = np.flatnonzero(np.isfinite(values))
-    inside = looked[(looked >= first) & (looked < last)]
-    return float(values[inside if len(inside) else looked[np.abs(looked - first).argmin()]].mean())
+def _mean_where_measured(values: NDArray[np.float64], first: int, last: int) -> float:
+    """Return the mean over the measured frames of a span; where none was measured, the value of the nearest one that was."""
+    measured = np.flatnonzero(np.isfinite(values))
+    inside = measured[(measured >= first) & (measured < last)]
+    return float(values[inside if len(inside) else measured[np.abs(measured - first).argmin()]].mean())
 
 
 def refusal(found: dict[str, float], config: FilterConfig, frames: int) -> tuple[str, str]:
-    """Return (reason, detail) when the scores lie outside the thresholds, else two empty strings.
+    """Return (reason, detail) where a score is outside of its threshold, else two empty strings.
 
-    frames: frames of the longest clip; a single picture cannot be static.
+    frames: number of frames of the longest clip; a single picture is never static.
     """
     if found["luma"] < config.min_luma:
         return "black", f"mean luma {found['luma']:.1f} is under pipeline.filters.min_luma = {config.min_luma:g}"

@@ -1,14 +1,15 @@
 """From a video to its clips: by timestamps, one span for all buckets, every refusal recorded.
 
-In:  `SourceVideo`s, the configuration, a `DecoderProcess`.
-Out: `VideoPlan`s; clip keys; spans. All pure functions of the video's bytes and the configuration.
-Called by: pipeline.ray_job (planning tasks).
+In:  a `SourceVideo`, the configuration, a `DecoderProcess`.
+Out: a `VideoPlan`. It is a pure function of the video's bytes and the configuration.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.analysis.scan import Scan
@@ -17,10 +18,10 @@ from pipeline.config import PipelineConfig
 from pipeline.corpus import fetch
 from pipeline.corpus.fetch import content_digest
 from pipeline.decoding.process import DecoderDied, DecoderProcess
+from pipeline.decoding.retry import quarantine_detail, retried
 from pipeline.planning import filters
-from pipeline.planning.spans import spans, suited
-from pipeline.records import Clip, Reject, SourceVideo, VideoPlan, clip_key
-from pipeline.video import VideoError
+from pipeline.records import Bucket, Clip, Reject, SourceVideo, VideoPlan, clip_key
+from pipeline.video import EPSILON, VideoError
 
 if TYPE_CHECKING:
     from pipeline.planning.captioner import Captioner
@@ -29,43 +30,42 @@ if TYPE_CHECKING:
 def plan_video(
     video: SourceVideo, config: PipelineConfig, decoder: DecoderProcess, captioner: Captioner | None = None
 ) -> VideoPlan:
-    """Look at one video and plan its clips. Never raises for a bad video: that is an outcome.
+    """Scan one video and plan its clips. A bad video raises nothing: its refusal is the outcome.
 
-    captioner: describes clips that have no caption.
+    captioner: writes the captions of clips that have none.
     """
     digest = ""
     try:
         with fetch.local(video.source) as path:
             digest = content_digest(path)
-            found = _scan(path, config, decoder)
-            plan = _judged(video, digest, found, config)
+            found = retried(lambda: decoder.scan(path, config.cuts, config.filters), config.limits.attempts)
+            plan = _checked(video, digest, found, config)
             if captioner is not None and plan.clips:
-                from pipeline.planning.captioner import captioned
+                from pipeline.planning.captioner import with_captions
 
-                plan = captioned(
+                plan = with_captions(
                     plan, path, (found.height, found.width), captioner, config.captioner, decoder, config.limits.attempts
                 )
             return plan
     except VideoError as error:
         return refused(video, digest, "probe", error.reason, str(error))
     except DecoderDied as error:
-        detail = f"{error}; quarantined after {config.limits.attempts} attempts"
-        return refused(video, digest, "probe", error.reason, detail)
+        return refused(video, digest, "probe", error.reason, quarantine_detail(error, config.limits.attempts))
 
 
-def _judged(video: SourceVideo, digest: str, found: Scan, config: PipelineConfig) -> VideoPlan:
+def _checked(video: SourceVideo, digest: str, found: Scan, config: PipelineConfig) -> VideoPlan:
     if found.damage and config.damaged == "refuse":
         return refused(video, digest, "probe", "damaged", found.damage)
     if min(found.width, found.height) < config.filters.min_side:
         detail = f"{found.width}x{found.height} pixels; pipeline.filters.min_side is {config.filters.min_side}"
         return refused(video, digest, "filters", "too_small", detail)
-    return _lay(video, digest, found, config)
+    return _lay_clips(video, digest, found, config)
 
 
-def _lay(video: SourceVideo, digest: str, found: Scan, config: PipelineConfig) -> VideoPlan:
+def _lay_clips(video: SourceVideo, digest: str, found: Scan, config: PipelineConfig) -> VideoPlan:
     clips: list[Clip] = []
     rejects: list[Reject] = []
-    buckets = suited(config.buckets, found.width, found.height, config.aspect)
+    buckets = matching_buckets(config.buckets, found.width, found.height, config.aspect)
     shortest = min(bucket.frames for bucket in buckets)
     caption = fetch.sidecar(video.source) or video.caption
     for begin, end in shots(found, config.cuts):
@@ -95,20 +95,49 @@ def _lay(video: SourceVideo, digest: str, found: Scan, config: PipelineConfig) -
                 )
                 for bucket in span.buckets
             ]
-    prints = [zlib.compress(p.tobytes()) for p in (found.grey, found.inner) if config.near_dedup and len(p)]
-    return VideoPlan(video.source, digest, tuple(clips), tuple(rejects), tuple(prints))
-
-
-def _scan(path: Path, config: PipelineConfig, decoder: DecoderProcess) -> Scan:
-    for attempt in range(1, config.limits.attempts + 1):
-        try:
-            return decoder.scan(path, config.cuts, config.filters)
-        except DecoderDied:
-            if attempt == config.limits.attempts:
-                raise
-    raise AssertionError("attempts is at least 1")
+    looked_at = (found.fingerprint, found.inner_fingerprint) if config.near_dedup else ()
+    fingerprints = tuple(zlib.compress(one.tobytes()) for one in looked_at if len(one))
+    return VideoPlan(video.source, digest, tuple(clips), tuple(rejects), fingerprints)
 
 
 def refused(video: SourceVideo, digest: str, stage: str, reason: str, detail: str) -> VideoPlan:
-    """Return the plan of a video that is refused whole."""
+    """Return the plan of a video that is refused as a whole."""
     return VideoPlan(video.source, digest, (), (Reject(video.source, stage, reason, detail),))
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a shot. Each of its buckets makes a clip that begins at `begin`."""
+
+    begin: float
+    end: float
+    """Time just after the last frame of the longest clip."""
+    buckets: tuple[Bucket, ...]
+
+
+def spans(begin: float, end: float, buckets: Sequence[Bucket], fps: float, stride: float) -> list[Span]:
+    """Divide a shot [begin, end), in seconds, into spans.
+
+    The longest bucket whose last frame still lies in the shot sets the distance of the spans; every bucket that is not longer makes
+    a clip in each of them, so that one decode serves them all. Frame k of a clip is at begin + k / fps.
+    """
+    fitting = [bucket for bucket in buckets if (bucket.frames - 1) / fps < end - begin - EPSILON]
+    if not fitting:
+        return []
+    longest = max(bucket.frames for bucket in fitting)
+    step = longest / fps * stride
+    count = 1 + math.floor(max(0.0, end - begin - EPSILON - (longest - 1) / fps) / step)
+    found = []
+    for number in range(count):
+        at = round(begin + number * step, 6)
+        if at + (longest - 1) / fps < end - EPSILON:
+            found.append(Span(at, round(at + longest / fps, 6), tuple(fitting)))
+    return found
+
+
+def matching_buckets(buckets: Sequence[Bucket], width: int, height: int, rule: str) -> tuple[Bucket, ...]:
+    """Return the buckets for a video of this shape; rule `all`: every bucket, `nearest`: those nearest to it in aspect ratio."""
+    if rule == "all":
+        return tuple(buckets)
+    off = [abs(math.log((bucket.width / bucket.height) / (width / height))) for bucket in buckets]
+    return tuple(bucket for bucket, distance in zip(buckets, off) if distance <= min(off) + EPSILON)

@@ -13,7 +13,7 @@ import torch
 from pipeline.config import CaptionerConfig, DecodeLimits, PipelineConfig
 from pipeline.decoding.process import DecoderProcess
 from pipeline.planning import captioner as module
-from pipeline.planning.captioner import COLUMN, CaptionerError, HuggingFace, folder_digest, load
+from pipeline.planning.captioner import COLUMN, CaptionerError, HuggingFaceCaptioner, folder_digest, load
 from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, SourceVideo
 from pipeline.shards.schemas import clip_rows, clips_of
@@ -98,17 +98,17 @@ def spans(count: int, pictures: int = 3) -> list[np.ndarray]:
 
 def test_a_real_model_of_transformers_captions_a_batch(blip: Path) -> None:
     torch.set_num_threads(1)
-    captioner = HuggingFace(CaptionerConfig(weights=blip, max_tokens=6))
+    captioner = HuggingFaceCaptioner(CaptionerConfig(weights=blip, max_tokens=6))
     found = captioner.describe(spans(5))
     assert len(found) == 5 and len(set(found)) > 1, "captions depend on the picture"
     assert all(text and set(text.split()) <= set(WORDS[PLAIN:]) and len(text.split()) <= 8 for text in found)
     assert found == captioner.describe(spans(5)), "greedy: the same again"
-    prompted = HuggingFace(CaptionerConfig(weights=blip, max_tokens=6, prompt="the red")).describe(spans(2))
+    prompted = HuggingFaceCaptioner(CaptionerConfig(weights=blip, max_tokens=6, prompt="the red")).describe(spans(2))
     assert all(text.startswith("the red") for text in prompted)
 
 
 def test_a_chat_model_sees_all_pictures_and_only_its_answer_counts(llava: Path) -> None:
-    captioner = HuggingFace(CaptionerConfig(weights=llava, max_tokens=5, frames=3, prompt="in the car"))
+    captioner = HuggingFaceCaptioner(CaptionerConfig(weights=llava, max_tokens=5, frames=3, prompt="in the car"))
     first = captioner.describe(spans(2))
     assert len(first) == 2 and all(0 < len(text.split()) <= 5 for text in first), "the question is left out"
     changed = spans(2)
@@ -139,7 +139,7 @@ def test_folders_that_hold_no_usable_model(blip: Path, tmp_path: Path, content: 
                 (folder / path.name).write_bytes(path.read_bytes())
         torch.save({}, folder / "pytorch_model.bin")
     with pytest.raises(CaptionerError, match="model") as caught:
-        HuggingFace(CaptionerConfig(weights=folder))
+        HuggingFaceCaptioner(CaptionerConfig(weights=folder))
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from cluster.runtime.atomic_files import write_json
 from pipeline import video
-from pipeline.analysis.fingerprint import FINE, RATE, SIDE, Print, Printer, inner
-from pipeline.analysis.scan import scan
+from pipeline.analysis.fingerprint import FINE, RATE, SIDE, Fingerprint, Fingerprinter, crop_fingerprint
+from pipeline.analysis.scan import ScanOptions, scan
 from pipeline.config import CutConfig, DecodeLimits, PipelineConfig
 from pipeline.decoding.process import DecoderProcess
 from pipeline.planning.merge import merge
@@ -21,17 +21,17 @@ from pipeline.shards.manifest import Manifest
 THRESHOLD = 0.9
 
 
-def grey(path: Path) -> Print:
-    return scan(path, CutConfig(method="none"), max_frames=10**6, max_pixels=10**8).grey
+def grey(path: Path) -> Fingerprint:
+    return scan(path, ScanOptions(CutConfig(method="none"))).fingerprint
 
 
 Bars = tuple[int, int, int, int]
 
 
-def prints(path: Path) -> list[Print]:
-    """The print of a video, and where it has black bars that of the picture between them."""
-    found = scan(path, CutConfig(method="none"), max_frames=10**6, max_pixels=10**8)
-    return [one for one in (found.grey, found.inner) if len(one)]
+def fingerprints(path: Path) -> list[Fingerprint]:
+    """The fingerprint of a video, and where it has black bars that of the picture between them."""
+    found = scan(path, ScanOptions(CutConfig(method="none")))
+    return [one for one in (found.fingerprint, found.inner_fingerprint) if len(one)]
 
 
 def copy(path: Path, out: Path, *, height: int = 180, skip: float = 0.8, step: int = 1, bars: Bars = (0, 0, 0, 0)) -> Path:
@@ -77,8 +77,8 @@ def test_copies_of_the_bundled_clips_are_found_and_others_are_not(clips: Path, t
 @pytest.mark.parametrize("bars", [(36, 36, 0, 0), (0, 0, 60, 60), (50, 20, 10, 0)])
 def test_copies_with_black_bars_are_found_both_ways(clips: Path, tmp_path: Path, bars: Bars) -> None:
     names = ["bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4"]
-    whole = {name: prints(clips / name) for name in names}
-    barred = {name: prints(copy(clips / name, tmp_path / name, bars=bars)) for name in names}
+    whole = {name: fingerprints(clips / name) for name in names}
+    barred = {name: fingerprints(copy(clips / name, tmp_path / name, bars=bars)) for name in names}
     assert all(len(found) == 2 for found in barred.values()), "the bars are seen"
     for first, second in ((whole, barred), (barred, whole)):
         index = NearIndex()
@@ -106,7 +106,7 @@ def test_the_part_of_a_fine_print_is_the_print_of_the_part() -> None:
         frame[top : top + 160, left : left + 240] = smooth
         fine = np.rint(cv2.resize(frame, (FINE, FINE), interpolation=cv2.INTER_AREA)).astype(np.uint8).reshape(1, -1)
         height, width = frame.shape
-        found = inner(fine, (top / height, (top + 160) / height), (left / width, (left + 240) / width))
+        found = crop_fingerprint(fine, (top / height, (top + 160) / height), (left / width, (left + 240) / width))
         wanted = cv2.resize(smooth, (SIDE, SIDE), interpolation=cv2.INTER_AREA).reshape(-1)
         assert np.abs(found[0] - wanted).max() <= 6 and np.abs(found[0] - wanted).mean() <= 1.5
 
@@ -117,7 +117,7 @@ def test_the_shared_clips(shared: Path, tmp_path: Path) -> None:
     names = sorted(p.name for p in folder.iterdir() if p.stat().st_size < 700_000 and p.suffix in (".mp4", ".mkv", ".webm"))
     index, found = NearIndex(), {}
     for name in names:
-        own = prints(folder / name)
+        own = fingerprints(folder / name)
         source, score = max((index.find(one) for one in own), key=lambda f: f[1])
         if score >= THRESHOLD:
             found[name] = source
@@ -132,7 +132,7 @@ def test_the_shared_clips(shared: Path, tmp_path: Path) -> None:
     for name in copied:
         source, score = index.find(grey(copy(folder / name, tmp_path / f"{name}.mp4")))
         assert source == name and score >= THRESHOLD, (name, source, score)
-        barred = prints(copy(folder / name, tmp_path / f"{name}-barred.mp4", bars=(24, 24, 0, 0)))
+        barred = fingerprints(copy(folder / name, tmp_path / f"{name}-barred.mp4", bars=(24, 24, 0, 0)))
         source, score = max((index.find(one) for one in barred), key=lambda f: f[1])
         assert len(barred) == 2 and source == name and score >= THRESHOLD, ("with bars", name, source, score)
 
@@ -161,14 +161,14 @@ def test_near_copies_are_refused_span_by_span_across_generations(clips: Path, tm
 
 
 def test_a_print_depends_on_times_not_on_the_number_of_frames() -> None:
-    """Motion without end at 50, 25, 12.5 and 8 frames a second, and at changing intervals: nearly one print."""
+    """Motion without end at 50, 25, 12.5 and 8 frames a second, and at changing intervals: nearly one fingerprint."""
 
-    def made(times: list[float]) -> Print:
-        printer = Printer()
+    def made(times: list[float]) -> Fingerprint:
+        fingerprinter = Fingerprinter()
         for time in times:
             wave = np.sin(2 * np.pi * (0.4 * time + np.arange(SIDE * SIDE) / 40))
-            printer.add(time, np.rint(120 + 100 * wave).astype(np.uint8))
-        return printer.finish()
+            fingerprinter.add(time, np.rint(120 + 100 * wave).astype(np.uint8))
+        return fingerprinter.finish()
 
     reference = made([i / 50 for i in range(200)]).astype(float)
     assert reference.shape == (32, 64)

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import CutConfig, DecodeLimits, FilterConfig, PipelineConfig
 from pipeline.decoding.process import DecoderProcess
-from pipeline.planning.planner import plan_video
-from pipeline.planning.spans import spans, suited
+from pipeline.planning.planner import matching_buckets, plan_video, spans
 from pipeline.records import Bucket, SourceVideo, VideoPlan, clip_key
 from tests.helpers.fakes import timed
 
@@ -56,9 +55,9 @@ def test_keys_are_stable_and_differ() -> None:
 
 def test_nearest_aspect() -> None:
     wide, tall = Bucket(frames=5, height=32, width=64), Bucket(frames=5, height=64, width=32)
-    assert suited((wide, tall, SMALL), 1920, 1080, "nearest") == (wide,)
-    assert suited((wide, tall, SMALL), 720, 720, "nearest") == (SMALL,)
-    assert suited((wide, tall), 720, 720, "all") == (wide, tall)
+    assert matching_buckets((wide, tall, SMALL), 1920, 1080, "nearest") == (wide,)
+    assert matching_buckets((wide, tall, SMALL), 720, 720, "nearest") == (SMALL,)
+    assert matching_buckets((wide, tall), 720, 720, "all") == (wide, tall)
 
 
 @pytest.fixture(scope="module")
