@@ -1,6 +1,6 @@
-"""One rank that runs several training jobs one after the other: `several_worker.py CONFIG CODE '{"RUN": ["key=value", ...]}'`.
+"""One rank that runs several training jobs in succession: `several_worker.py CONFIG CODE '{"RUN": ["key=value", ...]}'`.
 
-Each job is pretrain.train's `run`, from reading the shards to the last checkpoint; only the process is shared.
+Each job is pretrain.train's `run`, from opening the shards to the last checkpoint; they share only the process.
 """
 
 from __future__ import annotations

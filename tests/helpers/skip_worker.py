@@ -1,7 +1,7 @@
-"""One rank of the skip test, started by the deepspeed launcher: prints one JSON line a ZeRO stage.
+"""One rank of the skip test, started by the deepspeed launcher: writes one JSON file per ZeRO stage and data type.
 
-A small module with a sub-module that is used twice stands in for the Objective, so that single gradients can be made
-non-finite on one rank alone.
+A small module that uses one sub-module twice takes the place of the Objective, so that single gradients can be made non-finite on
+one rank only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Twice(nn.Module):
 
 
 class Backwards(torch.autograd.Function):
-    """Identity whose gradient is infinite: the loss looks sound, the gradient is not."""
+    """Identity whose gradient is infinite: the loss is finite, the gradient is not."""
 
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:
@@ -101,4 +101,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    leave(0)  # as training does: a thread of gloo may abort a rank that takes its interpreter down
+    leave(0)  # as training does: at the interpreter's end, a thread of gloo may abort the rank
