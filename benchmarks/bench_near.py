@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import video
-from pipeline.analysis.fingerprint import RATE, Print
-from pipeline.analysis.scan import scan
+from pipeline.analysis.fingerprint import RATE, Fingerprint
+from pipeline.analysis.scan import ScanOptions, scan
 from pipeline.config import CutConfig
 from pipeline.planning.near_index import CONTEXT, NearIndex
 
@@ -47,14 +47,14 @@ KINDS = {
 }
 
 
-def prints_of(path: Path) -> list[Print]:
-    """The print of the whole picture, and where there are black bars of what is between them."""
-    found = scan(path, CutConfig(method="none"), max_frames=10**6, max_pixels=10**8)
-    return [one for one in (found.grey, found.inner) if len(one)]
+def fingerprints_of(path: Path) -> list[Fingerprint]:
+    """The fingerprint of the whole picture, and where there are black bars of what is between them."""
+    found = scan(path, ScanOptions(CutConfig(method="none")))
+    return [one for one in (found.fingerprint, found.inner_fingerprint) if len(one)]
 
 
-def best(index: NearIndex, prints: list[Print], begin: int = 0, end: int | None = None) -> tuple[str, float]:
-    return max((index.find(one[begin:end]) for one in prints), key=lambda found: found[1])
+def best(index: NearIndex, fingerprints: list[Fingerprint], begin: int = 0, end: int | None = None) -> tuple[str, float]:
+    return max((index.find(one[begin:end]) for one in fingerprints), key=lambda found: found[1])
 
 
 def source(path: Path, seconds: float) -> tuple[NDArray[np.uint8], float]:
@@ -112,10 +112,10 @@ def main() -> int:
     paths = sorted((Path(next(iter(spec.submodule_search_locations))) / "datasets" / "data").glob("*.mp4"))
     if options.videos:
         paths = [p for p in sorted(options.videos.iterdir()) if p.suffix in (".mp4", ".mkv", ".webm", ".mov", ".avi")]
-    index, prints, false, pairs = NearIndex(), {}, [], 0
+    index, fingerprints, false, pairs = NearIndex(), {}, [], 0
     found: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     plain: dict[str, list[bool]] = {kind: [] for kind in KINDS}
-    """By the print of the whole picture alone."""
+    """By the fingerprint of the whole picture alone."""
     spans: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     with tempfile.TemporaryDirectory(prefix="near-") as scratch:
         for path in paths:
@@ -127,18 +127,18 @@ def main() -> int:
                 continue
             original = Path(scratch) / f"{path.stem}.mp4"
             video.write_video(original, frames, fps)
-            prints[path.name] = prints_of(original)
-            other, score = best(index, prints[path.name])
+            fingerprints[path.name] = fingerprints_of(original)
+            other, score = best(index, fingerprints[path.name])
             kin = any(part in path.name and part in other for part in SAME)
-            pairs += len(prints) - 1
+            pairs += len(fingerprints) - 1
             if score >= THRESHOLD and not kin:
                 false.append((path.name, other, round(score, 3)))
-            for one in prints[path.name]:
+            for one in fingerprints[path.name]:
                 index.add(path.name, one)
             for kind, how in KINDS.items():
-                made = prints_of(copy(frames, fps, Path(scratch) / "copy.mp4", **how))
+                made = fingerprints_of(copy(frames, fps, Path(scratch) / "copy.mp4", **how))
                 own = NearIndex()
-                for one in prints[path.name]:
+                for one in fingerprints[path.name]:
                     own.add(path.name, one)
                 found[kind].append(best(own, made)[1] >= THRESHOLD)
                 plain[kind].append(best(own, made[:1])[1] >= THRESHOLD)
@@ -148,7 +148,7 @@ def main() -> int:
     without = {kind: f"{sum(hits)}/{len(hits)}" for kind, hits in plain.items() if "bars" in kind}
     parts = {kind: f"{sum(hits)}/{len(hits)}" for kind, hits in spans.items()}
     hits = sum(map(sum, found.values()))
-    print(f"{len(prints)} videos; {CONTEXT / RATE:g} s a span")
+    print(f"{len(fingerprints)} videos; {CONTEXT / RATE:g} s a span")
     print(
         json.dumps(
             {"whole": whole, "spans": parts, "whole_by_one_print": without, "taken_for_copies": false, "pairs": pairs}, indent=1

@@ -1,4 +1,4 @@
-"""Records that cross the border between pipeline, shards and training."""
+"""Records that cross room borders: what is planned (`Clip`), refused (`Reject`), and read by training (`TokenSample`)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import base64
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 
-if TYPE_CHECKING:
-    pass
-
 _BUCKET = re.compile(r"^f(\d{3,})x(\d+)x(\d+)$")
+
+
+class BucketError(ValueError):
+    """A name that is not a bucket's; the message names it and the form."""
 
 
 class Bucket(BaseModel):
@@ -36,20 +37,20 @@ class Bucket(BaseModel):
 
     @classmethod
     def parse(cls, name: str) -> Bucket:
-        """Read a folder name. Raises ValueError for anything else."""
+        """Read a folder name. Raises BucketError for anything else."""
         match = _BUCKET.match(name)
         if match is None:
-            raise ValueError(f"`{name}` is no bucket name; write f<frames>x<height>x<width>, such as f017x128x128")
+            raise BucketError(f"`{name}` is not a bucket name; write f<frames>x<height>x<width>, such as f017x128x128")
         frames, height, width = (int(part) for part in match.groups())
         return cls(frames=frames, height=height, width=width)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One planned clip: what to decode and what shape to give it. Row of clips.parquet."""
+    """One planned clip: what to decode, and to which shape. A row of clips.parquet."""
 
     key: str
-    """Sample key: 32 hex digits from source digest, span and bucket; no dots."""
+    """Sample key (`clip_key`): 32 hex digits."""
     source: str
     """Path or URL of the video, as the corpus names it."""
     source_digest: str
@@ -59,23 +60,22 @@ class Clip:
     end: float
     """Time just after the last frame, seconds."""
     fps: float
-    """Frames a second of the clip."""
+    """Frames per second of the clip."""
     bucket: Bucket
     """Shape."""
     caption: str = ""
-    """Text; empty when none is known."""
+    """Text; empty if none is known."""
     scores: dict[str, float] = field(default_factory=dict)
     """Scores of the filters."""
     crop: str = ""
     """The part of the stored picture that is used, `W:H:X:Y` in pixels before rotation; empty for all of it."""
     shard: str = ""
-    """`bucket/shard-000000`, the shard that holds the clip."""
-
+    """The shard that holds the clip, `bucket/shard-000000`."""
     extra: dict[str, str] = field(default_factory=dict)
     """Columns carried over from the corpus table, such as licence and origin."""
 
     def plain(self) -> dict[str, Any]:
-        """JSON values; `Clip.parse` reads them back."""
+        """Return JSON values; `Clip.parse` reads them back."""
         return {**asdict(self), "bucket": self.bucket.name}
 
     @classmethod
@@ -96,13 +96,13 @@ class SourceVideo:
 
 @dataclass(frozen=True)
 class Reject:
-    """One refused video or clip. Row of rejects.parquet."""
+    """One refused video or clip. A row of rejects.parquet."""
 
     source: str
     stage: str
     """probe, filters, dedup, plan, encode or exclude."""
     reason: str
-    """Short snake_case word, bounded in number: usable as a metric label."""
+    """Short snake_case word from a bounded set, so that it can be a metric label."""
     detail: str = ""
     """The whole message."""
     begin: float | None = None
@@ -110,31 +110,31 @@ class Reject:
     end: float | None = None
     scores: dict[str, float] = field(default_factory=dict)
     key: str = ""
-    """Sample key of a planned clip that was refused; empty for whole videos and stretches that were never planned."""
+    """Sample key of a planned clip that was refused; empty for whole videos and for spans that were never planned."""
 
 
 @dataclass(frozen=True)
 class VideoPlan:
-    """The outcome of planning one video: clips, refusals, or both; never neither."""
+    """The outcome of planning one video: clips, rejects or both; never neither."""
 
     source: str
     digest: str
-    """xxh3-128 (hex) over the file's bytes; empty where it cannot be read."""
+    """xxh3-128 (hex) over the file's bytes; empty if it cannot be read."""
     clips: tuple[Clip, ...]
     """Clips without a shard yet, in order of begin, then of the configuration's buckets."""
     rejects: tuple[Reject, ...]
-    prints: tuple[bytes, ...] = ()
-    """The video's print (pipeline.near), zlib-compressed, and a second one without black bars where it has such; none where near
-    copies are not looked for."""
+    fingerprints: tuple[bytes, ...] = ()
+    """The video's fingerprint (pipeline/analysis/fingerprint.py), zlib-compressed, and a second one without black bars if it has
+    any; empty if near copies are not looked for."""
 
     def plain(self) -> dict[str, Any]:
-        """JSON values; `VideoPlan.parse` reads them back."""
+        """Return JSON values; `VideoPlan.parse` reads them back."""
         return {
             "source": self.source,
             "digest": self.digest,
             "clips": [clip.plain() for clip in self.clips],
             "rejects": [asdict(reject) for reject in self.rejects],
-            "prints": [base64.b64encode(one).decode() for one in self.prints],
+            "prints": [base64.b64encode(one).decode() for one in self.fingerprints],
         }
 
     @classmethod
@@ -142,10 +142,8 @@ class VideoPlan:
         """Read `plain()`."""
         clips = tuple(Clip.parse(clip) for clip in plain["clips"])
         rejects = tuple(Reject(**reject) for reject in plain["rejects"])
-        # A plan that an older version began has one print, or none, as `grey`.
-        stored = plain["prints"] if "prints" in plain else [one for one in (plain["grey"],) if one]
-        prints = tuple(base64.b64decode(one) for one in stored)
-        return cls(plain["source"], plain["digest"], clips, rejects, prints)
+        fingerprints = tuple(base64.b64decode(one) for one in plain["prints"])
+        return cls(plain["source"], plain["digest"], clips, rejects, fingerprints)
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,7 @@ class TokenSample:
 
     key: str
     bits: bytes
-    """Packed bits, uncompressed: order frame, scale, row, column, bit; little-endian bits in a byte."""
+    """Packed bits, uncompressed: in order of frame, scale, row, column, bit; little-endian bits in a byte."""
     bucket: Bucket
     caption: str
     meta: dict[str, Any]
@@ -164,21 +162,21 @@ class TokenSample:
 
 
 class PartReport(NamedTuple):
-    """What a planning task tells the driver of its part: figures."""
+    """What a planning task reports to the driver about its part: counts only."""
 
     videos: int
     clips: int
     decoder_deaths: int
     software: dict[str, int]
-    """Videos by codec that `pipeline.decode_device` left to the CPU."""
+    """Videos per codec that `pipeline.decode_device` left to the CPU."""
 
 
 def clip_key(digest: str, begin: float, fps: float, bucket: Bucket, copy: int = 0) -> str:
-    """Return the sample key: 32 hex digits of xxh3-128 over content digest, begin, fps and bucket (and the copy's number)."""
+    """Return the sample key: 32 hex digits of xxh3-128 over content digest, begin, fps and bucket (and the number of the copy)."""
     text = f"{digest}|{begin:.6f}|{fps:.6f}|{bucket.name}" + (f"|{copy}" if copy else "")
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def clip_times(clip: Clip) -> tuple[float, ...]:
-    """Seconds of each frame of a clip from the video's first frame."""
+    """Return the time of each frame of a clip, seconds from the video's first frame."""
     return tuple(clip.begin + number / clip.fps for number in range(clip.bucket.frames))

@@ -1,38 +1,36 @@
-"""DOC from pipeline/planning/near_index.py."""
+"""Fingerprints of videos, by which near copies are found: small grey pictures at a fixed rate, whatever the video's own rate.
+
+In:  grey levels of frames as they come, with their times.
+Out: `Fingerprint`, one row per 1 / RATE seconds; also of a part of the picture.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+Fingerprint = NDArray[np.uint8]
+"""(pictures, SIDE * SIDE) grey levels: row k is what is seen around k / RATE seconds."""
 RATE = 8
-"""Pictures a second of a print."""
-
-
+"""Pictures per second of a fingerprint."""
 SIDE = 8
-"""Pixels a side of a print's picture."""
-
-
+"""Side of a fingerprint's picture, pixels."""
 FINE = 32
-"""Pixels a side of the pictures from which a part is cut, once it is known what the black bars leave."""
-
-
-_SLIVER = 0.2
-
-
-Print = NDArray[np.uint8]
-"""(pictures, SIDE * SIDE) grey levels."""
-
-
+"""Side of the pictures from which a part is cut once it is known what the black bars leave, pixels."""
 _RAMP = 1 / RATE
-"""Seconds before a frame in which the picture passes over to it; a frame that stands longer stands still before."""
+"""Seconds before a frame during which the picture changes over to it; a frame that is shown for longer is still before that."""
+_SLIVER = 0.2
+"""Share of a fine line that must be lit for the line to count."""
 
 
-class Printer:
-    """Makes a print of frames as they come, by their times alone: entry k is what is seen around k / RATE seconds.
+class Fingerprinter:
+    """Makes a fingerprint of frames as they come, by their times alone.
 
-    A player holds each frame until the next; a copy with half the frames shows the same motion in longer steps, later on the
-    average. So the print is of the motion between: linear from frame to frame, averaged over the 1 / RATE seconds around a tick.
+    A player holds each frame until the next one, so a copy with half the frames shows the same motion in longer steps, later on
+    average. The fingerprint is therefore of the motion in between: linear from frame to frame, averaged over the 1 / RATE
+    seconds around a tick.
+
+    side: side of the square pictures, pixels.
     """
 
     def __init__(self, side: int = SIDE) -> None:
@@ -69,8 +67,8 @@ class Printer:
         self._done.append(np.rint(self._sum / self._weight).astype(np.uint8))
         self._sum, self._weight = np.zeros(self._pixels), 0.0
 
-    def finish(self) -> Print:
-        """Return the print up to the last frame."""
+    def finish(self) -> Fingerprint:
+        """Return the fingerprint up to the last frame, (pictures, side * side)."""
         if self._last is not None and len(self._done) / RATE <= self._last[0] + 1e-6:
             if self._weight < 1e-6:
                 self._sum, self._weight = self._last[1], 1.0
@@ -78,10 +76,10 @@ class Printer:
         return np.asarray(self._done, dtype=np.uint8).reshape(-1, self._pixels)
 
 
-def inner(fine: NDArray[np.uint8], rows: tuple[float, float], columns: tuple[float, float]) -> Print:
-    """Return the print of a part of the picture: (n, FINE * FINE) to (n, SIDE * SIDE).
+def crop_fingerprint(fine: NDArray[np.uint8], rows: tuple[float, float], columns: tuple[float, float]) -> Fingerprint:
+    """Return the fingerprint of a part of the picture: (n, FINE * FINE) to (n, SIDE * SIDE).
 
-    rows, columns: where the part begins and ends, as shares of the whole. Outside of it all is black.
+    rows, columns: where the part begins and ends, as shares of the whole. Everything outside of it is black.
     """
     down, across = _shares(*rows), _shares(*columns)
     pictures = fine.reshape(-1, FINE, FINE).astype(np.float64)
@@ -90,11 +88,11 @@ def inner(fine: NDArray[np.uint8], rows: tuple[float, float], columns: tuple[flo
 
 
 def _shares(begin: float, end: float) -> NDArray[np.float64]:
-    """(SIDE, FINE): how much each fine line adds to each line of the part's print."""
+    """Return (SIDE, FINE): how much each fine line adds to each line of the part's fingerprint."""
     fine = np.arange(FINE + 1) / FINE
     edges = begin + (end - begin) * np.arange(SIDE + 1) / SIDE
     overlap = np.minimum(edges[1:, None], fine[None, 1:]) - np.maximum(edges[:-1, None], fine[None, :-1])
-    # A fine line that the part's edge cuts has all its light from inside, for outside is black; a sliver of one says nothing.
+    # A fine line cut by the part's edge has all its light from inside, since outside is black; a sliver of one is only noise.
     lit = (np.minimum(end, fine[1:]) - np.maximum(begin, fine[:-1])) * FINE
     weight = overlap.clip(0, None) * (lit > _SLIVER)
     shares: NDArray[np.float64] = weight / weight.sum(axis=1, keepdims=True) / lit.clip(_SLIVER, None)

@@ -1,11 +1,10 @@
-"""Black bars beside the picture: found over the frames of a video, so that they are cut off before it is resized.
+"""Black bars beside the picture: detected over the frames of a video, so that they are cut off before it is resized.
 
 In:  full-size luma of frames spread over a video.
 Out: the rectangle that holds the picture, as `W:H:X:Y` in stored pixels (ffmpeg's crop filter reads the same).
-Called by: pipeline.cuts, when `pipeline.filters.letterbox` is `crop`; and, on small pictures, for the print of near copies.
 
-A row or column belongs to the picture when, in over one frame in fifty that show anything, it is somewhere lighter than black.
-So a dark scene does not narrow the picture, a flash does not widen it, and subtitles inside of a bar keep that bar.
+A row or column belongs to the picture if, in more than one of fifty frames that show anything, some part of it is lighter than
+black. So a dark scene does not narrow the picture, a flash does not widen it, and a bar that holds subtitles is kept.
 """
 
 from __future__ import annotations
@@ -17,18 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SHARE = 0.02
+"""Share of the frames in which a line must be lit to count as picture."""
 _FEWEST = 3
-"""Frames that show something, below which nothing is said."""
+"""Fewest frames that show something; with fewer, nothing is cut off."""
 _BLEND = 8
-"""Neighbouring pixels that are averaged, so that one pixel of noise is no picture."""
+"""Neighbouring pixels that are averaged, so that one pixel of noise does not count as picture."""
 _THINNEST = 0.01
-"""Bars under this share of the side are left: dirt at the edge of a scan, or a decoder's padding."""
+"""Bars thinner than this share of the side are kept: dirt at the edge of a film scan, or a decoder's padding."""
 _LEAST = 0.3
-"""Share of a side that the picture must take; less is no letterbox but a film in the dark."""
+"""Least share of a side that the picture must take; less is not a letterbox but a scene in the dark."""
 
 
 class Bars:
-    """Gathers frames of one video."""
+    """Collects frames of one video. black: luma up to which a pixel counts as black."""
 
     def __init__(self, black: float) -> None:
         self._black = black
@@ -55,7 +55,7 @@ class Bars:
         self._count += 1
 
     def crop(self) -> str:
-        """Return `W:H:X:Y`, inwards to even numbers, or nothing where the picture fills the frame, changes its size, or is not to be told."""
+        """Return `W:H:X:Y`, rounded inwards to even numbers; empty if the picture fills the frame, changes its size or is unclear."""
         found = self._part(2)
         if found is None:
             return ""
@@ -63,7 +63,7 @@ class Bars:
         return f"{right - left}:{bottom - top}:{left}:{top}"
 
     def shares(self) -> tuple[tuple[float, float], tuple[float, float]] | None:
-        """Return where the picture begins and ends, of the height and of the width, 0 to 1; None as `crop` returns nothing."""
+        """Return where the picture begins and ends, as shares of height and width; None in the cases in which `crop` is empty."""
         found = self._part(1)
         if found is None:
             return None
@@ -84,7 +84,7 @@ class Bars:
 
 
 def _extent(lit: NDArray[np.int64], count: int, grain: int) -> tuple[int, int]:
-    """First and past-last line of the picture, inwards to multiples of `grain` (2: lines share their colours in pairs)."""
+    """Return the picture's first line and the one past its last, rounded inwards to `grain` (2: lines share chroma in pairs)."""
     size = len(lit)
     places = np.flatnonzero(lit > _SHARE * count)
     if not len(places):

@@ -1,4 +1,4 @@
-"""DOC from pipeline/analysis/scan.py."""
+"""Shots of a video: from the cuts of a `Scan`, or from TransNetV2's probabilities, to spans in seconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.config import CutConfig
 
 
 def shots(found: Scan, cuts: CutConfig) -> list[tuple[float, float]]:
-    """Return (begin, end) in seconds of each shot, `margin` left out beside each cut; the video's own ends keep theirs."""
+    """Return (begin, end) in seconds of each shot, less `margin` on each side of a cut; the ends of the video have no margin."""
     spans: list[tuple[float, float]] = []
     begin: float | None = 0.0
     for time, mark in zip(found.times[found.cut != 0].tolist(), found.cut[found.cut != 0].tolist()):
@@ -29,11 +29,11 @@ def shots(found: Scan, cuts: CutConfig) -> list[tuple[float, float]]:
 
 
 def marks(probabilities: NDArray[np.float64], threshold: float, min_frames: int) -> NDArray[np.float64]:
-    """Return 1 where a new shot begins, -1 for pictures inside of a gradual transition (of no shot), else 0.
+    """Return 1 where a new shot begins, -1 for pictures inside a gradual transition (which belong to no shot), else 0.
 
-    probabilities: (n, 2), that a picture is the boundary and that it lies in a transition (pipeline.transnet). A boundary is a
-    run of pictures over the threshold in either, with one at least that is over it in the first: the shot ends with the run's
-    first picture, the next begins after its last. One less than min_frames after the one before is left out (a flash).
+    probabilities: (n, 2), that a picture is the boundary and that it lies in a transition (pipeline/analysis/transnet.py).
+    A boundary is a run of pictures above the threshold in either column, at least one of them in the first: the shot ends with
+    the run's first picture, the next begins after its last. One that follows another within min_frames is ignored (a flash).
     """
     above = np.concatenate(([False], probabilities.max(axis=1) > threshold, [False]))
     found = np.zeros(len(probabilities))

@@ -2,10 +2,9 @@
 
 In:  a small RGB picture.
 Out: the share of its area, 0 to 1.
-Called by: pipeline.cuts in the decoding child, when `pipeline.filters.max_text` is under 1.
 
-The network is PP-OCRv4's detector (a DBNet of 4.7 MB, from PyPI's rapidocr-onnxruntime), run by OpenCV on one core; nothing is
-read out, so its script does not matter.
+The network is PP-OCRv4's detector (a DBNet of 4.7 MB, from PyPI's rapidocr-onnxruntime), run by OpenCV on one core. Text is only
+located, not read, so its script does not matter.
 """
 
 from __future__ import annotations
@@ -18,16 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 EVERY = 0.5
-"""Seconds between the pictures that are looked at."""
+"""Seconds between the pictures that are examined."""
 SHORT_SIDE, LONGEST_SIDE = 288, 960
+"""Size limits of those pictures, pixels."""
 _TEXT = 0.5
+"""Probability above which a pixel counts as text."""
 _MEAN, _SPREAD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
 
 @cache
 def text_network() -> str:
-    """Path of the checked network, for the child to open. Raises WeightsError naming the mend."""
-    from tokenizer.evaluation import pretrained  # loads torch, which the child has no need of
+    """Return the path of the network, verified, for the child to open. Raises WeightsError naming the mend."""
+    from tokenizer.evaluation import pretrained  # loads torch, which the child does not need
 
     return str(pretrained.file("text"))
 
@@ -41,7 +42,7 @@ class TextDetector:
 
     @staticmethod
     def size(height: int, width: int) -> tuple[int, int]:
-        """Height and width to show a picture of this shape at: multiples of 32, as the network wants them."""
+        """Return the height and width to resize a picture of this shape to: multiples of 32, as the network requires."""
         scale = min(SHORT_SIDE / min(height, width), LONGEST_SIDE / max(height, width))
         return max(32, round(height * scale / 32) * 32), max(32, round(width * scale / 32) * 32)
 

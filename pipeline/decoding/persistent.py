@@ -1,7 +1,9 @@
-"""A decoding child that outlives a task: its start costs as much as some videos.
+"""A decoding child that is kept from one planning task to the next: starting one costs as much as some videos.
 
-In:  limits. Out: a `DecoderProcess` for one task at a time.
-Called by: pipeline.ray_plan, in Ray's workers. It stands alone because Ray copies a task's own module by value.
+In:  limits.
+Out: a `DecoderProcess` for one task at a time.
+
+`DECODER` must stay in a module of its own: Ray copies the module of a task by value, and a copy would not be kept.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ _IDLE = 5.0
 
 
 class PersistentDecoder:
-    """One child of this process, kept from task to task and ended when it is idle."""
+    """One child of this process, kept from task to task and ended once it has been idle for `idle` seconds."""
 
     def __init__(self, idle: float) -> None:
         self._idle = idle
@@ -29,7 +31,7 @@ class PersistentDecoder:
 
     @contextmanager
     def use(self, limits: DecodeLimits, device: str = CPU) -> Iterator[DecoderProcess]:
-        """Give the child for one task."""
+        """Lend the child to one task; it is replaced if limits or device differ from the last task's."""
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()

@@ -1,12 +1,11 @@
-"""Decoding in a killable child process with limits of time and memory.
+"""Decoding in a killable child process with limits on time and memory.
 
 In:  a local path and what is wanted of it: a scan of the whole video, or clips at given times.
-Out: pipeline.cuts.Scan, or uint8 frames; a bad video is `VideoError`, a dead child `DecoderDied`, a missing card `DeviceError`.
-Called by: pipeline.plan and pipeline.encode (through `DecoderProcess`); pipeline.decoder_child is the child.
+Out: a `Scan`, or uint8 frames; a bad video is `VideoError`, a dead child `DecoderDied`, a missing card `DeviceError`.
 
-Native decoders hang and crash on hostile files, and a thread cannot be killed; a process can. The child takes one JSON
-line on its standard input, and answers with JSON lines, each followed by the raw bytes it announces. It ends when the
-parent does: its standard input closes.
+Native decoders hang and crash on hostile files, and a thread cannot be killed; a process can. The child (child.py) reads one
+JSON line per request from its standard input and answers with JSON lines, each followed by the raw bytes that it announces. It
+ends when the parent does: its standard input closes.
 """
 
 from __future__ import annotations
@@ -37,17 +36,18 @@ from pipeline.config import CutConfig, DecodeLimits, FilterConfig
 from pipeline.video import CPU, DeviceError, Frames, Request, VideoError
 
 if TYPE_CHECKING:
-    from pipeline.analysis.transnet import Boundaries, TransNet
+    from pipeline.analysis.transnet import BoundaryDetector, TransNet
 
 READ = 1 << 20
+"""Bytes that are read from the child, or buffered in it, at once."""
 _START = 120.0
 """Seconds that a child may take to start."""
 DEVICE = "device"
-"""Reason of an error that is the decoding device's, not the video's."""
+"""Reason of an error that concerns the decoding device, not the video."""
 
 
 class DecoderDied(RuntimeError):
-    """The child ended or was ended. `reason`: time_out, stalled, crash (a signal or an exit of its own) or killed (by someone)."""
+    """The child ended or was killed. `reason`: time_out, stalled, crash (a signal or an exit of its own) or killed (from outside)."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -58,52 +58,59 @@ class DecoderDied(RuntimeError):
 
 
 class DecoderProcess:
-    """One child that decodes videos one after the other; a dead one is replaced at the next call. Not thread-safe."""
+    """One child that decodes videos one after the other; a dead child is replaced at the next call. Not thread-safe."""
 
     def __init__(self, limits: DecodeLimits, device: str = CPU) -> None:
         self.limits, self.device = limits, device
         self.software: Counter[str] = Counter()
-        """Videos by codec that the device has left to the CPU (pipeline/video/device.py)."""
+        """Videos per codec that the device has left to the CPU (pipeline/video/device.py)."""
         self._child: subprocess.Popen[bytes] | None = None
         self._log: Any = None
         self._buffer = bytearray()
         self._network: TransNet | None = None
         self.deaths = 0
+        """Children that have died so far."""
         self.beat: Callable[[], None] | None = None
-        """Called for each sign of life of the child, and each of its answers."""
+        """Called for each heartbeat and each answer of the child."""
 
     @property
     def pid(self) -> int | None:
-        """Process id of the living child, None when there is none."""
+        """Process id of the living child, None if there is none."""
         return self._child.pid if self._child is not None and self._child.poll() is None else None
 
     def scan(self, path: str | Path, cuts: CutConfig, filters: FilterConfig | None = None) -> Scan:
-        """Look at a whole video (pipeline.cuts.scan). Raises VideoError, DecoderDied."""
-        plain = (filters or FilterConfig()).model_dump()
-        text = text_network() if plain["max_text"] < 1 else ""
-        request = {"op": "scan", "path": str(path), "cuts": cuts.model_dump(), "filters": plain, "text": text}
+        """Scan a whole video (pipeline.analysis.scan). Raises VideoError, DecoderDied, DeviceError."""
+        filters = filters or FilterConfig()
+        text = text_network() if filters.max_text < 1 else ""
+        request = {
+            "op": "scan",
+            "path": str(path),
+            "cuts": cuts.model_dump(),
+            "filters": filters.model_dump(),
+            "text": text,
+        }
         boundaries = self._boundaries() if cuts.method == "transnet" else None
         for header, data in self._ask(request):
             if boundaries is not None and header["kind"] == "pictures":
-                boundaries.feed(np.frombuffer(data, dtype=np.uint8).reshape(header["shape"]))
+                boundaries.add(np.frombuffer(data, dtype=np.uint8).reshape(header["shape"]))
         count = header["frames"]
         arrays = np.frombuffer(data, dtype=np.float64, count=count * len(Scan.ARRAYS)).reshape(len(Scan.ARRAYS), count)
-        prints = np.frombuffer(data, dtype=np.uint8, offset=arrays.nbytes).reshape(-1, SIDE * SIDE)
-        grey, inner = np.split(prints, [header["print"]])
+        fingerprints = np.frombuffer(data, dtype=np.uint8, offset=arrays.nbytes).reshape(-1, SIDE * SIDE)
+        whole, inner = np.split(fingerprints, [header["fingerprint"]])
         columns: dict[str, Any] = dict(zip(Scan.ARRAYS, arrays))
         if boundaries is not None:
             columns["cut"] = marks(boundaries.finish()[:count], cuts.probability, cuts.min_frames)
-        return Scan(**header["scan"], **columns, grey=grey, inner=inner)
+        return Scan(**header["scan"], **columns, fingerprint=whole, inner_fingerprint=inner)
 
-    def _boundaries(self) -> Boundaries:
-        """TransNetV2 runs on this side: the child needs no torch, and is killed without harm to the network."""
+    def _boundaries(self) -> BoundaryDetector:
+        """TransNetV2 runs on this side: the child needs no torch, and can be killed without losing the network."""
         from pipeline.analysis import transnet
 
         self._network = self._network or transnet.load()
-        return transnet.Boundaries(self._network)
+        return transnet.BoundaryDetector(self._network)
 
     def read(self, path: str | Path, requests: Sequence[Request]) -> Iterator[Frames]:
-        """Give the frames of each request in order (pipeline.video.read_clips). Raises VideoError, DecoderDied."""
+        """Yield the frames of each request in order (pipeline.video.read_clips). Raises VideoError, DecoderDied, DeviceError."""
         for header, data in self._ask({"op": "read", "path": str(path), "requests": [r._asdict() for r in requests]}):
             yield np.frombuffer(data, dtype=np.uint8).reshape(header["shape"])
 
@@ -126,8 +133,10 @@ class DecoderProcess:
             return self._child
         if self._child is not None:
             self._kill()
-        # The child must find this package where the parent found it, in a Ray worker too.
-        own = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}  # a child stays within its limits
+        # The child must find this package where the parent found it, also in a Ray worker.
+        own = {
+            name: value for name, value in os.environ.items() if name not in ENVIRONMENT
+        }  # a child must stay within its limits
         env = {**own, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
         env["OPENBLAS_NUM_THREADS"] = "1"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
@@ -139,7 +148,7 @@ class DecoderProcess:
             stderr=self._log,
             env=env,
         )
-        # Importing takes its time on a busy machine and is no fault of the video.
+        # Importing may take long on a busy machine, which is not the video's fault.
         while b"\n" not in self._buffer:
             if not self._receive("its start", _START):
                 raise DecoderDied("time_out", f"the decoder did not start within {_START:g} s")
@@ -189,7 +198,7 @@ class DecoderProcess:
                 data, waited = self._bytes(path, header["size"], waited)
                 yield header, data
         finally:
-            # A caller that stops listening, or a dead child, leaves an answer half read: the next call starts afresh.
+            # A caller that stops listening, or a dead child, leaves an answer half read: the next call starts a new child.
             if not finished and self._child is not None:
                 self._kill()
 
@@ -210,18 +219,20 @@ class DecoderProcess:
         return data, waited
 
     def _fill(self, path: str, waited: float) -> float:
-        """Read what the child has written. Only waiting counts against the limit: while the parent is busy, nobody waits."""
+        """Read what the child has written. Only time spent waiting counts against the limit, not time in which the caller is busy."""
         began = time.monotonic()
         left, stall = self.limits.seconds - waited, self.limits.stall_seconds
         if left > 0 and self._receive(path, min(left, stall)):
             return waited + time.monotonic() - began
         self.deaths += 1
         if left <= stall:
-            raise DecoderDied("time_out", f"{path}: decoding took over pipeline.limits.seconds = {self.limits.seconds:g} s")
+            raise DecoderDied(
+                "time_out", f"{path}: decoding took longer than pipeline.limits.seconds = {self.limits.seconds:g} s"
+            )
         raise DecoderDied("stalled", f"{path}: no frame decoded for pipeline.limits.stall_seconds = {stall:g} s")
 
     def _receive(self, path: str, seconds: float) -> bool:
-        """Wait for the child to write, and take it in. Returns False when it wrote nothing for so long."""
+        """Wait for the child to write, and buffer it. Returns False if it writes nothing for `seconds`."""
         assert self._child is not None and self._child.stdout is not None
         ready, _, _ = select.select([self._child.stdout], [], [], seconds)
         if not ready:

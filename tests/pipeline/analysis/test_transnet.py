@@ -33,9 +33,9 @@ def network() -> transnet.TransNet:
 
 def test_it_answers_as_the_published_code(network: transnet.TransNet, clips: Path) -> None:
     frames = pictures(clips / "bikes.mp4")[:150]
-    boundaries = transnet.Boundaries(network)
+    boundaries = transnet.BoundaryDetector(network)
     for begin in range(0, len(frames), 37):
-        boundaries.feed(frames[begin : begin + 37])
+        boundaries.add(frames[begin : begin + 37])
     found = boundaries.finish()
     assert found.shape == (150, 2)
     assert set(np.flatnonzero(found[:, 0] > 0.5).tolist()) == set(np.flatnonzero(found[:, 1] > 0.5).tolist()) == set(BIKES)
@@ -44,8 +44,8 @@ def test_it_answers_as_the_published_code(network: transnet.TransNet, clips: Pat
 
 @pytest.mark.parametrize("count", [0, 1, 51])
 def test_every_picture_gets_an_answer(network: transnet.TransNet, count: int) -> None:
-    boundaries = transnet.Boundaries(network)
-    boundaries.feed(np.full((count, transnet.HEIGHT, transnet.WIDTH, 3), 90, np.uint8))
+    boundaries = transnet.BoundaryDetector(network)
+    boundaries.add(np.full((count, transnet.HEIGHT, transnet.WIDTH, 3), 90, np.uint8))
     found = boundaries.finish()
     assert found.shape == (count, 2) and (found < 0.1).all()
 

@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from pipeline import video
-from pipeline.analysis.scan import scan
+from pipeline.analysis.scan import ScanOptions, scan
 from pipeline.config import CutConfig, DecodeLimits
-from pipeline.decoding.child import _Beat
+from pipeline.decoding.child import _Heartbeat
 from pipeline.decoding.process import DecoderDied, DecoderProcess
 from pipeline.video import Request, VideoError
 
@@ -32,7 +32,7 @@ def test_child_gives_what_reading_here_gives(clips: Path) -> None:
         scan = child.scan(path, CutConfig())
         assert (
             len(scan.times) == 250
-            and scan.grey.shape == (80, 64)
+            and scan.fingerprint.shape == (80, 64)
             and list(scan.times[scan.cut > 0]) == [1.2, 3.04, 5.48, 7.48, 9.68]
         )
         with pytest.raises(VideoError) as caught:
@@ -93,16 +93,14 @@ def test_a_hung_child_is_ended(clips: Path) -> None:
         assert caught.value.reason == "stalled"
 
 
-def test_a_sign_of_life_for_each_frame_and_at_most_one_a_second_on_the_wire(
-    clips: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_heartbeat_for_each_frame_and_at_most_one_a_second_on_the_wire(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beats: list[int] = []
-    scan(clips / "carphone_distorted.mp4", CutConfig(), max_frames=1000, max_pixels=10**8, beat=lambda: beats.append(1))
+    scan(clips / "carphone_distorted.mp4", ScanOptions(), beat=lambda: beats.append(1))
     assert len(beats) == 120
     clock = iter([0.0, 0.2, 0.9, 1.0, 1.5, 1.99, 2.0, 7.0])
     monkeypatch.setattr("pipeline.decoding.child.time.monotonic", lambda: next(clock))
     out = io.BytesIO()
-    beat = _Beat(out)
+    beat = _Heartbeat(out)
     for _ in range(7):
         beat()
     assert out.getvalue().count(b'"beat"') == 3
