@@ -1,12 +1,12 @@
-"""From a decoded frame to the picture as shown: turned, resized, cropped, in RGB.
+"""From a decoded frame to the picture as shown: rotated, resized, cropped, in RGB.
 
 In:  a frame of `av`, and for the pixel aspect its stream.
 Out: uint8 arrays (H, W, 3), or (H, W) for luma.
-Called by: pipeline/video/reader.py, pipeline/video/sampling.py, pipeline/analysis/scan.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
@@ -22,14 +22,14 @@ _MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "b
 
 
 class Orientation(NamedTuple):
-    """How a stored picture is turned for display: first transposed, then mirrored."""
+    """How a stored picture is rotated for display: first transposed, then mirrored."""
 
     transpose: bool
     flip_x: bool
     flip_y: bool
 
     def apply(self, image_HW3: Frames) -> Frames:
-        """Return the picture as shown, without a copy."""
+        """Return the picture as shown, without copying it."""
         if self.transpose:
             image_HW3 = image_HW3.transpose(1, 0, 2)
         if self.flip_x:
@@ -41,7 +41,7 @@ class Orientation(NamedTuple):
 
 _UPRIGHT = Orientation(False, False, False)
 _TURNS = (_UPRIGHT, Orientation(True, True, False), Orientation(False, True, True), Orientation(True, False, True))
-ROTATIONS = {
+ROTATIONS: Mapping[Orientation, tuple[int, bool]] = {
     Orientation(False, False, False): (0, False),
     Orientation(True, True, False): (90, False),
     Orientation(False, True, True): (180, False),
@@ -51,22 +51,23 @@ ROTATIONS = {
     Orientation(False, False, True): (180, True),
     Orientation(True, True, True): (270, True),
 }
+"""Degrees clockwise and whether mirrored, by orientation."""
 
 
 def luma(frame: av.VideoFrame) -> Frames:
-    """Return uint8 (H, W): the stored picture's luma at full size, 0 to 255 whatever the file's range."""
+    """Return uint8 (H, W): the stored picture's luma at full size, 0 to 255 whatever the range of the file."""
     grey = frame.reformat(format="gray", src_color_range=_range(frame), dst_color_range=ColorRange.JPEG, threads=1)
     return np.asarray(grey.to_ndarray(), dtype=np.uint8)
 
 
 def thumbnail(frame: av.VideoFrame, height: int, width: int) -> Frames:
-    """Return uint8 (height, width, 3): the stored picture squeezed to a small size, for cut detection and scores."""
+    """Return uint8 (height, width, 3): the stored picture scaled to a small size, for cut detection and scores."""
     small = frame.reformat(width=width, height=height, format="rgb24", interpolation=Interpolation.AREA, threads=1)
     return np.ascontiguousarray(small.to_ndarray())
 
 
 def picture(stream: Any, frame: av.VideoFrame, height: int | None, width: int | None) -> Frames:
-    """Return uint8 (height, width, 3): resized to cover, cropped in the middle, upright."""
+    """Return uint8 (height, width, 3): upright, resized to cover that shape, centre-cropped. None for both: the shown size."""
     orientation = orientation_of(frame)
     shown_width, shown_height = shown_size(frame, orientation, pixel_aspect(stream, frame))
     if height is None or width is None:
@@ -74,7 +75,7 @@ def picture(stream: Any, frame: av.VideoFrame, height: int | None, width: int | 
     scale = max(height / shown_height, width / shown_width)
     covered_height = max(height, round(shown_height * scale))
     covered_width = max(width, round(shown_width * scale))
-    # The stored picture is resized before it is turned, so its sides swap under a transposing orientation.
+    # The stored picture is resized before it is rotated, so its sides swap under a transposing orientation.
     stored = (covered_width, covered_height) if orientation.transpose else (covered_height, covered_width)
     resized = frame.reformat(
         width=stored[1],
@@ -101,14 +102,14 @@ def _range(frame: av.VideoFrame) -> int:
 
 
 def colour_name(frame: av.VideoFrame) -> str:
-    """`matrix/range` as the file names them; `unspecified` where it names no matrix."""
+    """Return `matrix/range` as the file names them; `unspecified` if it names no matrix."""
     matrix = _MATRICES.get(int(frame.colorspace), "unspecified")
     spread: Literal["full", "limited"] = "full" if _range(frame) == int(ColorRange.JPEG) else "limited"
     return f"{matrix}/{spread}"
 
 
 def pixel_aspect(stream: Any, frame: av.VideoFrame) -> float:
-    """Width of a pixel over its height, 1 where the file says nothing sensible."""
+    """Return the width of a pixel over its height; 1 if the file says nothing sensible."""
     ratio = stream.sample_aspect_ratio
     value = float(ratio) if ratio else 1.0
     # Ratios beyond these are broken headers, not pictures.
@@ -116,22 +117,22 @@ def pixel_aspect(stream: Any, frame: av.VideoFrame) -> float:
 
 
 def shown_size(frame: av.VideoFrame, orientation: Orientation, aspect: float) -> tuple[float, float]:
-    """Width and height as shown, pixels."""
+    """Return width and height as shown, pixels."""
     width, height = (frame.width * aspect, float(frame.height)) if aspect >= 1 else (float(frame.width), frame.height / aspect)
     return (height, width) if orientation.transpose else (width, height)
 
 
 def frame_seconds(frame: av.VideoFrame) -> float:
-    """How long the file says that a frame is shown; 0 where it does not."""
+    """Return for how long the file says that a frame is shown; 0 if it does not say."""
     return float(frame.duration * (frame.time_base or Fraction(0))) if frame.duration else 0.0
 
 
 def orientation_of(frame: av.VideoFrame) -> Orientation:
-    """Read the display matrix: x' = a x + c y, y' = b x + d y, reduced to quarter turns and mirrors."""
+    """Return the display matrix (x' = a x + c y, y' = b x + d y), reduced to quarter turns and mirrors."""
     try:
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
-        # PyAV knows no name for some side data (multi-view HEVC) and then reads none of it, but the angle it still gives.
+        # PyAV has no name for some side data (multi-view HEVC) and then reads none of it, but it still gives the angle.
         return _TURNS[-int(frame.rotation) % 360 // 90]
     if matrix is None:
         return _UPRIGHT

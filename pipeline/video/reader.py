@@ -1,8 +1,7 @@
-"""One open video: its frames in order of display with their times, and what decoding it to its end has shown.
+"""One open video: its frames in display order with their times, and what decoding it to its end has shown.
 
 In:  the path of a local file.
 Out: (seconds, frame) pairs, `VideoInfo`; every failure is a `VideoError` with a one-word reason.
-Called by: pipeline/video/sampling.py, pipeline/analysis/scan.py, whoever probes a video.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from pipeline.video.picture import ROTATIONS, colour_name, frame_seconds, orient
 
 
 class VideoError(ValueError):
-    """A video that cannot be used. `reason` is one of a bounded set of snake_case words; the message names the file."""
+    """A video that cannot be used. `reason` is a snake_case word from a bounded set; the message names the file."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -49,32 +48,32 @@ class VideoInfo:
     seconds: float
     """Time just after the last frame."""
     rotation: int
-    """Degrees clockwise by which stored pictures are turned for display: 0, 90, 180 or 270."""
+    """Degrees clockwise by which stored pictures are rotated for display: 0, 90, 180 or 270."""
     mirrored: bool
     pixel_aspect: float
     pixel_format: str
     colour: str
-    """`matrix/range` as the file names them, such as bt709/limited; `unspecified` where it names none."""
+    """`matrix/range` as the file names them, such as bt709/limited; `unspecified` if it names none."""
     start: float
     """Time stamp of the first shown frame in the file's own clock, seconds."""
     dropped: int = 0
-    """Frames without a place on the clock (time not after the frame before)."""
+    """Frames that were dropped because their time was not after that of the previous frame."""
     damage: str = ""
     """Why decoding stopped early; empty for a video that decodes to its end."""
 
     @property
     def frames(self) -> int:
-        """Frames that decoding really gives."""
+        """Number of frames that decode."""
         return len(self.times)
 
     @property
     def fps(self) -> float:
-        """Mean frames a second; 0 for a single picture."""
+        """Mean frames per second; 0 for a single picture."""
         return (self.frames - 1) / float(self.times[-1]) if self.frames > 1 else 0.0
 
     @property
     def variable_rate(self) -> bool:
-        """Intervals differ by more than a fifth of their median (rounding to the clock's ticks does not count)."""
+        """Whether intervals differ from their median by more than a fifth (rounding to clock ticks does not count)."""
         steps = np.diff(self.times)
         return bool(len(steps) and np.any(np.abs(steps - np.median(steps)) > 0.2 * np.median(steps) + 1e-3))
 
@@ -83,7 +82,7 @@ class Reader:
     """One open video, decoded in order by one thread. Use as a context manager; not thread-safe.
 
     max_pixels: pixels of a stored frame above which the file is refused before a frame is allocated.
-    beat: called for each decoded frame, as a sign of life. device: decodes; None is the CPU.
+    beat: called for each decoded frame, as a heartbeat. device: decodes; None is the CPU.
     Raises VideoError, DeviceError.
     """
 
@@ -143,7 +142,7 @@ class Reader:
         self._crops: dict[tuple[Any, ...], tuple[Any, Any, Any]] = {}
 
     def _blame_device(self) -> None:
-        """Opening a file opens the card too: one that is gone must not make every video of the corpus unreadable."""
+        """Raise DeviceError if the GPU is gone: opening a file opens it too, and it must not make every video look unreadable."""
         if self._device is not None:
             self._device.check()
 
@@ -155,11 +154,11 @@ class Reader:
 
     @property
     def start(self) -> float:
-        """Clock of the first shown frame, seconds; known once a frame has been decoded."""
+        """Time stamp of the first shown frame, seconds; known once a frame has been decoded."""
         return float(self._first) if self._first is not None else 0.0
 
     def frames(self) -> Iterator[tuple[float, av.VideoFrame]]:
-        """Give (seconds from the first frame, frame) in order of display, strictly rising in time, to the video's end.
+        """Yield (seconds from the first frame, frame) in display order, strictly rising in time, to the video's end.
 
         Raises VideoError("damaged") at the first packet that does not decode.
         """
@@ -196,7 +195,7 @@ class Reader:
         return f"{float(self._last - self._first):.3f} s"
 
     def cropped(self, frame: av.VideoFrame, crop: str) -> av.VideoFrame:
-        """Return the part `W:H:X:Y` of a frame; nothing is copied. Raises VideoError where the frame does not hold it."""
+        """Return the part `W:H:X:Y` of a frame, without copying. Raises VideoError if the frame does not contain it."""
         key = (crop, frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         try:
             if key not in self._crops:
@@ -207,7 +206,7 @@ class Reader:
                 source.link_to(cut)
                 cut.link_to(sink)
                 graph.configure()
-                # A filter does not keep its graph alive, and without it ends the process.
+                # A filter does not keep its graph alive, and crashes the process without it.
                 self._crops[key] = (graph, source, sink)
             _, source, sink = self._crops[key]
             source.push(frame)
@@ -228,17 +227,17 @@ class Reader:
 
 
 def regular(path: str | Path) -> int:
-    """Return the size of a file in bytes. Raises OSError, and VideoError for a pipe, socket or device: opening one may wait for ever."""
+    """Return the size of a file in bytes. Raises OSError, and VideoError for a pipe, socket or device, which may block for ever."""
     status = Path(path).stat()
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise VideoError("unreadable", f"{path}: no regular file")
+        raise VideoError("unreadable", f"{path}: not a regular file")
     return status.st_size
 
 
 def probe(path: str | Path, *, max_frames: int = 1_000_000, max_pixels: int = 8192 * 8192) -> VideoInfo:
-    """Decode a video to its end and say what it holds.
+    """Decode a video to its end and describe what it holds.
 
-    A video that breaks off after some frames is described up to there, with `damage` saying why.
+    A video that breaks off after some frames is described up to there; `damage` then says why.
     Raises VideoError: not_found, no_permission, empty_file, unreadable, no_video_stream, unsupported_codec, too_large,
     too_many_frames, no_frames, damaged (not one frame decodes).
     """
@@ -247,7 +246,7 @@ def probe(path: str | Path, *, max_frames: int = 1_000_000, max_pixels: int = 81
 
 
 def describe(reader: Reader, frames: Iterator[tuple[float, av.VideoFrame]], *, max_frames: int) -> VideoInfo:
-    """Run `frames` (of `reader`) to their end and return what was seen; pipeline.cuts looks at each frame on the way."""
+    """Consume `frames` (of `reader`) and describe what was seen; a caller that wraps the iterator sees each frame on the way."""
     times: list[float] = []
     first: av.VideoFrame | None = None
     damage, tail = "", 0.0
@@ -265,7 +264,7 @@ def describe(reader: Reader, frames: Iterator[tuple[float, av.VideoFrame]], *, m
     if first is None:
         raise VideoError("no_frames", f"{reader.path}: not one frame decodes")
     if len(times) > 1:
-        # Never more than `read_clips` grants the last frame, so that a planned clip can be read.
+        # Never more than `read_clips` grants to the last frame, so that a planned clip can be read.
         tail = min(float(np.median(np.diff(times))), max(tail, times[-1] - times[-2]))
     orientation = orientation_of(first)
     rotation, mirrored = ROTATIONS[orientation]

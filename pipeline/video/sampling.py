@@ -1,8 +1,7 @@
-"""The frames that a video shows at given times, for one clip, many clips in one pass, or the whole video at a rate.
+"""The frames that a video shows at given times: for one clip, for many clips in one pass, or for the whole video at a rate.
 
-In:  the path of a local file, times in seconds from its first shown frame, a height and width.
-Out: uint8 (T, H, W, 3) a clip.
-Called by: pipeline/decoding/child.py (clips, in a killable child), pipeline/tokenizer_jobs/clip_sampler.py, reports.
+In:  the path of a local file, times in seconds from its first shown frame, height and width.
+Out: uint8 (T, H, W, 3) per clip.
 """
 
 from __future__ import annotations
@@ -21,13 +20,17 @@ from pipeline.video.picture import Frames, frame_seconds, picture
 from pipeline.video.reader import Reader, VideoError
 
 EPSILON = 1e-6
-"""Seconds by which a frame may start after the asked time: the noise of float arithmetic, less than any time base."""
+"""Seconds by which a frame may start after the requested time: float rounding, less than any time base."""
 SEEK_GAP = 8.0
-"""Seconds ahead of the position from which a seek is tried instead of decoding on."""
+"""Seconds ahead of the current position from which a seek is tried instead of decoding on."""
+
+
+class RequestError(ValueError):
+    """Requests whose times are negative or out of order: a bug of the caller; the message names the file."""
 
 
 class Request(NamedTuple):
-    """One clip of a video: times in seconds from its first frame (rising), and the shape to give it."""
+    """One clip of a video: times in seconds from the video's first frame (rising), and the shape to give it."""
 
     times: tuple[float, ...]
     height: int
@@ -52,16 +55,16 @@ def read_clips(
     beat: Callable[[], None] | None = None,
     device: Device | None = None,
 ) -> Iterator[Frames]:
-    """Give uint8 (T, height, width, 3) for each request, in order, in one pass over the video.
+    """Yield uint8 (T, height, width, 3) for each request, in order, in one pass over the video.
 
-    Requests must be sorted by their first time; they may overlap, and several may want one frame at different sizes.
+    Requests must be sorted by their first time (RequestError); they may overlap, and may want one frame at several sizes.
     What is decoded is a function of (file, requests) alone, so a clip's pixels do not depend on timing.
     """
     for request in requests:
         if not request.times or request.times[0] < 0 or any(b < a for a, b in pairwise(request.times)):
-            raise ValueError(f"{path}: the times of a clip must be at least 0 and must not fall")
+            raise RequestError(f"{path}: the times of a clip must be at least 0 and must not fall")
     if any(b.times[0] < a.times[0] for a, b in pairwise(requests)):
-        raise ValueError(f"{path}: clips must be asked for in order of their first frame")
+        raise RequestError(f"{path}: clips must be asked for in order of their first frame")
     with Reader(path, max_pixels=max_pixels, beat=beat, device=device) as reader:
         pending = [_Pending(request) for request in requests]
         done = 0
@@ -78,7 +81,7 @@ def read_clips(
 
 
 class _Pending:
-    """A request that fills up as frames go by."""
+    """A request that is filled as frames go by."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -94,7 +97,7 @@ class _Pending:
         return self.request.times[self._count]
 
     def take(self, reader: Reader, time: float, frame: av.VideoFrame, until: float) -> None:
-        """Take `frame`, shown from `time` until `until`, for every time of the request that falls into it."""
+        """Take `frame`, shown from `time` until `until`, for each time of the request in that interval."""
         image: Frames | None = None
         while not self.full and time - EPSILON <= self.next_time < until - EPSILON:
             if image is None:
@@ -106,13 +109,13 @@ class _Pending:
             self._count += 1
 
     def release(self) -> Frames:
-        """Hand over the filled clip and keep no hold of it."""
+        """Return the filled clip and drop the reference to it."""
         clip, self._clip = self._clip, self._clip[:0]
         return clip
 
 
 def _spans(reader: Reader, pending: Sequence[_Pending]) -> Iterator[tuple[float, av.VideoFrame, float]]:
-    """Give (begin, frame, end) of the frames that the requests may need, seeking over long gaps."""
+    """Yield (begin, frame, end) of the frames that the requests may need, seeking over long gaps."""
     held: tuple[float, av.VideoFrame] | None = None
     interval = 0.0
     frames = reader.frames()
@@ -127,10 +130,10 @@ def _spans(reader: Reader, pending: Sequence[_Pending]) -> Iterator[tuple[float,
                 yield held[0], held[1], time
             held = (time, frame)
             target = min(item.next_time for item in pending if not item.full)
-            # One jump a target: key frames may be so rare that it lands far before the target, again and again.
+            # One jump per target: key frames may be so rare that it lands far before the target every time.
             if seekable and target != jumped and target - time > SEEK_GAP:
                 jumped = target
-                # The frame that is shown at the target may be long before it; a second of margin finds it.
+                # The frame shown at the target may begin before it; a second of margin finds it.
                 frames, held, seekable = _jump(reader, target - 1.0, time, frames, held)
                 moved = True
                 break
@@ -139,11 +142,11 @@ def _spans(reader: Reader, pending: Sequence[_Pending]) -> Iterator[tuple[float,
     if held is None:
         raise VideoError("no_frames", f"{reader.path}: not one frame decodes")
     wanted = max(item.request.times[-1] for item in pending)
-    # After a jump onto the very last frame its interval is unknown.
+    # After a jump to the very last frame its interval is unknown.
     last_interval = max(interval, frame_seconds(held[1])) or 1.0
     if wanted > held[0] + last_interval + EPSILON:
         raise VideoError(
-            "too_short", f"{reader.path}: ends at {held[0] + last_interval:.3f} s; a frame at {wanted:.3f} s was asked for"
+            "too_short", f"{reader.path}: ends at {held[0] + last_interval:.3f} s; a frame at {wanted:.3f} s was requested"
         )
     yield held[0], held[1], math.inf
 
@@ -155,7 +158,7 @@ def _jump(
     frames: Iterator[tuple[float, av.VideoFrame]],
     held: tuple[float, av.VideoFrame],
 ) -> tuple[Iterator[tuple[float, av.VideoFrame]], tuple[float, av.VideoFrame] | None, bool]:
-    """Seek to before `target`; where the file lands after it, go back to the start and decode on without seeking."""
+    """Seek to before `target`; if that lands after it, go back to the start and decode without seeking from there."""
     try:
         reader.seek(target)
         after = reader.frames()
@@ -188,9 +191,9 @@ def iter_frames(
     max_frames: int = 1_000_000,
     max_pixels: int = 8192 * 8192,
 ) -> Iterator[tuple[float, Frames]]:
-    """Give (seconds, uint8 (H, W, 3)) of a whole video, to its end or to where it breaks off (VideoError damaged).
+    """Yield (seconds, uint8 (H, W, 3)) of a whole video, to its end or to where it breaks off (VideoError damaged).
 
-    fps: None gives every frame at its own time; a rate gives the frames shown at k / fps.
+    fps: None yields every frame at its own time; a rate yields the frames shown at k / fps.
     height, width: both, or neither for the shown size.
     """
     with Reader(path, max_pixels=max_pixels) as reader:

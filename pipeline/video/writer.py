@@ -1,8 +1,7 @@
 """An H.264 mp4, written a few frames at a time.
 
 In:  uint8 (T, H, W, 3).
-Out: a file that appears under its name when it is whole.
-Called by: the tokenizer's and the transformer's sampling and reports, pipeline/maintenance/verify.py.
+Out: a file that appears under its name once it is whole.
 """
 
 from __future__ import annotations
@@ -18,12 +17,16 @@ import numpy as np
 from pipeline.video.picture import Frames
 
 
-class VideoWriter:
-    """Write an H.264 yuv420p mp4 that browsers play, a few frames at a time; no more than the encoder's own is held.
+class VideoWriteError(ValueError):
+    """Frames that cannot be written as one video; the message names the file."""
 
-    A context manager: the file gets its name when the block ends without an error, and until then lies beside it as
-    .NAME.part; an error leaves nothing and keeps an older file of that name. An odd height or width is padded by repeating
-    the edge (yuv420p needs even sides). Raises OSError where the file cannot be written, ValueError for no frame at all.
+
+class VideoWriter:
+    """Writes an H.264 yuv420p mp4 that browsers play, a few frames at a time; memory holds only the encoder's own frames.
+
+    A context manager: the file gets its name when the block ends without an error, and is .NAME.part beside it until then; an
+    error leaves nothing and keeps an older file of that name. An odd height or width is padded by repeating the edge (yuv420p
+    needs even sides). Raises OSError if the file cannot be written, VideoWriteError for no frame at all.
     """
 
     def __init__(self, path: str | Path, fps: float) -> None:
@@ -38,9 +41,9 @@ class VideoWriter:
         return self
 
     def append(self, frames: Frames) -> None:
-        """Take the next frames, uint8 (T, H, W, 3). Raises ValueError for another shape or type than that or the first's."""
+        """Append frames, uint8 (T, H, W, 3). Raises VideoWriteError for another type, or another shape than the first's."""
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
-            raise ValueError(f"{self.path}: a video takes uint8 (T, H, W, 3), not {frames.dtype} {frames.shape}")
+            raise VideoWriteError(f"{self.path}: a video takes uint8 (T, H, W, 3), not {frames.dtype} {frames.shape}")
         padded = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
         if self._stream is None:
             self._stream = self._container.add_stream("libx264", rate=self._rate)
@@ -49,7 +52,7 @@ class VideoWriter:
             self._stream.options = {"crf": "17", "preset": "veryfast"}
             self._stream.codec_context.thread_count = 1
         if padded.shape[1:3] != (self._stream.height, self._stream.width):
-            raise ValueError(f"{self.path}: frames of {frames.shape[1]}x{frames.shape[2]} do not fit the first ones")
+            raise VideoWriteError(f"{self.path}: frames of {frames.shape[1]}x{frames.shape[2]} do not match the first ones")
         for image in padded:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts = self.frames
@@ -67,7 +70,7 @@ class VideoWriter:
         finally:
             self._part.unlink(missing_ok=True)
         if kind is None and not self.frames:
-            raise ValueError(f"{self.path}: a video takes at least one frame")
+            raise VideoWriteError(f"{self.path}: a video takes at least one frame")
 
 
 def write_video(path: str | Path, frames: Frames, fps: float) -> None:

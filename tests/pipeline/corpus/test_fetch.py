@@ -54,8 +54,8 @@ def test_a_caption_that_cannot_be_read_is_no_missing_one(tmp_path: Path, monkeyp
 
 def test_a_pipe_that_calls_itself_a_video_hangs_nobody(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.mp4")
-    with pytest.raises(VideoError, match="no regular file") as caught:
+    with pytest.raises(VideoError, match="not a regular file") as caught:
         content_digest(tmp_path / "a.mp4")
     assert caught.value.reason == "unreadable"
-    with pytest.raises(VideoError, match="no regular file"):
+    with pytest.raises(VideoError, match="not a regular file"):
         probe(tmp_path / "a.mp4")
