@@ -99,12 +99,16 @@ def room_of(module: str) -> str:
 
 
 def imports(path: Path) -> Iterator[tuple[str, int, bool]]:
-    """Yield (module, line, whether inside a function) of each import; a name taken from a package counts as its module."""
+    """Yield (module, line, lazy) of each import; a name taken from a package counts as its module.
+
+    Lazy: inside a function, or for the type checker only.
+    """
     inside = {
         id(child)
-        for function in ast.walk(tree(path))
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for child in ast.walk(function)
+        for block in ast.walk(tree(path))
+        if isinstance(block, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        or (isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING")
+        for child in ast.walk(block)
     }
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):

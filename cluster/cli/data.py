@@ -42,7 +42,9 @@ def tokenizer_import(
     folder: Annotated[Path, typer.Option("--output", help="Folder for the tokenizer.")],
     bits: Annotated[int | None, typer.Option(help="Bits per token of the result (default: as in the public weights).")] = None,
     ema: Annotated[bool | None, typer.Option(help="Use the moving average of the weights (default: if there is one).")] = None,
-    older: Annotated[Literal["zero", "random"], typer.Option(help="How to fill the earlier time slices of the inflated kernels.")] = "zero",
+    older: Annotated[
+        Literal["zero", "random"], typer.Option(help="How to fill the earlier time slices of the inflated kernels.")
+    ] = "zero",
     temporal_stride: Annotated[int, typer.Option(help="Pixel frames per latent frame: 1, 2 or 4.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the random values.")] = 0,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Options that several commands share. Called by: the cli modules."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-ConfigPath = Annotated[Path, typer.Option("--config", "-c", metavar="CFG", help="YAML configuration.")]
+ConfigPath = Annotated[Path, typer.Option("--config", "-c", metavar="CFG", help="YAML configuration file.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Values that replace those of the file.")
+    list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Values that override the configuration.")
 ]

@@ -1,4 +1,4 @@
-"""Commands on a SHARDS folder: `videoar shards ...`. Called by: `cluster/cli/main.py`."""
+"""Commands on a SHARDS folder: `videoar shards ...`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-shards_app = typer.Typer(help="Check and look at token shards.", no_args_is_help=True, rich_markup_mode=None)
-Shards = Annotated[Path, typer.Argument(metavar="DIR", help="SHARDS folder, as `videoar tokenize` writes it.")]
+shards_app = typer.Typer(help="Verify, inspect and edit token shards.", no_args_is_help=True, rich_markup_mode=None)
+Shards = Annotated[Path, typer.Argument(metavar="DIR", help="SHARDS folder, as written by `videoar tokenize`.")]
 
 
 @shards_app.command()
 def verify(folder: Shards) -> None:
-    """Read every byte and check that everything adds up; exit code 1 and one line for each damaged shard if not.
+    """Read every byte and check that all counts agree; exit code 1, and one line per damaged shard, if not.
 
     Example: videoar shards verify shards
     """
@@ -37,7 +37,7 @@ def verify(folder: Shards) -> None:
 def stat(
     folder: Shards, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False
 ) -> None:
-    """Show what the shards hold: samples, frames, tokens and bytes of each shape, refusals by reason.
+    """Show statistics: samples, frames, tokens and bytes of each shape, rejections by reason.
 
     Example: videoar shards stat shards --json
     """
@@ -54,7 +54,7 @@ def stat(
         return
     console = Console()
     buckets = Table(
-        title=f"{folder}: {found['videos_used']} of {found['videos']} videos used, {found['fps']:g} frames a second"
+        title=f"{folder}: {found['videos_used']} of {found['videos']} videos used, {found['fps']:g} frames per second"
     )
     columns = ("shards", "samples", "frames", "tokens", "bytes")
     for column in ("shape", *columns):
@@ -63,10 +63,10 @@ def stat(
         buckets.add_row(name, *(f"{counts[column]:,}" for column in columns))
     totals = (sum(counts[column] for counts in found["buckets"].values()) for column in columns)
     buckets.add_section()
-    buckets.add_row("all", *(f"{total:,}" for total in totals))
+    buckets.add_row("total", *(f"{total:,}" for total in totals))
     console.print(buckets)
     if found["refused"]:
-        refused = Table(title="refused videos and clips")
+        refused = Table(title="rejected videos and clips")
         refused.add_column("stage/reason")
         refused.add_column("count", justify="right")
         for reason, count in found["refused"].items():
@@ -74,13 +74,13 @@ def stat(
         console.print(refused)
     for source in found["excluded"]:
         console.print(f"excluded: {source}", markup=False)
-    typer.echo(f"tokenizer {found['tokenizer']}, {found['bits']} bits a position")
+    typer.echo(f"tokenizer {found['tokenizer']}, {found['bits']} bits per token")
     typer.echo(f"digest {found['digest']}")
 
 
 @shards_app.command()
 def digest(folder: Shards) -> None:
-    """Print one sha256 over all committed content, computed from the bytes as they are now.
+    """Print one sha256 over all committed content, computed from the bytes on disk.
 
     Example: videoar shards digest shards
     """
@@ -93,8 +93,8 @@ def digest(folder: Shards) -> None:
 def show(
     folder: Shards,
     tokenizer: Annotated[Path, typer.Option(help="Folder of the tokenizer that made the shards.")],
-    output: Annotated[Path, typer.Option(help="The mp4 that is written.")],
-    count: Annotated[int, typer.Option(help="Samples in the grid.", min=1)] = 9,
+    output: Annotated[Path, typer.Option(help="The mp4 to write.")],
+    count: Annotated[int, typer.Option(help="Number of samples in the grid.", min=1)] = 9,
     bucket: Annotated[str | None, typer.Option(help="Shape, such as f017x128x128 (default: the last one).")] = None,
 ) -> None:
     """Decode some samples into a grid of videos.
@@ -110,21 +110,22 @@ def show(
 def exclude(
     folder: Shards,
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Videos as clips.parquet names them; NAME/ takes all below.")
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="Videos as named in clips.parquet; NAME/ means all videos under it."),
     ],
 ) -> None:
-    """Take videos down: readers leave their samples out from now on; no shard is rewritten.
+    """Exclude videos: readers skip their samples from now on; no shard is rewritten.
 
     Example: videoar shards exclude shards videos/private/
     """
     from pipeline.maintenance.takedown import exclude
 
-    typer.echo(f"{folder}: {exclude(folder, sources)} samples are left out now")
+    typer.echo(f"{folder}: {exclude(folder, sources)} samples are now excluded")
 
 
 @shards_app.command()
 def compact(folder: Shards) -> None:
-    """Remove the bytes of excluded videos: shards that hold them are written anew without them.
+    """Delete the samples of excluded videos: shards that contain them are rewritten without them.
 
     Example: videoar shards compact shards
     """
@@ -136,10 +137,10 @@ def compact(folder: Shards) -> None:
 @shards_app.command()
 def rejects(
     folder: Shards,
-    output: Annotated[Path, typer.Option(help="The HTML page that is written.")] = Path("rejects.html"),
-    each: Annotated[int, typer.Option(help="Pictures a reason.", min=1)] = 12,
+    output: Annotated[Path, typer.Option(help="The HTML page to write.")] = Path("rejects.html"),
+    each: Annotated[int, typer.Option(help="Thumbnails per reason.", min=1)] = 12,
 ) -> None:
-    """Write a contact sheet of what was refused: thumbnails by reason.
+    """Write a contact sheet of rejected videos and clips: thumbnails by reason.
 
     Example: videoar shards rejects shards --output rejects.html
     """

@@ -1,11 +1,18 @@
-"""Commands that look at runs and speeds: `compare`, `bench`. Called by: `cluster/cli/main.py`."""
+"""Commands around a job: `preflight` before it, `report`, `dashboards`, `compare` after it, and `bench`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from cluster.cli.options import ConfigPath, Overrides
+from cluster.cli.train import unfinished
+
+if TYPE_CHECKING:
+    from cluster.config import Config
+    from cluster.launch.preflight import JobInputs, Probes
 
 BENCHMARKS = {
     "train": "train_model.py",
@@ -14,19 +21,14 @@ BENCHMARKS = {
     "codec": "bench_codec.py",
     "sample": "sample_model.py",
 }
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add these commands to the program."""
-    app.command()(compare)
-    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
+"""Name of a benchmark -> its script in benchmarks/."""
 
 
 def compare(
     first: Annotated[Path, typer.Argument(help="Run folder.")],
     second: Annotated[Path, typer.Argument(help="Another run folder.")],
 ) -> None:
-    """Say how two runs differ: settings, code, data, and the losses of the steps that both have.
+    """Show how two runs differ: settings, code, data, and the losses of the steps that both have.
 
     Example: videoar compare runs/demo runs/no-correction
     """
@@ -40,7 +42,7 @@ def bench(
     context: typer.Context,
     name: Annotated[Literal["train", "load", "tokenize", "codec", "sample"], typer.Argument(help="What to measure.")],
 ) -> None:
-    """Measure a part against the plain alternative and the physical limit, all in this run; what follows NAME goes to it.
+    """Measure a part against the plain alternative and the physical limit, all in one run; NAME's own options follow it.
 
     The last line is one JSON object. `bench tokenize --codec-only` is `bench codec`.
 
@@ -49,11 +51,103 @@ def bench(
     import subprocess
     import sys
 
-    if name == "tokenize" and "--codec-only" in context.args:
-        name, context.args = "codec", [word for word in context.args if word != "--codec-only"]
     from cluster.runtime.source_tree import source_root
 
+    if name == "tokenize" and "--codec-only" in context.args:
+        name, context.args = "codec", [word for word in context.args if word != "--codec-only"]
     script = source_root() / "benchmarks" / BENCHMARKS[name]
     if not script.is_file():
         raise FileNotFoundError(2, "no benchmarks here; run it from a clone of the repository", str(script))
     raise typer.Exit(subprocess.run([sys.executable, str(script), *context.args], check=False).returncode)
+
+
+def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Write report.html of a run: curves, throughput, reconstructions, samples.
+
+    Example: videoar report runs/demo
+    """
+    from cluster.monitoring.report import write
+
+    typer.echo(str(write(run)))
+
+
+def preflight(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    job: Annotated[Literal["tokenize", "train"], typer.Option("--for", help="The job to check for.")] = "train",
+    hostfile: Annotated[Path | None, typer.Option(help="File with one line `HOST slots=N` per host.")] = None,
+) -> None:
+    """Check for everything that would stop a job before it starts; exit code 1 if something would.
+
+    Example: videoar preflight -c configs/demo.yaml --for tokenize
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from cluster.config import load
+    from cluster.launch.preflight import check
+
+    resolved = load(config, overrides or ())
+    findings = check(resolved, job_inputs(resolved), _probes(resolved), job, hostfile)
+    table = Table("check", "", "found", "what to do", title=f"preflight for {job}")
+    for each in findings:
+        table.add_row(
+            each.check, "[green]ok[/green]" if each.ok else "[red]FAIL[/red]", each.found, "" if each.ok else each.fix
+        )
+    Console().print(table)
+    if not all(each.ok for each in findings):
+        raise typer.Exit(1)
+
+
+def job_inputs(resolved: Config) -> JobInputs:
+    """Return what a job with this configuration reads and writes."""
+    from cluster.launch.preflight import JobInputs, StageInputs
+    from pipeline.config import PipelineConfig
+    from pretrain.data.config import CurriculumConfig
+    from tokenizer.config import TokenizerConfig
+
+    pipeline, curriculum = resolved.get(PipelineConfig), resolved.get(CurriculumConfig)
+    return JobInputs(
+        tokenizer=resolved.get(TokenizerConfig).weights,
+        output=pipeline.output,
+        min_free_gb=pipeline.min_free_gb,
+        shards=curriculum.shards or (pipeline.output,),
+        stages=tuple(StageInputs(stage.name, tuple(mix.bucket for mix in stage.mix)) for stage in curriculum.stages),
+    )
+
+
+def _probes(resolved: Config) -> Probes:
+    from cluster.launch.preflight import Probes, ShardFacts
+    from pipeline.config import CorpusConfig
+    from pipeline.corpus.listing import find
+    from pipeline.shards.dataset import ShardDataset
+    from pretrain.data.config import CurriculumConfig
+    from tokenizer.codec import read_json
+
+    def shards(folder: Path | str) -> ShardFacts:
+        data = resolved.get(CurriculumConfig)
+        dataset = ShardDataset.open(folder, data.cache, int(data.cache_gb * 1e9))
+        samples = {bucket.name: dataset.rows(bucket).num_rows for bucket in dataset.buckets()}
+        return ShardFacts(dataset.spec.digest, samples)
+
+    return Probes(
+        tokenizer=lambda folder: read_json(folder)[1].digest,
+        shards=shards,
+        videos=lambda: len(find(resolved.get(CorpusConfig))),
+        unfinished=lambda: unfinished(resolved),
+    )
+
+
+def dashboards(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the files.")],
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders of the jobs to scrape.")] = None,
+) -> None:
+    """Write files for Prometheus (scraping, alerts) and Grafana (training, tokenization).
+
+    Example: videoar dashboards monitoring runs/demo
+    """
+    from cluster.monitoring.dashboards import write
+
+    for path in write(folder, runs or ()):
+        typer.echo(str(path))
+    typer.echo(f"start: prometheus --config.file={folder / 'prometheus' / 'prometheus.yml'}")

@@ -1,23 +1,21 @@
-"""Commands on models: `train`, `launch`, `sample`, `export`. Called by: `cluster/cli/main.py`."""
+"""Commands on models: `train`, `launch`, `sample`, `export`, `plan`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cluster.cli.options import ConfigPath, Overrides
 
-
-def add_to(app: typer.Typer) -> None:
-    """Add these commands to the program."""
-    for command in (train, launch, sample, export):
-        app.command()(command)
+if TYPE_CHECKING:
+    from cluster.config import Config
+    from pretrain.estimate.job_estimate import JobEstimate, Machine
 
 
 def train(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Run one rank of the training job, as the launcher starts it; started by hand it is a job of one rank.
+    """Run one rank of a training job, as the launcher starts it; run by hand, it is a job of one rank.
 
     Example: videoar train -c configs/demo.yaml train.stop_after=20
     """
@@ -29,56 +27,72 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 def launch(
     config: ConfigPath,
     overrides: Overrides = None,
-    hostfile: Annotated[Path | None, typer.Option(help="Hosts, one line `HOST slots=N` each; they are reached by ssh.")] = None,
+    hostfile: Annotated[
+        Path | None, typer.Option(help="File with one line `HOST slots=N` per host; they are reached by ssh.")
+    ] = None,
     via: Annotated[
-        Literal["local", "ssh"] | None, typer.Option(help="local: this machine (default); ssh: the hosts of --hostfile.")
+        Literal["local", "ssh"] | None,
+        typer.Option(help="local: this machine; ssh: the hosts of --hostfile (default: ssh if it is given)."),
     ] = None,
 ) -> None:
-    """Train: start one rank for each device under the deepspeed launcher, and start again after a failure.
+    """Train a model: start one rank per device with DeepSpeed's launcher, and restart the job after a failure.
 
-    Exit code 75: stopped cleanly with a checkpoint; the same command goes on from it.
+    Exit code 75 means that it stopped cleanly with a checkpoint; the same command continues from it.
 
     Example: videoar launch -c configs/demo.yaml train.stop_after=20
     """
     from cluster.config import load
-    from cluster.launch.launcher import plan, run, unfinished
+    from cluster.launch.launcher import run, training_job
 
     resolved = load(config, overrides or ())
-    job = plan(resolved, overrides=overrides or (), via=via, hostfile=hostfile)
-    raise typer.Exit(run(resolved, job, finished=lambda: unfinished(resolved)))
+    job = training_job(resolved, overrides=overrides or (), via=via, hostfile=hostfile)
+    raise typer.Exit(run(resolved, job, unfinished=lambda: unfinished(resolved)))
+
+
+def unfinished(resolved: Config) -> str:
+    """Return why the training run of this configuration is not done, or an empty string."""
+    from cluster.config import RunConfig
+    from cluster.launch.launcher import why_unfinished
+    from pretrain.data.config import CurriculumConfig
+    from pretrain.engine.config import TrainConfig
+
+    steps = [stage.steps for stage in resolved.get(CurriculumConfig).stages]
+    total = sum(steps) if all(steps) else None
+    return why_unfinished(resolved.get(RunConfig).dir, total, resolved.get(TrainConfig).stop_after)
 
 
 def sample(
     config: ConfigPath,
     output: Annotated[Path, typer.Option(help="Folder for the videos, sheet.png and samples.json.")],
     overrides: Overrides = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="Text of one video; give it once for each video.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Text of one video; repeat the option for more videos.")] = None,
     prefix: Annotated[Path | None, typer.Option(help="Image or video that every sample continues.")] = None,
-    prefix_frames: Annotated[int, typer.Option(help="Frames taken of it; 0 takes half a clip.", min=0)] = 0,
-    bucket: Annotated[str | None, typer.Option(help="Shape, such as f017x128x128 (default: the last stage's).")] = None,
-    extend: Annotated[int, typer.Option(help="How often the clip is continued.", min=0)] = 0,
-    weights: Annotated[Path | None, typer.Option(help="Run, checkpoint or exported model (default: run.dir).")] = None,
-    batch: Annotated[int, typer.Option(help="Videos made at once.", min=1)] = 4,
+    prefix_frames: Annotated[int, typer.Option(help="Frames to take from --prefix; 0: half a clip.", min=0)] = 0,
+    bucket: Annotated[str | None, typer.Option(help="Shape, such as f017x128x128 (default: that of the last stage).")] = None,
+    extend: Annotated[int, typer.Option(help="How many times to extend the clip.", min=0)] = 0,
+    weights: Annotated[Path | None, typer.Option(help="Run folder, checkpoint or exported model (default: run.dir).")] = None,
+    batch: Annotated[int, typer.Option(help="Videos to generate at the same time.", min=1)] = 4,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: the GPU if there is one.")] = "auto",
 ) -> None:
-    """Make videos from text with a trained model, or continue an image or a video.
+    """Generate videos from text with a trained model, or continue an image or a video.
 
     Example: videoar sample -c configs/demo.yaml --prompt "a cyclist rides by" --output samples
     """
     from cluster.config import load
     from cluster.launch.launcher import accelerators
-    from pretrain.sampling.generate import run
+    from pipeline.config import PipelineConfig
+    from pretrain.data.config import CurriculumConfig
+    from pretrain.sampling.generate import SampleRequest, run
 
+    resolved = load(config, overrides or ())
+    if bucket is None and not resolved.get(CurriculumConfig).stages:
+        bucket = resolved.get(PipelineConfig).buckets[0].name
     files = run(
-        load(config, overrides or ()),
-        prompt or [""],
+        resolved,
+        SampleRequest(prompt or [""], prefix, prefix_frames, extend, batch),
         output,
-        prefix=prefix,
-        prefix_frames=prefix_frames,
         bucket=bucket,
-        extend=extend,
         weights=weights,
-        batch=batch,
         device=("cuda" if accelerators() else "cpu") if device == "auto" else device,
     )
     for file in files:
@@ -86,12 +100,14 @@ def sample(
 
 
 def export(
-    source: Annotated[Path, typer.Argument(help="Run folder (its newest whole checkpoint) or checkpoint folder.")],
+    source: Annotated[Path, typer.Argument(help="Run folder (its newest complete checkpoint) or checkpoint folder.")],
     output: Annotated[Path, typer.Argument(help="Folder for model.json and model.safetensors.")],
-    average: Annotated[bool | None, typer.Option(help="Take the moving average (default: when the run kept one).")] = None,
-    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Type of the weights.")] = "float32",
+    average: Annotated[
+        bool | None, typer.Option(help="Export the moving average of the weights (default: if the run keeps one).")
+    ] = None,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Data type of the weights.")] = "float32",
 ) -> None:
-    """Gather a checkpoint's sharded weights into one safetensors file.
+    """Gather the sharded weights of a checkpoint into one safetensors file.
 
     Example: videoar export runs/demo model --dtype bfloat16
     """
@@ -99,3 +115,78 @@ def export(
 
     made = export(source, output, average=average, dtype=dtype)
     typer.echo(f"{output}: step {made.step}{', moving average' if made.averaged else ''}")
+
+
+def plan(
+    config: ConfigPath,
+    gpus: Annotated[int, typer.Option(help="Number of GPUs.", min=1)],
+    gpu_memory: Annotated[float, typer.Option(help="Memory per GPU, in GB.", min=0.001)],
+    overrides: Overrides = None,
+    gpu: Annotated[str, typer.Option(help="Type of GPU, which gives its peak FLOPs.")] = "H100",
+    tflops: Annotated[float, typer.Option(help="Peak dense bf16 TFLOP/s per GPU, instead of --gpu.", min=0)] = 0.0,
+    mfu: Annotated[
+        float, typer.Option(help="Expected fraction of the peak (model FLOPs utilization).", min=0.001, max=1.0)
+    ] = 0.4,
+    link: Annotated[float, typer.Option(help="GB/s that a GPU can send to the others.", min=0.001)] = 50.0,
+    text: Annotated[int | None, typer.Option(help="Text tokens per sample (default: model.text_length).", min=0)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Estimate the memory, FLOPs and hours of a training job; exit code 1 if it does not fit into the GPUs' memory.
+
+    Example: videoar plan -c configs/videoar_l.yaml --gpus 64 --gpu-memory 80 --gpu H100
+    """
+    import json
+    from dataclasses import asdict
+
+    from cluster.config import load
+    from pretrain.estimate.flops import peak_of
+    from pretrain.estimate.job_estimate import Machine, estimate_job
+    from tokenizer.codec import CodecError, read_json
+    from tokenizer.config import TokenizerConfig
+
+    resolved = load(config, overrides or ())
+    machine = Machine(gpus, gpu_memory, tflops * 1e12 if tflops else peak_of(gpu), mfu, link)
+    try:
+        spec = read_json(resolved.get(TokenizerConfig).weights)[1]
+    except (CodecError, OSError):
+        spec = None  # not trained yet: the tokenizer section gives its shape
+    made = estimate_job(resolved, machine, spec=spec, text=text)
+    if as_json:
+        typer.echo(json.dumps({"machine": asdict(machine), "fits": made.fits, "hours": made.hours, **asdict(made)}))
+    else:
+        _print_estimate(made, machine)
+    if not made.fits:
+        raise typer.Exit(1)
+
+
+def _print_estimate(made: JobEstimate, machine: Machine) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    memory = Table("memory per GPU", "GB", title=f"{made.parameters / 1e6:,.1f} M parameters on {machine.gpus} GPU(s)")
+    for name, size in vars(made.memory).items():
+        memory.add_row(name, f"{size / 1e9:.2f}")
+    memory.add_section()
+    memory.add_row("total", f"{made.memory.total / 1e9:.2f} of {machine.memory_gb:g}")
+    console.print(memory)
+    stages = Table("", *(stage.name for stage in made.stages), title="curriculum")
+    for column in stages.columns[1:]:
+        column.justify = "right"
+    stages.add_row("steps", *(f"{stage.steps:,}" for stage in made.stages))
+    stages.add_row("samples", *(f"{stage.samples:,}" for stage in made.stages))
+    stages.add_row("tokens", *(f"{stage.tokens:.3g}" for stage in made.stages))
+    stages.add_row("FLOPs", *(f"{stage.flops:.3g}" for stage in made.stages))
+    stages.add_row("compute hours", *(f"{stage.compute_hours:.3g}" for stage in made.stages))
+    stages.add_row("communication hours", *(f"{stage.traffic_hours:.3g}" for stage in made.stages))
+    stages.add_row("hours", *(f"{stage.hours:.3g}" for stage in made.stages))
+    stages.add_row("idle slots", *(f"{stage.idle:.0%}" for stage in made.stages))
+    console.print(stages)
+    if any(stage.traffic_hours > stage.compute_hours for stage in made.stages):
+        typer.echo("a stage is limited by communication: raise train.micro_batch, so that the weights are gathered less often")
+    if not made.fits:
+        typer.echo(
+            "does NOT fit with a tenth of the memory to spare: use more GPUs, train.micro_batch=1, "
+            "train.activation_checkpointing=full, or a lower deepspeed.zero_optimization.stage3_max_live_parameters"
+        )
+    typer.echo(f"{made.hours:,.1f} hours = {made.hours * machine.gpus:,.0f} GPU hours at {machine.mfu:.0%} of the peak")

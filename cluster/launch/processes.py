@@ -1,7 +1,4 @@
-"""Finding and tying processes of this machine.
-
-Called by: `supervise`, `launch`, `ray_submit`.
-"""
+"""Processes of this machine: finding them, and tying one's life to another's."""
 
 from __future__ import annotations
 
@@ -20,15 +17,15 @@ _TIE = (
 
 
 def tied(command: Sequence[str], owner: int) -> list[str]:
-    """Return `command` (an absolute program first) so that it gets SIGTERM when the process `owner` dies, however it dies.
+    """Return a command that runs `command` (its program as an absolute path) and gets SIGTERM when the process `owner` dies.
 
-    Linux ties it to the thread that starts it: start it in one that lives as long as it is needed.
+    Linux ties it to the thread that starts it, so start it in a thread that lives as long as it is needed.
     """
     return [sys.executable, "-c", _TIE, str(owner), *command]
 
 
-def words_of(process: psutil.Process) -> list[str]:
-    """Return the command line of a process; empty when it has ended or is not ours to see."""
+def command_line(process: psutil.Process) -> list[str]:
+    """Return the command line of a process; empty when it has ended or belongs to another user."""
     try:
         return list(process.cmdline())
     except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -36,12 +33,12 @@ def words_of(process: psutil.Process) -> list[str]:
 
 
 def runs_module(process: psutil.Process, module: str) -> bool:
-    """Whether a process was started as `python -m module`."""
-    return ("-m", module) in itertools.pairwise(words_of(process))
+    """Return whether a process was started as `python -m module`."""
+    return ("-m", module) in itertools.pairwise(command_line(process))
 
 
-def parent_of(process: psutil.Process) -> int:
-    """Return the id of a process's parent; -1 when the process has ended."""
+def parent_pid(process: psutil.Process) -> int:
+    """Return the id of a process's parent, or -1 when the process has ended."""
     try:
         return int(process.ppid())
     except psutil.NoSuchProcess:

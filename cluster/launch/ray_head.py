@@ -1,11 +1,10 @@
-"""A Ray head of our own on this machine.
+"""A private Ray head on this machine.
 
-In:  how many CPUs Ray may hand out.
-Out: a running head: its address, its dashboard, and what a client needs to be let in.
-Called by: `cluster/launch/ray_submit.py`, `cluster/demo/run.py`, the system tests.
+In:  how many CPUs Ray may schedule.
+Out: a running head: its address, its dashboard, and the token that a client needs.
 
-Nothing is shared with other Rays on the machine: own ports, own token, own short temporary folder, and the head is
-stopped through its own processes (`ray stop` would end everyone's).
+It shares nothing with other Ray clusters on the machine: it has its own ports, token and temporary folder, and it is stopped
+through its own processes (`ray stop` would stop them all).
 """
 
 from __future__ import annotations
@@ -25,18 +24,19 @@ from types import TracebackType
 
 import psutil
 
-from cluster.runtime.ports import free_ports
 from cluster.launch.processes import tied
+from cluster.runtime.ports import free_ports
 
 OBJECT_STORE_BYTES = 256 * 1024**2
-"""Shared memory of a local head; the job's samples pass through it a batch at a time."""
+"""Shared memory of a local head; the job's samples pass through it batch by batch."""
 _PREFIX = "vray-"
+"""Start of the name of a head's temporary folder; the owner's process id follows."""
 _NODE = "127.0.0.2"
-"""Node address: Ray swaps 127.0.0.1 for an outside address, which a laptop changes and a locked-down host lacks."""
+"""Node address. Ray replaces 127.0.0.1 by an outside address, which changes on a laptop and may not exist on a locked-down host."""
 _START_SECONDS = 180.0
 _TRIES = 3
 _INHERITED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_JOB_SUBMIT_HOOK")
-"""Variables that would lead a new head, or a submission to it, to another Ray."""
+"""Variables that would direct a new head, or a submission to it, to another Ray."""
 
 
 class RayError(RuntimeError):
@@ -44,19 +44,19 @@ class RayError(RuntimeError):
 
 
 class RayHead:
-    """A Ray head on loopback. Context manager; `address` is for `ray.init`, `dashboard` for `ray job submit`.
+    """Context manager: a Ray head on loopback. `address` is for `ray.init`, `dashboard` for `ray job submit`.
 
-    It ends with the thread that starts it, even when that is killed.
+    It ends together with the thread that starts it, even when that is killed.
     """
 
     def __init__(self, *, cpus: int | None = None, object_store: int = OBJECT_STORE_BYTES) -> None:
-        """`cpus`: CPUs that Ray may hand out (default: the machine's). `object_store`: bytes of shared memory."""
+        """cpus: CPUs that Ray may schedule (default: all of the machine). object_store: bytes of shared memory."""
         self.cpus = os.cpu_count() or 1 if cpus is None else cpus
         self.object_store = object_store
         self.address = ""
         self.dashboard = ""
-        # A token of its own, whatever the user's Ray is set to: Ray's servers listen on all interfaces, and a job may do
-        # anything. Without it, a token that an earlier Ray left in the home folder would be asked of some clients only.
+        # A token of its own, whatever the user's Ray settings are: Ray's servers listen on all interfaces, and a job may run
+        # anything. Without it, only some clients would be asked for a token that an earlier Ray left in the home folder.
         self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         """Environment variables that a client of this head needs, such as `ray job submit`."""
         self._process: subprocess.Popen[bytes] | None = None
@@ -64,13 +64,13 @@ class RayHead:
         self._folder: Path | None = None
 
     def start(self) -> None:
-        """Start the head and wait until it takes jobs. Raises RayError when it does not."""
+        """Start the head and wait until it accepts jobs. Raises RayError when it does not start."""
         remove_leftovers()
         for attempt in range(1, _TRIES + 1):
             try:
                 with ExitStack() as undo:
                     undo.callback(self.stop)
-                    # A short folder: Ray puts sockets under it, and a socket's path ends at 107 characters.
+                    # A short path: Ray creates sockets in it, and a socket's path is limited to 107 characters.
                     self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir="/tmp"))
                     self._start_once(self._folder)
                     undo.pop_all()
@@ -80,7 +80,7 @@ class RayHead:
                     raise
 
     def _start_once(self, folder: Path) -> None:
-        gcs, dashboard, client, agent, agent_grpc, node, objects, runtime, figures = free_ports(9, "0.0.0.0")
+        gcs, dashboard, client, agent, agent_grpc, node, objects, runtime, metrics = free_ports(9, "0.0.0.0")
         command = [
             *(ray_program(), "start", "--head", "--block", "--disable-usage-stats", f"--temp-dir={folder}"),
             *(f"--node-ip-address={_NODE}", f"--num-cpus={self.cpus}", f"--object-store-memory={self.object_store}"),
@@ -88,8 +88,8 @@ class RayHead:
             *(f"--port={gcs}", f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"),
             *(f"--dashboard-agent-grpc-port={agent_grpc}", f"--node-manager-port={node}"),
             *(f"--object-manager-port={objects}", f"--runtime-env-agent-port={runtime}"),
-            # Workers take any port that the kernel gives them, not a fixed range that two Rays would share.
-            *(f"--metrics-export-port={figures}", "--min-worker-port=0", "--max-worker-port=0"),
+            # Workers use any port that the kernel assigns, not a fixed range that two Ray clusters would share.
+            *(f"--metrics-export-port={metrics}", "--min-worker-port=0", "--max-worker-port=0"),
         ]
         log = folder / "head.log"
         with log.open("wb") as output:
@@ -104,7 +104,7 @@ class RayHead:
         self.address = f"{_NODE}:{gcs}"
         self.dashboard = f"http://127.0.0.1:{dashboard}"
         deadline = time.monotonic() + _START_SECONDS
-        # The agent comes up last, and `ray job submit` needs it.
+        # The agent starts last, and `ray job submit` needs it.
         waiting = [f"{self.dashboard}/api/version", f"http://127.0.0.1:{agent}/api/local_raylet_healthz"]
         while waiting:
             self._remember()
@@ -116,11 +116,11 @@ class RayHead:
             except subprocess.TimeoutExpired:
                 if time.monotonic() < deadline:
                     continue
-                raise RayError(f"the local Ray head does not answer after {_START_SECONDS:.0f} s; {_last_words(log)}") from None
-            raise RayError(f"the local Ray head ended with exit code {code} while starting; {_last_words(log)}")
+                raise RayError(f"the local Ray head does not answer after {_START_SECONDS:.0f} s; {_last_lines(log)}") from None
+            raise RayError(f"the local Ray head ended with exit code {code} while starting; {_last_lines(log)}")
 
     def _remember(self) -> None:
-        """Note the head's processes: once their parent is gone, nothing else tells whose they are."""
+        """Record the head's processes: once their parent has exited, nothing else shows that they belong to it."""
         if self._process is None:
             return
         try:
@@ -131,16 +131,16 @@ class RayHead:
             return
 
     def stop(self) -> None:
-        """Stop the head with all its processes and remove its folder."""
+        """Stop the head and all its processes, and remove its folder."""
         if self._process is not None:
             self._remember()
             self._process.terminate()
-            # psutil compares creation times, so a reused process id is never hit.
-            for ask in (psutil.Process.terminate, psutil.Process.kill):
+            # psutil compares creation times, so that a reused process id is never signalled.
+            for send in (psutil.Process.terminate, psutil.Process.kill):
                 _, alive = psutil.wait_procs(list(self._known.values()), timeout=5)
                 for process in alive:
                     try:
-                        ask(process)
+                        send(process)
                     except psutil.NoSuchProcess:
                         continue
             psutil.wait_procs(list(self._known.values()), timeout=5)
@@ -160,20 +160,20 @@ class RayHead:
 
 
 def remove_leftovers() -> None:
-    """Remove folders of heads whose owner was killed; Ray itself ends with the owner (`tied`)."""
+    """Remove the folders of heads whose owner was killed; their processes ended with the owner (`tied`)."""
     for folder in Path("/tmp").glob(f"{_PREFIX}*"):
         owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _last_words(log: Path) -> str:
+def _last_lines(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return f"its last words: {' | '.join(lines[-3:])}" if lines else "it said nothing"
+    return f"the end of its log: {' | '.join(lines[-3:])}" if lines else "its log is empty"
 
 
 def ray_program() -> str:
-    """Path of the `ray` command of this Python. Raises RayError when it is missing."""
+    """Return the path of this Python's `ray` command. Raises RayError when it is missing."""
     beside = Path(sys.executable).with_name("ray")
     found = str(beside) if beside.exists() else shutil.which("ray")
     if found is None:
@@ -182,7 +182,7 @@ def ray_program() -> str:
 
 
 def ray_environment() -> dict[str, str]:
-    """Environment of Ray's own processes: this Python's commands first, no other Ray, no proxy to loopback."""
+    """Return the environment for Ray's processes: this Python's commands first, no other Ray, no proxy for loopback."""
     env = {key: value for key, value in os.environ.items() if key not in _INHERITED}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"
     local = "127.0.0.1,localhost"
@@ -192,7 +192,7 @@ def ray_environment() -> dict[str, str]:
 
 
 def answers(url: str) -> bool:
-    """Whether an HTTP server answers `url` now; being asked for a token is an answer."""
+    """Return whether an HTTP server answers `url` now; a request for a token counts as an answer."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=5) as answer:

@@ -1,8 +1,7 @@
-"""`ray job submit`, to a cluster or to a head started for the job.
+"""`videoar submit`: runs a command as a Ray job, on a cluster or on a local head that is started for it.
 
-In:  a command line (`videoar tokenize -c CFG ...`) and, if there is one, a cluster's dashboard address.
-Out: the job's log on stdout and its exit code.
-Called by: `cluster/cli/main.py` (submit), the system tests.
+In:  a command line (`videoar tokenize -c CFG ...`), and the dashboard address of a cluster if there is one.
+Out: the job's log on stdout, and its exit code.
 """
 
 from __future__ import annotations
@@ -25,8 +24,6 @@ from cluster.config import ClusterConfig, Config
 from cluster.launch.ray_head import RayError, RayHead, answers, ray_environment, ray_program
 from cluster.runtime.exit_codes import STOPPED
 
-__all__ = ["RayError", "RayHead", "run", "submit"]
-
 
 def submit(
     command: Sequence[str],
@@ -36,12 +33,11 @@ def submit(
     env: Mapping[str, str] | None = None,
     client: Mapping[str, str] | None = None,
 ) -> int:
-    """Run `ray job submit` for `command`, show its log, and return the job's own exit code (75 when it was stopped).
+    """Submit `command` with `ray job submit`, show its log, and return the job's own exit code (75 when it was stopped).
 
-    folder: where the job runs; it must lie there on the head too (default: this process's folder). env: environment
-    variables of the job and its workers. client: those of `ray job submit` (a head's `environment`).
-    SIGTERM and SIGINT stop the job.
-    Raises RayError when no cluster answers at `dashboard`.
+    folder: working directory of the job, which must exist on the head too (default: this process's). env: environment variables
+    of the job and its workers. client: environment variables of `ray job submit` itself (`RayHead.environment`).
+    SIGTERM and SIGINT stop the job. Raises RayError when no cluster answers at `dashboard`.
     """
     if not answers(f"{dashboard}/api/version"):
         raise RayError(
@@ -61,7 +57,7 @@ def submit(
 
 
 class _StopJob:
-    """While it is open, SIGTERM and SIGINT stop the job (in the main thread; elsewhere it does nothing)."""
+    """Context manager: SIGTERM and SIGINT stop the job. Outside of the main thread it does nothing."""
 
     def __init__(self, dashboard: str, job: str, env: Mapping[str, str]) -> None:
         self._env = dict(env)
@@ -83,7 +79,7 @@ class _StopJob:
 
 
 def _token(env: Mapping[str, str]) -> str:
-    """Return the token that Ray's own clients would send: of the environment, else of the home folder, else none."""
+    """Return the token that Ray's own clients would send: from the environment, else from the home folder, else none."""
     if env.get("RAY_AUTH_TOKEN"):
         return env["RAY_AUTH_TOKEN"]
     path = Path(env.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
@@ -91,7 +87,7 @@ def _token(env: Mapping[str, str]) -> str:
 
 
 def _exit_code(dashboard: str, job: str, submitted: int, token: str) -> int:
-    """Ask Ray for the job's own exit code; `ray job submit` itself knows only 0 and 1."""
+    """Return the job's own exit code, as Ray reports it; `ray job submit` itself returns only 0 or 1."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     request = urllib.request.Request(f"{dashboard}/api/jobs/{job}")
     if token:
@@ -100,9 +96,9 @@ def _exit_code(dashboard: str, job: str, submitted: int, token: str) -> int:
         with opener.open(request, timeout=30) as answer:
             details = json.load(answer)
     except urllib.error.HTTPError:
-        return submitted or 1  # never accepted: `ray job submit` has said why
+        return submitted or 1  # the job was never accepted: `ray job submit` has printed why
     except urllib.error.URLError as error:
-        raise RayError(f"{dashboard} no longer answers ({error.reason}); the end of job {job} is unknown") from error
+        raise RayError(f"{dashboard} no longer answers ({error.reason}); the outcome of job {job} is unknown") from error
     if details["status"] == "SUCCEEDED":
         return 0
     if details["status"] == "STOPPED":
@@ -114,7 +110,7 @@ def _exit_code(dashboard: str, job: str, submitted: int, token: str) -> int:
 
 
 def run(config: Config, command: Sequence[str], *, address: str = "") -> int:
-    """Submit `command` to `address`, to cluster.ray_address, to RAY_API_SERVER_ADDRESS, or to a head started for it."""
+    """Submit `command` to `address`, else cluster.ray_address, else RAY_API_SERVER_ADDRESS, else a head started for it."""
     named = address or config.get(ClusterConfig).ray_address or os.environ.get("RAY_API_SERVER_ADDRESS", "")
     if named:
         return submit(command, named.rstrip("/"))

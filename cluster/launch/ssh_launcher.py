@@ -1,11 +1,11 @@
-"""Runs DeepSpeed's launcher on every host of a hostfile over ssh, as one job that ends as one.
+"""Runs DeepSpeed's launcher on every host of a hostfile over ssh, as one job with one exit code.
 
-In:  hosts, the rendezvous, the module with its arguments.
-Out: every host's output, each line led by the host's name; one exit code.
-Called by: `launch`, as `python -m cluster.launch.ssh_launcher`, so that one process group holds all of it.
+In:  hosts, the rendezvous address, the module and its arguments.
+Out: the output of every host, each line prefixed with the host's name; one exit code.
 
-Why not DeepSpeed's own pdsh start: when a rank dies, pdsh goes on waiting for the other hosts, whose ranks wait for the dead
-one. Here the first host that fails ends the start, after a moment in which the others may end by themselves.
+The launcher starts it as `python -m cluster.launch.ssh_launcher`, so that one process group contains all the ssh processes.
+DeepSpeed's own start over pdsh is not used: when a rank dies, pdsh keeps waiting for the other hosts, whose ranks wait for the
+dead one. Here the first host that fails ends the job, after a grace period in which the others may exit by themselves.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from cluster.launch.hostfile import Host, read_hostfile
 from cluster.runtime.exit_codes import STOPPED
 
 FORWARDED = ("DS_ACCELERATOR", "GLOO_", "NCCL_", "OMP_NUM_THREADS", "PYTHONPATH", "PYTHONUNBUFFERED", "VIDEOAR_")
-"""Beginnings of environment variables that ranks on other hosts get too."""
+"""Prefixes of the environment variables that are passed on to the other hosts."""
 GRACE_SECONDS = 10.0
-"""Time between the first host's failure and the end of the others."""
+"""Seconds that the other hosts have to exit by themselves after the first failure."""
 UNREACHABLE = 255
-"""Exit code of ssh itself."""
+"""Exit code of ssh when it cannot connect, or loses the connection."""
 
 
 def remote_command(
     number: int, hostfile: Path, address: str, port: int, words: Sequence[str], *, folder: Path, env: Mapping[str, str]
 ) -> str:
-    """Return what host `number` runs in a shell: go to the folder, set the variables, start DeepSpeed's launcher."""
+    """Return the shell command of host `number`: change to the folder, set the variables, start DeepSpeed's launcher."""
     launcher = [str(Path(sys.executable).with_name("deepspeed")), "--hostfile", str(hostfile), "--no_ssh"]
     launcher += ["--node_rank", str(number), "--master_addr", address, "--master_port", str(port), *words]
     variables = [f"{key}={value}" for key, value in sorted(env.items()) if key.startswith(FORWARDED)]
@@ -40,19 +40,19 @@ def remote_command(
 
 
 def ssh_command(host: str, command: str) -> list[str]:
-    """Return the ssh command; a host that no longer answers is given up after a minute."""
+    """Return the ssh command that runs `command` on `host`; ssh gives up a host that stops answering after a minute."""
     options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]
     return ["ssh", *options, host, command]
 
 
-def verdict(codes: Sequence[int]) -> int:
-    """Return one exit code for codes in the order in which they came: the first real failure, else 75, else 0."""
+def combined_exit_code(codes: Sequence[int]) -> int:
+    """Return one exit code for the hosts' codes, in the order in which the hosts ended: the first failure, else 75, else 0."""
     failures = [code for code in codes if code not in (0, STOPPED)]
     return failures[0] if failures else max(codes, default=0)
 
 
 async def run(hosts: Sequence[Host], commands: Sequence[str], grace: float = GRACE_SECONDS) -> int:
-    """Run one command a host at once and return the verdict."""
+    """Run one command per host, all at the same time, and return their combined exit code."""
     codes: list[int] = []
 
     async def one(host: Host, command: str) -> None:
@@ -65,8 +65,8 @@ async def run(hosts: Sequence[Host], commands: Sequence[str], grace: float = GRA
             rest = b""
             while data := await process.stdout.read(65_536):
                 *lines, rest = (rest + data).split(b"\n")
-                _show(host.name, lines)
-            _show(host.name, [rest] if rest else [])
+                _print(host.name, lines)
+            _print(host.name, [rest] if rest else [])
             code = await process.wait()
         except asyncio.CancelledError:
             process.kill()
@@ -74,24 +74,24 @@ async def run(hosts: Sequence[Host], commands: Sequence[str], grace: float = GRA
             raise
         code = code if code >= 0 else 128 - code
         if code == UNREACHABLE:
-            _show(host.name, [b"ssh has failed, or lost the host"])
+            _print(host.name, [b"ssh failed, or lost the connection"])
         codes.append(code)
 
     waiting = {asyncio.create_task(one(host, command)) for host, command in zip(hosts, commands, strict=True)}
     while waiting:
-        late = any(code != 0 for code in codes)
-        done, waiting = await asyncio.wait(waiting, timeout=grace if late else None, return_when=asyncio.FIRST_COMPLETED)
+        failed = any(code != 0 for code in codes)
+        done, waiting = await asyncio.wait(waiting, timeout=grace if failed else None, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
-        if late and not done:
+        if failed and not done:
             for task in waiting:
                 task.cancel()
             await asyncio.wait(waiting)
             break
-    return verdict(codes)
+    return combined_exit_code(codes)
 
 
-def _show(host: str, lines: Sequence[bytes]) -> None:
+def _print(host: str, lines: Sequence[bytes]) -> None:
     for line in lines:
         os.write(1, b"[" + host.encode() + b"] " + line + b"\n")
 
@@ -102,9 +102,9 @@ def main() -> int:
         prog="cluster.launch.ssh_launcher", description="Start DeepSpeed's launcher on every host."
     )
     parser.add_argument("--hostfile", type=Path, required=True)
-    parser.add_argument("--master-addr", default="", help="the first host as the others reach it")
+    parser.add_argument("--master-addr", default="", help="address at which the other hosts reach the first one")
     parser.add_argument("--master-port", type=int, required=True)
-    parser.add_argument("words", nargs=argparse.REMAINDER, help="what follows in DeepSpeed's own command")
+    parser.add_argument("words", nargs=argparse.REMAINDER, help="the rest of DeepSpeed's own command")
     given = parser.parse_args()
     hosts = read_hostfile(given.hostfile)
     words = given.words[1:] if given.words[:1] == ["--"] else given.words

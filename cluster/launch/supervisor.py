@@ -1,11 +1,10 @@
-"""Runs one job's processes to their end: forwards signals, starts again after a failure.
+"""Runs a job until it ends: forwards signals to its ranks, restarts it after a failure.
 
-In:  a function from the number of restarts so far to a command, and a policy.
-Out: the job's exit code. 0 done, 75 stopped cleanly (start again to go on), 2 a usage or configuration error.
-Called by: `launch`. Output of the job goes straight to this process's own stdout and stderr.
+In:  a function that returns the command for the n-th restart, and a policy.
+Out: the job's exit code (`cluster.runtime.exit_codes`). The job's output goes to this process's own stdout and stderr.
 
-Why signals go to the ranks and not to the launcher: DeepSpeed's launcher answers SIGTERM by killing
-each rank after 30 s, which would cut a checkpoint short. Ranks that end by themselves end the launcher too.
+Signals go to the ranks and not to the launcher, because DeepSpeed's launcher answers SIGTERM by killing each rank after 30 s,
+which would interrupt a checkpoint. When the ranks exit by themselves, the launcher exits too.
 """
 
 from __future__ import annotations
@@ -22,27 +21,28 @@ from types import FrameType
 
 import psutil
 
-from cluster.launch.processes import parent_of, runs_module
-from cluster.launch.watchdog import Watch, Watchdog
-from cluster.runtime.exit_codes import STOPPED
+from cluster.launch.processes import parent_pid, runs_module
+from cluster.launch.watchdog import StallLimit, Watchdog
+from cluster.runtime.exit_codes import DONE, FAILED, STOPPED, USAGE
 
-DONE = 0
-FAILED = 1
-USAGE = 2
+_SIGNALLED = frozenset(
+    code for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL) for code in (128 + number, 256 - number)
+)
+"""Exit codes of a process that a signal ended, as shells and as DeepSpeed's launcher write them."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """When to start again, and how to stop."""
+    """When to restart a job, and how to stop it."""
 
     max_restarts: int = 0
-    """Failures that are answered by a new start."""
+    """How many failures are followed by a restart."""
     restart_wait: float = 2.0
-    """Seconds before a new start."""
+    """Seconds before a restart."""
     stop_grace: float = 120.0
-    """Seconds that the job gets to save and end after SIGTERM or SIGINT, before it is killed."""
-    watch: Watch | None = None
-    """A job that stands still is killed, and started again as after any failure."""
+    """Seconds that the job has, after SIGTERM or SIGINT, to write a checkpoint and exit before it is killed."""
+    stall: StallLimit | None = None
+    """A job that makes no progress for this long is killed, and restarted as after any failure."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Attempt:
     command: Sequence[str]
     """Program and arguments."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Additions to this process's environment."""
+    """Environment variables to add to this process's own."""
 
 
 def describe(code: int) -> str:
-    """Say an exit code in words; codes over 128 come from signals, as shells and as DeepSpeed's launcher write them."""
+    """Return an exit code in words, with the name of the signal that it stands for."""
     for number in (code - 128, 256 - code):
         if 0 < number < 32:
             with contextlib.suppress(ValueError):
@@ -65,54 +65,54 @@ def describe(code: int) -> str:
 
 
 class Supervisor:
-    """Runs attempts one after the other. `stop` may be called from a signal handler or another thread."""
+    """Starts a job again until it is done. `stop` may be called from a signal handler or from another thread."""
 
     def __init__(
         self,
         policy: Policy,
         *,
         rank_module: str = "",
-        ask: Callable[[], None] | None = None,
-        sweep: Callable[[], None] | None = None,
-        say: Callable[[str], None] | None = None,
+        request_stop: Callable[[], None] | None = None,
+        kill_leftovers: Callable[[], None] | None = None,
+        log: Callable[[str], None] | None = None,
     ) -> None:
-        """`rank_module`: processes started as `python -m rank_module` take the signals; empty = the command itself.
+        """rank_module: signals go to processes started as `python -m rank_module`; empty: to the command itself.
 
-        `ask`: asks ranks that no signal of this machine reaches to save and end. `sweep`: ends those that are left over
-        when a start has failed.
+        request_stop: asks ranks on other hosts, which no signal reaches, to write a checkpoint and exit. kill_leftovers: kills
+        the ranks that are still there after a failure.
         """
         self.policy = policy
         self.restarts = 0
         self._rank_module = rank_module
-        self._ask, self._sweep = ask, sweep
-        self._say = say if say is not None else _say
+        self._request_stop, self._kill_leftovers = request_stop, kill_leftovers
+        self._log = log if log is not None else _log
         self._process: subprocess.Popen[bytes] | None = None
         self._overdue: threading.Timer | None = None
         self._stopping = threading.Event()
 
-    def run(self, attempt: Callable[[int], Attempt], finished: Callable[[], str] | None = None) -> int:
-        """Run to the end and return the exit code.
+    def run(self, attempt: Callable[[int], Attempt], unfinished: Callable[[], str] | None = None) -> int:
+        """Run the job until it is done or given up, and return its exit code.
 
-        `attempt(n)` gives the start after n restarts. `finished()` is asked after exit code 0: an empty text agrees,
-        any other is the reason why the job is not done (DeepSpeed's launcher returns 0 when a part of it is killed).
+        attempt: returns what to run after n restarts. unfinished: called after exit code 0, returns why the job is not done, or
+        an empty string (DeepSpeed's launcher returns 0 when one of its own processes is killed).
         """
         with self._signals():
             while True:
                 code = self._once(attempt(self.restarts))
-                reason = finished() if code == DONE and finished is not None else ""
+                reason = unfinished() if code == DONE and unfinished is not None else ""
                 if reason:
-                    self._say(f"the job ended with exit code 0, but {reason}")
+                    self._log(f"the job ended with exit code 0, but {reason}")
                     code = FAILED
                 if self._stopping.is_set():
-                    # A rank that had no handler yet dies of the signal itself: that is the stop that was asked for.
+                    # A rank whose signal handler is not installed yet dies of the signal itself, which is a stop as requested.
                     return STOPPED if reason or code in _SIGNALLED else code
                 if code in (DONE, USAGE, STOPPED):
                     return code
                 if self.restarts >= self.policy.max_restarts:
-                    self._say(f"{describe(code)}; {self.restarts} of {self.policy.max_restarts} restarts used, giving up")
+                    self._log(f"{describe(code)}; {self.restarts} of {self.policy.max_restarts} restarts used, giving up")
                     return code
                 self.restarts += 1
-                self._say(
+                self._log(
                     f"{describe(code)}; restart {self.restarts} of {self.policy.max_restarts} "
                     f"from the newest checkpoint in {self.policy.restart_wait:g} s"
                 )
@@ -120,7 +120,7 @@ class Supervisor:
                     return STOPPED
 
     def stop(self) -> None:
-        """Ask the job to save and end; no new start follows. A second call kills it."""
+        """Ask the job to write a checkpoint and exit, and do not restart it. A second call kills it."""
         if self._stopping.is_set():
             self.kill()
             return
@@ -128,31 +128,29 @@ class Supervisor:
         self._terminate()
 
     def kill(self) -> None:
-        """Kill the running attempt with all its processes on this machine."""
+        """Kill all processes of the job on this machine."""
         if self._process is not None:
             _kill_group(self._process.pid)
 
     def _terminate(self) -> None:
         if self._process is None:
             return
-        targets = self._targets(self._process.pid) if self._ask is None else []
-        whom = (
-            f"SIGTERM to {len(targets)} process(es), which get"
-            if self._ask is None
-            else "the ranks on all hosts are asked and get"
+        targets = self._targets(self._process.pid) if self._request_stop is None else []
+        how = (
+            f"sending SIGTERM to {len(targets)} process(es)" if self._request_stop is None else "asking the ranks on all hosts"
         )
-        self._say(f"stopping: {whom} {self.policy.stop_grace:g} s to save and end")
+        self._log(f"stopping: {how}; {self.policy.stop_grace:g} s to write a checkpoint and exit")
         self._overdue = threading.Timer(self.policy.stop_grace, self._kill_overdue)
         self._overdue.daemon = True
         self._overdue.start()
-        if self._ask is not None:
-            self._ask()
+        if self._request_stop is not None:
+            self._request_stop()
         for target in targets:
             with contextlib.suppress(psutil.NoSuchProcess):
                 target.terminate()
 
     def _targets(self, pid: int) -> list[psutil.Process]:
-        """Processes that take the signal: the topmost `python -m rank_module` below `pid`, else `pid` itself."""
+        """Return the processes to signal: the topmost `python -m rank_module` under `pid`, or else `pid` itself."""
         try:
             top = psutil.Process(pid)
             below = top.children(recursive=True)
@@ -160,39 +158,39 @@ class Supervisor:
             return []
         ranks = [process for process in below if self._rank_module and runs_module(process, self._rank_module)]
         pids = {process.pid for process in ranks}
-        return [process for process in ranks if parent_of(process) not in pids] or [top]
+        return [process for process in ranks if parent_pid(process) not in pids] or [top]
 
     def _once(self, attempt: Attempt) -> int:
-        self._say(shlex.join(attempt.command))
-        # A session of its own: Ctrl-C on the terminal reaches only this process, which forwards it to the ranks.
+        self._log(shlex.join(attempt.command))
+        # In a session of its own: Ctrl-C on the terminal then reaches only this process, which forwards it to the ranks.
         with subprocess.Popen(list(attempt.command), env={**os.environ, **attempt.env}, start_new_session=True) as process:
             self._process = process
-            if self._stopping.is_set():  # the signal came while the process was being made
+            if self._stopping.is_set():  # the signal came while the process was being started
                 self._terminate()
             with contextlib.ExitStack() as watching:
-                if self.policy.watch is not None:
-                    watching.enter_context(Watchdog(self.policy.watch, self._kill_still))
+                if self.policy.stall is not None:
+                    watching.enter_context(Watchdog(self.policy.stall, self._kill_stalled))
                 code = process.wait()
             self._process = None
             if self._overdue is not None:
                 self._overdue.cancel()
             _kill_group(process.pid)
-        if self._sweep is not None and code != DONE:
-            self._sweep()
+        if self._kill_leftovers is not None and code != DONE:
+            self._kill_leftovers()
         return code if code >= 0 else 128 - code
 
-    def _kill_still(self, reason: str) -> None:
-        self._say(f"{reason}: killing the job")
+    def _kill_stalled(self, reason: str) -> None:
+        self._log(f"{reason}: killing the job")
         self.kill()
 
     def _kill_overdue(self) -> None:
         if self._process is not None:
-            self._say(f"not ended after {self.policy.stop_grace:g} s: killing")
+            self._log(f"still running after {self.policy.stop_grace:g} s: killing the job")
             self.kill()
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Turn SIGTERM and SIGINT into `stop`. Python lets only the main thread do so."""
+        """Call `stop` on SIGTERM and SIGINT. Python allows signal handlers in the main thread only."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -208,13 +206,8 @@ class Supervisor:
                 signal.signal(number, handler)
 
 
-_SIGNALLED = frozenset(
-    code for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL) for code in (128 + number, 256 - number)
-)
-
-
-def _say(text: str) -> None:
-    # Not print: this runs in signal handlers too, where a buffered stream refuses to be entered twice.
+def _log(text: str) -> None:
+    # Not print: this also runs in signal handlers, where a buffered stream must not be entered a second time.
     os.write(2, f"[launch] {text}\n".encode())
 
 

@@ -1,8 +1,7 @@
-"""Notices a job that still runs but no longer moves, such as one whose ranks wait for each other.
+"""Detects a job that still runs but makes no progress, such as one whose ranks wait for each other.
 
-In:  a file that a healthy job appends to (RUN/metrics.jsonl: a line a step), and how long it may stand still.
-Out: one call of `act` when it has.
-Called by: `supervise`, once for each start of a job.
+In:  a file that a healthy job appends to (RUN/metrics.jsonl gets a line per step), and how long it may stay unchanged.
+Out: one call of `on_stall` when it stays unchanged for longer.
 """
 
 from __future__ import annotations
@@ -16,37 +15,37 @@ from types import TracebackType
 
 
 @dataclass(frozen=True)
-class Watch:
-    """What moves, and how long it may stand still."""
+class StallLimit:
+    """A file that shows progress, and how long it may stay unchanged."""
 
     file: Path
     seconds: float
-    """From the start of the job, or from the file's last change; loading and the longest checkpoint must fit in."""
+    """Counted from the start of the job or the last change; loading, and the slowest checkpoint, must take less."""
 
 
 class Watchdog:
-    """Context manager: while it is open, `act(reason)` is called once if the file stands still for too long."""
+    """Context manager; while it is open, `on_stall(reason)` is called once if the file stays unchanged for too long."""
 
-    def __init__(self, watch: Watch, act: Callable[[str], None]) -> None:
-        self._watch, self._act = watch, act
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="watchdog", daemon=True)
+    def __init__(self, limit: StallLimit, on_stall: Callable[[str], None]) -> None:
+        self._limit, self._on_stall = limit, on_stall
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._poll, name="watchdog", daemon=True)
 
     def _state(self) -> tuple[int, int]:
         try:
-            found = self._watch.file.stat()
+            found = self._limit.file.stat()
         except FileNotFoundError:
             return (0, 0)
         return (found.st_mtime_ns, found.st_size)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         last, since = self._state(), time.monotonic()
-        while not self._over.wait(min(5.0, self._watch.seconds / 10)):
+        while not self._closed.wait(min(5.0, self._limit.seconds / 10)):
             now = self._state()
             if now != last:
                 last, since = now, time.monotonic()
-            elif time.monotonic() - since > self._watch.seconds:
-                self._act(f"{self._watch.file} has not moved for {self._watch.seconds:g} s")
+            elif time.monotonic() - since > self._limit.seconds:
+                self._on_stall(f"{self._limit.file} has not changed for {self._limit.seconds:g} s")
                 return
 
     def __enter__(self) -> Watchdog:
@@ -54,5 +53,5 @@ class Watchdog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._over.set()
+        self._closed.set()
         self._thread.join()

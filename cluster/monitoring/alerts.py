@@ -1,8 +1,4 @@
-"""When the alerts ring: queries over the declared metrics, and nothing else.
-
-Out: `ALERTS`, plain declarations.
-Called by: `cluster/monitoring/dashboards.py`, which checks that every query names declared metrics only.
-"""
+"""The alerts, as declarations: queries of declared metrics (`dashboards.py` checks that), texts, and what to do first."""
 
 from __future__ import annotations
 
@@ -11,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Alert:
-    """One alert: it rings when `query` has had a result for `lasting`."""
+    """One alert: it fires when `query` has returned a result for `duration`."""
 
     name: str
     query: str
-    lasting: str
+    duration: str
     severity: str
-    """page (someone gets up) or ticket (next working day)."""
+    """page (wakes someone up) or ticket (next working day)."""
     summary: str
-    mend: str
+    fix: str
     """What to do first."""
 
 
@@ -30,7 +26,7 @@ ALERTS = (
         "2m",
         "page",
         "No rank of {{ $labels.run }} has finished a step for 10 minutes.",
-        "Look at RUN/log/rank-*.log; `videoar launch` starts the job again from its newest checkpoint.",
+        "Read RUN/log/rank-*.log; `videoar launch` restarts the job from its newest checkpoint.",
     ),
     Alert(
         "VideoarRankBehind",
@@ -39,15 +35,15 @@ ALERTS = (
         "5m",
         "page",
         "Rank {{ $labels.rank }} of {{ $labels.run }} is 2 minutes behind the others.",
-        "Look at the host of that rank: throttled device, full disk, broken link.",
+        "Check that rank's host: throttled device, full disk, broken network link.",
     ),
     Alert(
         "VideoarLossNotANumber",
         "videoar_train_loss != videoar_train_loss",
         "1m",
         "page",
-        "The loss of {{ $labels.run }} is not a number.",
-        "The job skips such steps and stops after train.max_skips of them; find the first one in metrics.jsonl.",
+        "The loss of {{ $labels.run }} is NaN.",
+        "The job skips such steps and stops after train.max_skips in a row; find the first one in metrics.jsonl.",
     ),
     Alert(
         "VideoarStepsSkipped",
@@ -55,14 +51,14 @@ ALERTS = (
         "1m",
         "ticket",
         "{{ $labels.run }} skipped more than 3 steps in half an hour.",
-        "metrics.jsonl names the reason and the sample ids of each skipped step.",
+        "metrics.jsonl has the reason and the sample ids of each skipped step.",
     ),
     Alert(
         "VideoarSamplesCorrupt",
         "sum by (run) (increase(videoar_train_corrupt_samples_total[1h])) > 0",
         "1m",
         "ticket",
-        "{{ $labels.run }} read samples that do not match their checksum.",
+        "{{ $labels.run }} read samples that failed their checksum.",
         "Run `videoar shards verify` on the shards; a disk may be failing.",
     ),
     Alert(
@@ -70,16 +66,16 @@ ALERTS = (
         "increase(videoar_train_restarts_total[6h]) > 2 or videoar_train_restarts_total > 5",
         "1m",
         "ticket",
-        "{{ $labels.run }} keeps failing and starting again.",
-        "The end of each failed start stands in the log before the line `[launch] exit code`.",
+        "{{ $labels.run }} keeps failing and being restarted.",
+        "The output of each failed start ends before the line `[launch] exit code` in the log.",
     ),
     Alert(
         "VideoarCheckpointOld",
         "time() - videoar_train_checkpoint_last_success_timestamp_seconds > 4 * 3600",
         "5m",
         "ticket",
-        "The newest whole checkpoint of {{ $labels.run }} is 4 hours old.",
-        "Look for a full disk under RUN/checkpoints; set train.checkpoint_every lower.",
+        "The newest complete checkpoint of {{ $labels.run }} is 4 hours old.",
+        "Check the disk of RUN/checkpoints for free space; lower train.checkpoint_every.",
     ),
     Alert(
         "VideoarWaitsForData",
@@ -94,8 +90,8 @@ ALERTS = (
         "time() - max by (run) (videoar_tokenizer_heartbeat_timestamp_seconds) > 600",
         "2m",
         "page",
-        "Tokenizer training of {{ $labels.run }} has finished no step for 10 minutes.",
-        "Look at the end of its log; the same command goes on from its newest checkpoint.",
+        "Tokenizer training of {{ $labels.run }} has not finished a step for 10 minutes.",
+        "Read the end of its log; the same command continues from the newest checkpoint.",
     ),
     Alert(
         "VideoarTokenizationStalled",
@@ -103,7 +99,7 @@ ALERTS = (
         "10m",
         "page",
         "{{ $labels.run }} has encoded nothing for half an hour.",
-        "`ray job logs` of the job; run the same command again, finished shards are kept.",
+        "Read `ray job logs` of the job; running the same command again keeps finished shards.",
     ),
     Alert(
         "VideoarClipsRefused",
@@ -111,7 +107,7 @@ ALERTS = (
         " > 0.5 * sum by (run) (increase(videoar_pipeline_clips_total[1h]))",
         "15m",
         "ticket",
-        "More than half of the clips of {{ $labels.run }} were refused in the last hour.",
+        "More than half of the clips of {{ $labels.run }} were rejected in the last hour.",
         "`videoar shards stat` counts them by reason; a filter may be too strict for this source.",
     ),
     Alert(
@@ -120,7 +116,7 @@ ALERTS = (
         "1m",
         "ticket",
         "Workers of {{ $labels.run }} died more than 10 times in the last hour.",
-        "The job's log names each death; look at memory limits of the workers and at the host they share.",
+        "The job's log names each dead worker; check the workers' memory limits and the host they share.",
     ),
     Alert(
         "VideoarNotScraped",

@@ -1,9 +1,6 @@
-"""What the dashboards show: queries over the declared metrics, and nothing else. When alerts ring stands in `alerts.py`.
+"""The dashboards, as declarations: panels and their queries of declared metrics (`dashboards.py` checks that).
 
-Out: `DASHBOARDS`, plain declarations.
-Called by: `cluster/monitoring/dashboards.py`, which checks that every query names declared metrics only.
-
-`$run` is the chosen run; queries are over raw metrics, so no recording rules have to run first.
+`$run` is the run that is selected in Grafana. Queries use raw metrics, so that no recording rules are needed.
 """
 
 from __future__ import annotations
@@ -16,114 +13,114 @@ RATE = "[$__rate_interval]"
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel: a title, what it tells, and queries with their legends."""
+    """One panel: a title, a description, and queries with their legends."""
 
     title: str
-    tells: str
-    """One sentence for whoever looks at it at three in the morning."""
+    description: str
+    """One sentence for whoever is paged at three in the morning."""
     queries: tuple[tuple[str, str], ...]
     """PromQL and legend."""
     unit: str = "short"
-    """Grafana's name of the unit."""
+    """Unit, by Grafana's name for it."""
     kind: str = "timeseries"
     """timeseries or stat."""
     width: int = 12
-    """Of 24 columns."""
+    """Columns, of 24."""
     log: bool = False
     """Logarithmic axis."""
 
 
 @dataclass(frozen=True)
 class Dashboard:
-    """One dashboard; `name` is its file and uid."""
+    """One dashboard; `name` is its file name and uid."""
 
     name: str
     title: str
     panels: tuple[Panel, ...]
 
 
-def _stat(title: str, query: str, tells: str, unit: str = "short") -> Panel:
-    return Panel(title, tells, ((query, ""),), unit, "stat", 4)
+def _stat(title: str, query: str, description: str, unit: str = "short") -> Panel:
+    return Panel(title, description, ((query, ""),), unit, "stat", 4)
 
 
 TRAINING = Dashboard(
     "videoar-training",
     "VideoAR training",
     (
-        _stat("step", f"videoar_train_step{{{RUN}}}", "Last finished optimizer step."),
-        _stat("stage", f"videoar_train_stage{{{RUN}}}", "Curriculum stage, counted from 0."),
-        _stat("loss", f"videoar_train_loss{{{RUN}}}", "Loss of the last step, nats a bit; untrained is 0.693."),
-        _stat("tokens", f"videoar_train_tokens_total{{{RUN}}}", "Positions trained on since the last start."),
-        _stat("restarts", f"videoar_train_restarts_total{{{RUN}}}", "Starts after a failure; look at the log of the last one."),
+        _stat("step", f"videoar_train_step{{{RUN}}}", "Last completed optimizer step."),
+        _stat("stage", f"videoar_train_stage{{{RUN}}}", "Index of the curriculum stage, from 0."),
+        _stat("loss", f"videoar_train_loss{{{RUN}}}", "Loss of the last step, in nats per bit; an untrained model has 0.693."),
+        _stat("tokens", f"videoar_train_tokens_total{{{RUN}}}", "Tokens trained on since the last start."),
+        _stat("restarts", f"videoar_train_restarts_total{{{RUN}}}", "Restarts after a failure; read the log of the last one."),
         _stat(
             "since the last step",
             f"time() - max(videoar_train_heartbeat_timestamp_seconds{{{RUN}}})",
-            "Far more than a step takes: the job hangs.",
+            "If this is much longer than a step, the job hangs.",
             "s",
         ),
-        Panel("loss", "Falls; jumps at a new stage.", ((f"videoar_train_loss{{{RUN}}}", "{{run}}"),)),
+        Panel("loss", "Should fall; jumps at the start of a stage.", ((f"videoar_train_loss{{{RUN}}}", "{{run}}"),)),
         Panel(
             "loss by scale",
-            "Coarse scales settle first; one that rises alone points at its corruption or weight.",
+            "Coarse scales converge first; if one rises alone, check its corruption and weight.",
             ((f"videoar_train_scale_loss{{{RUN}}}", "{{scale}}"),),
         ),
         Panel(
             "bit accuracy by scale",
-            "Starts at one half; the finest scale is the last to leave it.",
+            "Starts at 50 %; the finest scale is the last to improve.",
             ((f"videoar_train_bit_accuracy_ratio{{{RUN}}}", "{{scale}}"),),
             "percentunit",
         ),
         Panel(
             "gradient norm",
-            "Before clipping; a climb over many steps precedes a spike.",
+            "Before clipping; a slow rise over many steps precedes a spike.",
             ((f"videoar_train_grad_norm{{{RUN}}}", "{{run}}"),),
             log=True,
         ),
-        Panel("learning rate", "As the schedule says.", ((f"videoar_train_learning_rate{{{RUN}}}", "{{run}}"),), "sci"),
+        Panel("learning rate", "Follows the schedule.", ((f"videoar_train_learning_rate{{{RUN}}}", "{{run}}"),), "sci"),
         Panel(
             "throughput",
-            "Positions a second over all ranks.",
+            "Tokens per second, over all ranks.",
             ((f"videoar_train_tokens_per_second{{{RUN}}}", "{{run}}"),),
         ),
         Panel(
-            "share of the device's peak",
-            "Model FLOPs; absent on a device whose peak is not known.",
+            "model FLOPs utilization",
+            "Model FLOPs over the device's peak; absent if the peak is unknown.",
             ((f"videoar_train_mfu_ratio{{{RUN}}}", "{{run}}"),),
             "percentunit",
         ),
         Panel(
-            "seconds of a step by phase",
-            "Which part of a step grew.",
+            "seconds per step, by phase",
+            "Shows which part of a step became slower.",
             ((f"videoar_train_phase_seconds{{{RUN}}}", "{{phase}}"),),
             "s",
         ),
         Panel(
-            "share of time waiting for data",
-            "Above a few percent the loader is the limit: more prefetch, faster disks.",
+            "fraction of time spent waiting for data",
+            "Above a few percent, loading is the bottleneck: raise train.prefetch, use faster disks.",
             ((f"rate(videoar_train_data_wait_seconds_total{{{RUN}}}{RATE})", "{{run}}"),),
             "percentunit",
         ),
         Panel(
             "skipped steps and replaced samples",
-            "Steps that changed no weight, by reason; samples whose checksum was wrong.",
+            "Steps without a weight update, by reason; samples that failed their checksum.",
             (
                 (f"increase(videoar_train_skipped_steps_total{{{RUN}}}{RATE})", "skipped: {{reason}}"),
                 (f"increase(videoar_train_corrupt_samples_total{{{RUN}}}{RATE})", "corrupt samples"),
             ),
         ),
-        Panel("memory", "By kind.", ((f"videoar_train_memory_bytes{{{RUN}}}", "{{kind}}"),), "bytes"),
+        Panel("memory", "Resident, peak and device memory.", ((f"videoar_train_memory_bytes{{{RUN}}}", "{{kind}}"),), "bytes"),
         Panel(
             "checkpoints",
-            "How long one holds up training, and how much work a crash would cost now.",
+            "How long a checkpoint blocks training, and how much work a crash would lose now.",
             (
-                (f"videoar_train_checkpoint_seconds{{{RUN}}}", "seconds of the last one"),
+                (f"videoar_train_checkpoint_seconds{{{RUN}}}", "duration of the last one"),
                 (f"time() - videoar_train_checkpoint_last_success_timestamp_seconds{{{RUN}}}", "age of the newest"),
             ),
             "s",
         ),
         Panel(
             "seconds since each rank's last step",
-            "One rank far above the others is the slow or dead one.",
+            "A rank far above the others is slow or dead.",
             ((f"time() - videoar_train_heartbeat_timestamp_seconds{{{RUN}}}", "rank {{rank}}"),),
             "s",
         ),
@@ -134,41 +131,51 @@ TOKENIZATION = Dashboard(
     "videoar-tokenization",
     "VideoAR tokenization",
     (
-        _stat("done", f"videoar_pipeline_progress_ratio{{{RUN}}}", "Planned shards that are committed.", "percentunit"),
+        _stat(
+            "done",
+            f"videoar_pipeline_progress_ratio{{{RUN}}}",
+            "Fraction of the planned shards that are committed.",
+            "percentunit",
+        ),
         _stat("shards", f"sum(videoar_pipeline_shards_committed_total{{{RUN}}})", "Committed so far."),
         _stat("frames", f"sum(videoar_pipeline_frames_total{{{RUN}}})", "Pixel frames encoded so far."),
-        _stat("tokens", f"sum(videoar_pipeline_tokens_total{{{RUN}}})", "Positions written so far."),
+        _stat("tokens", f"sum(videoar_pipeline_tokens_total{{{RUN}}})", "Tokens written so far."),
         _stat(
-            "refused clips",
+            "rejected clips",
             f'sum(videoar_pipeline_clips_total{{{RUN},outcome="refused"}}) / sum(videoar_pipeline_clips_total{{{RUN}}})',
-            "Share of clips with an outcome; the reasons are in rejects.parquet.",
+            "Fraction of processed clips that were rejected; the reasons are in rejects.parquet.",
             "percentunit",
         ),
         _stat(
-            "refused videos",
+            "rejected videos",
             f'sum(videoar_pipeline_videos_total{{{RUN},outcome="refused"}}) / sum(videoar_pipeline_videos_total{{{RUN}}})',
-            "Share of videos with an outcome.",
+            "Fraction of processed videos that were rejected.",
             "percentunit",
         ),
-        Panel("progress", "Straight is healthy.", ((f"videoar_pipeline_progress_ratio{{{RUN}}}", "{{run}}"),), "percentunit"),
         Panel(
-            "frames a second",
+            "progress",
+            "A straight line is healthy.",
+            ((f"videoar_pipeline_progress_ratio{{{RUN}}}", "{{run}}"),),
+            "percentunit",
+        ),
+        Panel(
+            "frames per second",
             "Over all workers.",
             ((f"sum by (run) (rate(videoar_pipeline_frames_total{{{RUN}}}{RATE}))", "{{run}}"),),
         ),
         Panel(
-            "tokens a second",
+            "tokens per second",
             "Over all workers.",
             ((f"sum by (run) (rate(videoar_pipeline_tokens_total{{{RUN}}}{RATE}))", "{{run}}"),),
         ),
         Panel(
-            "clips a second by outcome",
-            "Refusals that start at one moment point at a bad source folder.",
+            "clips per second, by outcome",
+            "A sudden rise of rejections points to a bad source folder.",
             ((f"sum by (outcome, reason) (rate(videoar_pipeline_clips_total{{{RUN}}}{RATE}))", "{{outcome}} {{reason}}"),),
         ),
         Panel(
-            "seconds of a unit of work by stage, 95 in 100 below",
-            "The stage that grows is the one to look at.",
+            "seconds per unit of work by stage, 95th percentile",
+            "A stage that grows is the one to investigate.",
             (
                 (
                     f"histogram_quantile(0.95, sum by (stage, le) (rate(videoar_pipeline_stage_seconds_bucket{{{RUN}}}{RATE})))",
@@ -178,22 +185,22 @@ TOKENIZATION = Dashboard(
             "s",
         ),
         Panel(
-            "share of a worker's time by stage",
-            "What the workers do; waiting for decoded frames means decoding is the limit.",
+            "time of the workers, by stage",
+            "What the workers spend their time on; much waiting for decoded frames means that decoding is the bottleneck.",
             ((f"sum by (stage) (rate(videoar_pipeline_stage_seconds_sum{{{RUN}}}{RATE}))", "{{stage}}"),),
             "percentunit",
         ),
         Panel(
             "deaths",
-            "Work given to another worker after a death, and decoders that died: a few are odd files, many are a sick host.",
+            "Work reassigned from dead workers, and decoders that died: a few are due to odd files, many to a sick host.",
             (
-                (f"sum by (stage) (increase(videoar_pipeline_retries_total{{{RUN}}}{RATE}))", "{{stage}}: given again"),
+                (f"sum by (stage) (increase(videoar_pipeline_retries_total{{{RUN}}}{RATE}))", "{{stage}}: reassigned"),
                 (f"sum by (stage) (increase(videoar_pipeline_decoder_deaths_total{{{RUN}}}{RATE}))", "{{stage}}: decoders"),
             ),
         ),
         Panel(
-            "videos that the decoding card left to the CPU",
-            "By codec, where pipeline.decode_device is a card; all of them means that its decoder library is missing.",
+            "videos that the GPU decoder left to the CPU",
+            "By codec, with pipeline.decode_device on a GPU; if it is every video, the GPU's decoder library is missing.",
             (
                 (
                     f"sum by (stage, codec) (increase(videoar_pipeline_software_decodes_total{{{RUN}}}{RATE}))",
@@ -202,8 +209,8 @@ TOKENIZATION = Dashboard(
             ),
         ),
         Panel(
-            "seconds since each worker's last sign",
-            "Signs come every few seconds; one worker far above the others sits on a dead or frozen host.",
+            "seconds since each worker's last heartbeat",
+            "Heartbeats come every few seconds; a worker far above the others is on a dead or frozen host.",
             ((f"time() - videoar_pipeline_worker_heartbeat_timestamp_seconds{{{RUN}}}", "worker {{worker}}"),),
             "s",
         ),
@@ -214,43 +221,43 @@ TOKENIZER = Dashboard(
     "videoar-tokenizer",
     "VideoAR tokenizer training",
     (
-        _stat("step", f"videoar_tokenizer_step{{{RUN}}}", "Last finished step."),
-        _stat("PSNR", f"videoar_tokenizer_psnr_db{{{RUN}}}", "Of the last step's reconstructions, dB.", "dB"),
-        _stat("clips", f"videoar_tokenizer_clips_total{{{RUN}}}", "Trained on since the last start."),
+        _stat("step", f"videoar_tokenizer_step{{{RUN}}}", "Last completed step."),
+        _stat("PSNR", f"videoar_tokenizer_psnr_db{{{RUN}}}", "PSNR of the last step's reconstructions.", "dB"),
+        _stat("clips", f"videoar_tokenizer_clips_total{{{RUN}}}", "Clips trained on since the last start."),
         _stat(
             "since the last step",
             f"time() - max(videoar_tokenizer_heartbeat_timestamp_seconds{{{RUN}}})",
-            "Far more than a step takes: the job hangs.",
+            "If this is much longer than a step, the job hangs.",
             "s",
         ),
-        Panel("loss", "Falls; jumps when the adversary starts.", ((f"videoar_tokenizer_loss{{{RUN}}}", "{{run}}"),)),
+        Panel("loss", "Should fall; jumps when the discriminator starts.", ((f"videoar_tokenizer_loss{{{RUN}}}", "{{run}}"),)),
         Panel(
-            "terms",
-            "Before their weights. A discriminator near 0 has won: the reconstructions stop to follow it.",
+            "loss terms",
+            "Unweighted. A discriminator loss near 0 means that it has won, and no longer improves the reconstructions.",
             ((f"videoar_tokenizer_term{{{RUN}}}", "{{term}}"),),
         ),
-        Panel("PSNR", "Of the training clips, dB.", ((f"videoar_tokenizer_psnr_db{{{RUN}}}", "{{run}}"),), "dB"),
+        Panel("PSNR", "On the training clips.", ((f"videoar_tokenizer_psnr_db{{{RUN}}}", "{{run}}"),), "dB"),
         Panel(
-            "entropy of the bits by scale",
-            "Near 1 is healthy; a scale that sinks towards 0 carries nothing.",
+            "entropy of the bits, by scale",
+            "Near 1 is healthy; a scale that falls towards 0 carries no information.",
             ((f"videoar_tokenizer_bit_entropy_bits{{{RUN}}}", "{{scale}}"),),
         ),
         Panel(
             "gradient norm",
-            "Before clipping; a climb over many steps precedes a spike.",
+            "Before clipping; a slow rise over many steps precedes a spike.",
             ((f"videoar_tokenizer_grad_norm{{{RUN}}}", "{{run}}"),),
             log=True,
         ),
-        Panel("learning rate", "As the schedule says.", ((f"videoar_tokenizer_learning_rate{{{RUN}}}", "{{run}}"),), "sci"),
+        Panel("learning rate", "Follows the schedule.", ((f"videoar_tokenizer_learning_rate{{{RUN}}}", "{{run}}"),), "sci"),
         Panel(
-            "seconds of a step by phase",
-            "Which part of a step grew.",
+            "seconds per step, by phase",
+            "Shows which part of a step became slower.",
             ((f"videoar_tokenizer_phase_seconds{{{RUN}}}", "{{phase}}"),),
             "s",
         ),
         Panel(
-            "share of time waiting for clips",
-            "Above a few percent decoding is the limit: more tokenizer.training.workers.",
+            "fraction of time spent waiting for clips",
+            "Above a few percent, decoding is the bottleneck: raise tokenizer.training.workers.",
             ((f"rate(videoar_tokenizer_data_wait_seconds_total{{{RUN}}}{RATE})", "{{run}}"),),
             "percentunit",
         ),

@@ -1,9 +1,8 @@
-"""`videoar report RUN`: one HTML file with the curves, videos and tables of a run; opens with no network.
+"""`videoar report RUN`: one HTML file with the curves, videos and tables of a run, which needs no network.
 
-In:  a run folder: metrics.jsonl, tokenizer-metrics.jsonl, shards/index.parquet, *.mp4, commands.jsonl; what is missing
-     leaves its part out.
-Out: RUN/report.html, everything inside it (SVG plots, videos as data).
-Called by: cluster/cli/main.py and the demo.
+In:  a run folder: metrics.jsonl, tokenizer-metrics.jsonl, shards/index.parquet, *.mp4, commands.jsonl; a part whose file is
+     missing is omitted.
+Out: RUN/report.html with everything embedded (plots as SVG, videos as data URIs).
 """
 
 from __future__ import annotations
@@ -18,26 +17,28 @@ from typing import Any
 import jinja2
 import pyarrow.parquet as pq
 
-from cluster.monitoring.plots import Figures, plot_loss, plot_scales, plot_throughput, plot_tokenizer
+from cluster.monitoring.plots import RunHistory, plot_loss, plot_scales, plot_throughput, plot_tokenizer
+from cluster.runtime.atomic_files import read_json, write_text
 
 MAX_VIDEO_BYTES = 4_000_000
+"""Larger videos are not embedded."""
 
 
 class ReportError(ValueError):
-    """A run folder with nothing to report on."""
+    """A run folder that cannot be reported on; the message names the file and the problem."""
 
 
 @dataclass(frozen=True)
-class Clip:
+class EmbeddedVideo:
     """One video of the report."""
 
     title: str
     data: str
-    """data: URI."""
+    """The file as a data URI."""
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the JSON objects of a .jsonl file, oldest first; a half-written last line is left out."""
+    """Return the JSON objects of a .jsonl file, oldest first; an incomplete last line is ignored."""
     if not path.is_file():
         return []
     rows = []
@@ -51,23 +52,23 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def resumptions(path: Path) -> list[int]:
-    """Return the steps after which the run was started again, from RUN/run.json."""
+def restarts(path: Path) -> list[int]:
+    """Return the steps after which the run was restarted, from RUN/run.json."""
     if not path.is_file():
         return []
-    return sorted({start["resumed_from"] for start in json.loads(path.read_text())["starts"] if start["resumed_from"]})
+    return sorted({start["resumed_from"] for start in read_json(path)["starts"] if start["resumed_from"]})
 
 
 def write(run: Path) -> Path:
-    """Write RUN/report.html and return its path. Raises ReportError for a folder without a run."""
+    """Write RUN/report.html and return its path. Raises ReportError for a folder that is not a run."""
     lines = read_lines(run / "metrics.jsonl")
-    figures = Figures(
+    history = RunHistory(
         steps=[line for line in lines if "loss" in line and "step" in line],
-        resumed=resumptions(run / "run.json"),
+        resumed=restarts(run / "run.json"),
     )
     tokenizer = read_lines(run / "tokenizer-metrics.jsonl")
-    if not figures.steps and not tokenizer:
-        raise ReportError(f"{run}: no metrics.jsonl with a step in it; name the folder of a run")
+    if not history.steps and not tokenizer:
+        raise ReportError(f"{run}: no metrics.jsonl with a step in it; pass the folder of a run")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -76,13 +77,13 @@ def write(run: Path) -> Path:
     )
     page = environment.get_template("report.html.j2").render(
         name=run.name,
-        summary=summary(figures),
+        summary=summary(history),
         tokenizer_plot=plot_tokenizer(tokenizer),
-        loss_plot=plot_loss(figures),
-        scale_plots=[(title, plot_scales(steps)) for title, steps in figures.stages],
-        throughput_plot=plot_throughput(figures),
-        stages=[stage_row(title, steps) for title, steps in figures.stages],
-        resumed=figures.resumed,
+        loss_plot=plot_loss(history),
+        scale_plots=[(title, plot_scales(steps)) for title, steps in history.stages],
+        throughput_plot=plot_throughput(history),
+        stages=[stage_row(title, steps) for title, steps in history.stages],
+        resumed=history.resumed,
         shards=shard_rows(run / "shards"),
         reject_rows=reject_rows(run / "shards"),
         reconstructions=videos(run / "reconstruction"),
@@ -93,30 +94,28 @@ def write(run: Path) -> Path:
         scrape=scrape_rows(run / "metrics-scrape.txt"),
     )
     target = run / "report.html"
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(page)
-    temporary.replace(target)
+    write_text(target, page)
     return target
 
 
-def summary(figures: Figures) -> list[tuple[str, str]]:
-    """Return the headline figures as (label, value)."""
-    if not figures.steps:
+def summary(history: RunHistory) -> list[tuple[str, str]]:
+    """Return the headline numbers as (label, value)."""
+    if not history.steps:
         return []
-    first, last = figures.steps[0], figures.steps[-1]
-    seconds = sum(step["seconds"].get("total", 0.0) for step in figures.steps)
-    tokens = sum(step["tokens"] for step in figures.steps)
+    first, last = history.steps[0], history.steps[-1]
+    seconds = sum(step["seconds"].get("total", 0.0) for step in history.steps)
+    tokens = sum(step["tokens"] for step in history.steps)
     return [
         ("steps", f"{last['step']}"),
-        ("loss, first → last step", f"{first['loss']:.3f} → {last['loss']:.3f} nats a bit"),
+        ("loss, first → last step", f"{first['loss']:.3f} → {last['loss']:.3f} nats per bit"),
         ("bit accuracy, last step", f"{100 * _mean(last['bit_accuracy'].values()):.1f} % (mean over scales)"),
         ("tokens", f"{tokens:,}"),
-        ("throughput", f"{tokens / seconds:,.0f} tokens a second" if seconds else "not measured"),
+        ("throughput", f"{tokens / seconds:,.0f} tokens per second" if seconds else "not measured"),
     ]
 
 
 def stage_row(title: str, steps: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the table row of one stage; both ends are means over a tenth of the stage, since shapes alternate."""
+    """Return the table row of one stage; first and last values are means over a tenth of the stage, because shapes alternate."""
     tenth = max(1, len(steps) // 10)
     ends = []
     for part in (steps[:tenth], steps[-tenth:]):
@@ -136,22 +135,22 @@ def _mean(values: Iterable[float]) -> float:
     return sum(kept) / len(kept) if kept else float("nan")
 
 
-def videos(folder: Path) -> list[Clip]:
-    """Return the mp4 files of `folder` as data, titled by the prompts of samples.json or by file name."""
+def videos(folder: Path) -> list[EmbeddedVideo]:
+    """Return the mp4 files of `folder`, titled by the prompts of samples.json or by file name."""
     found = []
-    notes = json.loads((folder / "samples.json").read_text()) if (folder / "samples.json").is_file() else {}
+    notes = read_json(folder / "samples.json") if (folder / "samples.json").is_file() else {}
     titles = dict(enumerate(notes.get("prompts", [])))
-    given = f" (first {notes['prefix_frames']} frames of {notes['prefix']} are given)" if notes.get("prefix") else ""
+    given = f" (given: the first {notes['prefix_frames']} frames of {notes['prefix']})" if notes.get("prefix") else ""
     for number, path in enumerate(sorted(folder.glob("*.mp4")) if folder.is_dir() else []):
         if path.stat().st_size > MAX_VIDEO_BYTES:
             continue
         title = (titles.get(number) or path.stem) + given
-        found.append(Clip(title, "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()))
+        found.append(EmbeddedVideo(title, "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()))
     return found
 
 
 def shard_rows(folder: Path) -> list[dict[str, str]]:
-    """Return one row a shard: name, samples, packed bytes, sources."""
+    """Return one row per shard: name, samples, packed bytes, sources."""
     index = folder / "index.parquet"
     if not index.is_file():
         return []
@@ -171,7 +170,7 @@ def shard_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def reject_rows(folder: Path) -> list[dict[str, str]]:
-    """Return one row a refused video or clip: source, stage, reason, how often."""
+    """Return one row per source, stage and reason of rejection, with the count."""
     path = folder / "rejects.parquet"
     if not path.is_file():
         return []
@@ -183,7 +182,7 @@ def reject_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def scrape_rows(path: Path) -> list[str]:
-    """Return the plain sample lines of the last scrape of the job's Prometheus endpoint."""
+    """Return the metrics of the last scrape of the job's Prometheus endpoint, as text lines."""
     if not path.is_file():
         return []
     return [line for line in path.read_text().splitlines() if line.startswith("videoar_") and "_created" not in line][:60]

@@ -32,7 +32,7 @@ ALL = dict(commands(get_command(main.app)))
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from cluster import cli; code = cli.run(['--help']); "
+        "import sys; from cluster.cli import main; code = main.run(['--help']); "
         "heavy = {'torch', 'ray', 'deepspeed', 'numpy', 'pydantic', 'av', 'pyarrow', 'yaml'} & set(sys.modules); "
         "sys.exit(f'loaded {heavy}' if heavy else code)"
     )
@@ -75,7 +75,7 @@ def test_config_show_prints_what_load_reads_back(tmp_path: Path, capsys: pytest.
         (
             ["launch", "-c", "job.yaml", "--via", "ssh"],
             2,
-            "videoar: --via ssh needs --hostfile FILE with one line `HOST slots=N` for each host",
+            "videoar: --via ssh needs --hostfile FILE with one line `HOST slots=N` per host",
         ),
         (["report", "nowhere"], 1, "videoar: nowhere"),
         (["shards", "verify", "nowhere"], 1, "videoar: nowhere"),

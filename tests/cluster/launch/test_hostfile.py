@@ -13,13 +13,13 @@ def test_reads_hosts_in_order_past_comments_and_blank_lines() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a slots=2\nb\n", r"^hosts:2: `b` is no host line; write `HOST slots=N`$"),
-        ("a slots=two\n", r"^hosts:1: `a slots=two` is no host line"),
-        ("a slots=2 port=3\n", r"^hosts:1: .* is no host line"),
+        ("a slots=2\nb\n", r"^hosts:2: cannot parse `b`; write `HOST slots=N`$"),
+        ("a slots=two\n", r"^hosts:1: cannot parse `a slots=two`"),
+        ("a slots=2 port=3\n", r"^hosts:1: cannot parse `a slots=2 port=3`"),
         ("a slots=0\n", r"^hosts:1: host a has no slots"),
-        ("a slots=1\n# x\na slots=2\n", r"^hosts:3: host a is already named on line 1"),
-        ("# nothing\n", r"^hosts: names no host"),
-        ("", r"^hosts: names no host"),
+        ("a slots=1\n# x\na slots=2\n", r"^hosts:3: host a is already on line 1"),
+        ("# nothing\n", r"^hosts: contains no host"),
+        ("", r"^hosts: contains no host"),
     ],
 )
 def test_errors_name_file_line_and_mend(text: str, message: str) -> None:

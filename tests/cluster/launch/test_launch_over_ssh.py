@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster.cli.tools import job_inputs
 from cluster.config import load
-from cluster.launch.launcher import Launch, plan, sweep_command
-from cluster.launch.preflight import Lookers, ShardFacts, check
+from cluster.launch.launcher import TrainingJob, kill_command, training_job
+from cluster.launch.preflight import Probes, ShardFacts, check
 
 pytestmark = [pytest.mark.system, pytest.mark.hosts]
 SUBNET = f"10.{200 + os.getpid() % 50}.{os.getpid() % 200}"
@@ -47,9 +48,9 @@ DRIVER = """
 import sys
 from pathlib import Path
 from cluster.config import load
-from cluster.launch import plan, run
+from cluster.launch.launcher import run, training_job
 config = load(sys.argv[1], ["cluster.restart_wait_seconds=0"])
-sys.exit(run(config, plan(config, "fake_rank", hostfile=Path(sys.argv[2]))))
+sys.exit(run(config, training_job(config, "fake_rank", hostfile=Path(sys.argv[2]))))
 """
 
 
@@ -138,7 +139,7 @@ def test_two_hosts_restart_after_a_dead_rank_and_stop_cleanly(hosts: Hosts, tmp_
         for rank, address in enumerate(hosts.addresses):
             assert f"rank {rank} at {address} after {restarts} restarts: sum 3" in text, text
     assert f"[{hosts.addresses[0]}] rank 0 at" in text, "each line says whose it is"
-    assert "exit code 247 (SIGKILL); restart 1 of 3" in text and "the ranks on all hosts are asked" in text
+    assert "exit code 247 (SIGKILL); restart 1 of 3" in text and "asking the ranks on all hosts" in text
     left = int((run / "left").read_text())
     assert not Path(f"/proc/{left}").exists(), "the rank that waited for a dead peer must not live on"
 
@@ -148,17 +149,18 @@ def test_preflight_reaches_the_hosts(hosts: Hosts, tmp_path: Path) -> None:
     config.write_text(f"run: {{dir: {tmp_path}}}\n")
     hostfile = tmp_path / "hosts"
     hostfile.write_text(f"{hosts.addresses[0]} slots=1\n{SUBNET}.99 slots=1\n")
-    look = Lookers(lambda folder: "a", lambda folder: ShardFacts("a", {}), lambda loaded: 1)
-    rows = {row.what: row for row in check(load(config), look, hostfile=hostfile)}
+    probes = Probes(lambda folder: "a", lambda folder: ShardFacts("a", {}), lambda: 1, lambda: "")
+    loaded = load(config)
+    rows = {row.check: row for row in check(loaded, job_inputs(loaded), probes, hostfile=hostfile)}
     assert rows[f"host {hosts.addresses[0]}"].ok, rows
     assert not rows[f"host {SUBNET}.99"].ok
 
 
-def test_the_sweep_names_this_job_only(tmp_path: Path) -> None:
+def test_the_kill_command_matches_this_job_only(tmp_path: Path) -> None:
     config = tmp_path / "job.yaml"
     config.write_text("")
     hostfile = tmp_path / "hosts"
     hostfile.write_text("a slots=1\nb slots=1\n")
-    job: Launch = plan(load(config), overrides=["train.clip=0.5"], hostfile=hostfile)
+    job: TrainingJob = training_job(load(config), overrides=["train.clip=0.5"], hostfile=hostfile)
     dotted = str(config).replace(".", "\\.")
-    assert sweep_command(job) == f"pkill -KILL -f -- '[-]m pretrain\\.train -c {dotted} train\\.clip=0\\.5'"
+    assert kill_command(job) == f"pkill -KILL -f -- '[-]m pretrain\\.train -c {dotted} train\\.clip=0\\.5'"

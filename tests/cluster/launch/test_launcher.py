@@ -9,7 +9,7 @@ import pytest
 
 from cluster.config import Config, load
 from cluster.launch.hostfile import HostfileError
-from cluster.launch.launcher import LaunchError, RunBusyError, environment, plan, run_lock, unfinished
+from cluster.launch.launcher import LaunchError, RunBusyError, environment, run_lock, training_job, why_unfinished
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def test_local_command_is_the_deepspeed_launcher(config: Config) -> None:
-    job = plan(config, overrides=["train.clip=2"], devices=0)
+    job = training_job(config, overrides=["train.clip=2"], devices=0)
     words = job.command(29_123)
     assert Path(words[0]).name == "deepspeed"
     assert words[1:5] == ["--hostfile", os.devnull, "--num_gpus", "1"]
@@ -36,18 +36,18 @@ def test_ranks_come_from_the_configuration_else_from_the_devices(
     config: Config, per_host: int, devices: int, ranks: int
 ) -> None:
     changed = load(config.source, [f"cluster.ranks_per_host={per_host}"])
-    assert plan(changed, devices=devices).ranks == ranks
+    assert training_job(changed, devices=devices).ranks == ranks
 
 
 def test_a_hostfile_is_checked_before_anything_starts(config: Config, tmp_path: Path) -> None:
     bad = tmp_path / "hosts"
     bad.write_text("a slots=1\na slots=1\n")
-    with pytest.raises(HostfileError, match=f"^{bad}:2: host a is already named"):
-        plan(config, hostfile=bad)
+    with pytest.raises(HostfileError, match=f"^{bad}:2: host a is already on line"):
+        training_job(config, hostfile=bad)
     with pytest.raises(LaunchError, match="--via ssh needs --hostfile"):
-        plan(config, via="ssh")
+        training_job(config, via="ssh")
     with pytest.raises(LaunchError, match="--via local takes no --hostfile"):
-        plan(config, via="local", hostfile=bad)
+        training_job(config, via="local", hostfile=bad)
 
 
 def test_missing_ssh_is_said(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,14 +55,14 @@ def test_missing_ssh_is_said(config: Config, tmp_path: Path, monkeypatch: pytest
     hosts.write_text("a slots=1\nb slots=1\n")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(LaunchError, match="needs `ssh` on this machine"):
-        plan(config, hostfile=hosts)
+        training_job(config, hostfile=hosts)
 
 
 def test_several_hosts_are_started_over_ssh(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = tmp_path / "hosts"
     hosts.write_text("a slots=1\nb slots=1\n")
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    job = plan(load(config.source, ["cluster.master_addr=10.0.0.1"]), hostfile=hosts)
+    job = training_job(load(config.source, ["cluster.master_addr=10.0.0.1"]), hostfile=hosts)
     words = job.command(1234)
     assert words[1:9] == [
         "-m",
@@ -87,7 +87,7 @@ def test_a_launch_tells_the_ranks_what_they_need() -> None:
 def test_a_run_folder_takes_one_launch_at_a_time(tmp_path: Path) -> None:
     with (
         run_lock(tmp_path / "run"),
-        pytest.raises(RunBusyError, match=rf"run: process {os.getpid()} is running this run"),
+        pytest.raises(RunBusyError, match=rf"run: another launch is using this run folder \(.*process {os.getpid()} "),
         run_lock(tmp_path / "run"),
     ):
         pass
@@ -95,21 +95,20 @@ def test_a_run_folder_takes_one_launch_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_a_run_is_finished_with_the_checkpoint_of_its_last_step(config: Config) -> None:
-    assert "no whole checkpoint of step 7 (newest: none)" in unfinished(config)
-    checkpoints = config.sections["run"].dir / "checkpoints"
-    for step, whole in ((3, True), (7, False)):
-        (checkpoints / f"step-{step:08d}").mkdir(parents=True)
-        if whole:
-            (checkpoints / f"step-{step:08d}" / "DONE").touch()
-    assert "(newest: 3)" in unfinished(config)
-    assert unfinished(load(config.source, ["train.stop_after=3"])) == ""
-    in_tokens = load(config.source, ["curriculum.stages.0.steps=0", "curriculum.stages.0.tokens=1000"])
-    assert "holds no status.json that says how many steps" in unfinished(in_tokens)
-    (checkpoints.parent / "status.json").write_text('{"state": "running", "step": 3, "steps": 3}')
-    assert unfinished(in_tokens) == ""
-    (checkpoints / "step-00000007" / "DONE").touch()
-    assert unfinished(config) == ""
+def test_a_run_is_finished_with_the_checkpoint_of_its_last_step(tmp_path: Path) -> None:
+    assert "no complete checkpoint of step 7 (newest: none)" in why_unfinished(tmp_path, 7, 0)
+    for step, complete in ((3, True), (7, False)):
+        folder = tmp_path / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        if complete:
+            (folder / "DONE").touch()
+    assert "(newest: 3)" in why_unfinished(tmp_path, 7, 0)
+    assert why_unfinished(tmp_path, 7, 3) == "", "train.stop_after ends it earlier"
+    assert "has no status.json with the number of steps" in why_unfinished(tmp_path, None, 0)
+    (tmp_path / "status.json").write_text('{"state": "running", "step": 3, "steps": 3}')
+    assert why_unfinished(tmp_path, None, 0) == ""
+    (tmp_path / "checkpoints" / "step-00000007" / "DONE").touch()
+    assert why_unfinished(tmp_path, 7, 0) == ""
 
 
 RANK = """
@@ -131,9 +130,9 @@ else:
 DRIVER = """
 import sys
 from cluster.config import load
-from cluster.launch import plan, run
+from cluster.launch.launcher import run, training_job
 config = load(sys.argv[1], ["cluster.ranks_per_host=2", "cluster.restart_wait_seconds=0"])
-sys.exit(run(config, plan(config, "fake_rank")))
+sys.exit(run(config, training_job(config, "fake_rank")))
 """
 
 

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from cluster.cli.tools import job_inputs
+from cluster.cli.train import unfinished
 from cluster.config import Config, load
-from cluster.launch.preflight import Lookers, Row, ShardFacts, check
+from cluster.launch import preflight
+from cluster.launch.preflight import Finding, JobKind, Probes, ShardFacts
 
 MIX = "mix: [{bucket: f005x32x32, batch: 2}, {bucket: f009x48x48, batch: 2}]"
 SHARDS = ShardFacts("a" * 64, {"f005x32x32": 7, "f009x48x48": 5})
@@ -21,37 +24,41 @@ def config(tmp_path: Path) -> Config:
     return load(file)
 
 
-def fine(shards: ShardFacts = SHARDS, tokenizer: str = "a" * 64, videos: int = 4) -> Lookers:
-    return Lookers(lambda folder: tokenizer, lambda folder: shards, lambda config: videos)
+def fine(shards: ShardFacts = SHARDS, tokenizer: str = "a" * 64, videos: int = 4) -> Probes:
+    return Probes(lambda folder: tokenizer, lambda folder: shards, lambda: videos, lambda: "")
 
 
-def failed(rows: list[Row]) -> dict[str, Row]:
-    return {row.what: row for row in rows if not row.ok}
+def check(config: Config, probes: Probes, job: JobKind = "train", hostfile: Path | None = None) -> list[Finding]:
+    return preflight.check(config, job_inputs(config), probes, job, hostfile)
+
+
+def failed(rows: list[Finding]) -> dict[str, Finding]:
+    return {row.check: row for row in rows if not row.ok}
 
 
 @pytest.mark.parametrize("job", ["tokenize", "train"])
-def test_a_sound_job_passes(config: Config, job: str) -> None:
-    rows = check(config, fine(), job)  # type: ignore[arg-type]
+def test_a_sound_job_passes(config: Config, job: JobKind) -> None:
+    rows = check(config, fine(), job)
     assert not failed(rows)
-    assert {"python", "packages", "devices", "tokenizer"} <= {row.what for row in rows}
-    assert ("corpus" in {row.what for row in rows}) == (job == "tokenize")
+    assert {"python", "packages", "devices", "tokenizer"} <= {row.check for row in rows}
+    assert ("corpus" in {row.check for row in rows}) == (job == "tokenize")
     assert all(row.found for row in rows)
 
 
 def test_another_tokenizer_is_found(config: Config) -> None:
     row = failed(check(config, fine(tokenizer="b" * 64)))["shards"]
-    assert "12 samples by tokenizer aaaaaaaaaaaa" in row.found and "tokenizer.weights is bbbbbbbbbbbb" in row.mend
+    assert "12 samples by tokenizer aaaaaaaaaaaa" in row.found and "tokenizer.weights is bbbbbbbbbbbb" in row.fix
 
 
 def test_a_stage_whose_shape_has_no_samples_is_found(config: Config) -> None:
     row = failed(check(config, fine(ShardFacts("a" * 64, {"f005x32x32": 7, "f009x48x48": 0}))))["stage both"]
-    assert row.found == "f005x32x32 (7), f009x48x48 (0)" and row.mend.startswith("add f009x48x48 to pipeline.buckets")
+    assert row.found == "f005x32x32 (7), f009x48x48 (0)" and row.fix.startswith("add f009x48x48 to pipeline.buckets")
     assert "curriculum" in failed(check(load(config.source, ["curriculum.stages=[]"]), fine()))
 
 
 def test_samples_add_up_over_several_folders(config: Config) -> None:
     parts = {"one": ShardFacts("a" * 64, {"f005x32x32": 1}), "two": ShardFacts("a" * 64, {"f009x48x48": 1})}
-    look = Lookers(lambda folder: "a" * 64, lambda folder: parts[folder.name], lambda config: 1)
+    look = Probes(lambda folder: "a" * 64, lambda folder: parts[str(folder)], lambda: 1, lambda: "")
     assert not failed(check(load(config.source, ["curriculum.shards=[one, two]"]), look))
     assert set(failed(check(load(config.source, ["curriculum.shards=[one]"]), look))) == {"stage both"}
 
@@ -60,13 +67,16 @@ def test_what_cannot_be_looked_at_is_a_row_with_its_reason(config: Config) -> No
     def absent(*_: object) -> str:
         raise ValueError("no such thing; make it")
 
-    rows = failed(check(config, Lookers(absent, absent, absent)))  # type: ignore[arg-type]
+    rows = failed(check(config, Probes(absent, absent, absent, lambda: "")))  # type: ignore[arg-type]
     assert rows["tokenizer"].found == rows["shards"].found == "no such thing; make it"
-    assert failed(check(config, Lookers(absent, absent, absent), "tokenize"))["corpus"].found == "no such thing; make it"  # type: ignore[arg-type]
+    assert (
+        failed(check(config, Probes(absent, absent, absent, lambda: ""), "tokenize"))["corpus"].found
+        == "no such thing; make it"
+    )  # type: ignore[arg-type]
 
 
 def test_no_videos(config: Config) -> None:
-    assert failed(check(config, fine(videos=0), "tokenize"))["corpus"].mend == "set corpus.videos"
+    assert failed(check(config, fine(videos=0), "tokenize"))["corpus"].fix == "set corpus.videos"
 
 
 def test_a_port_in_use_and_a_foreign_address(config: Config) -> None:
@@ -77,19 +87,21 @@ def test_a_port_in_use_and_a_foreign_address(config: Config) -> None:
         row = failed(check(load(config.source, [f"metrics.port={port}"]), fine()))["metrics.port"]
         assert row.found == f"127.0.0.1:{port} is in use"
     row = failed(check(load(config.source, ["metrics.host=203.0.113.1", "metrics.port=9400"]), fine()))["metrics.port"]
-    assert row.mend == "name an address of this machine"
+    assert row.fix == "use an address of this machine"
 
 
 def test_too_little_disk(config: Config) -> None:
     row = failed(check(load(config.source, ["pipeline.min_free_gb=1e9"]), fine()))["run folder"]
-    assert "GB free" in row.found and row.mend.startswith("free 1e+09 GB")
+    assert "GB free" in row.found and row.fix.startswith("free 1e+09 GB")
 
 
 def test_the_state_of_the_run_is_told(config: Config, tmp_path: Path) -> None:
-    def told() -> str:
-        return next(row.found for row in check(config, fine()) if row.what == "checkpoint")
+    probes = Probes(fine().tokenizer, fine().shards, fine().videos, lambda: unfinished(config))
 
-    assert "no whole checkpoint of step 3 (newest: none)" in told()
+    def told() -> str:
+        return next(row.found for row in check(config, probes) if row.check == "checkpoint")
+
+    assert "no complete checkpoint of step 3 (newest: none)" in told()
     done = tmp_path / "run/checkpoints/step-00000003/DONE"
     done.parent.mkdir(parents=True)
     done.touch()
@@ -118,9 +130,9 @@ def test_hosts_are_logged_into_and_compared(config: Config, tmp_path: Path, monk
     rows = check(config, fine(), hostfile=hosts)
     bad = failed(rows)
     assert "host good" not in bad and any(
-        row.what == "host good" and row.found.startswith("2 slot(s), clock within") for row in rows
+        row.check == "host good" and row.found.startswith("2 slot(s), clock within") for row in rows
     )
-    assert bad["host late"].found.startswith("clock is ") and bad["host late"].mend == "start an NTP client on it"
+    assert bad["host late"].found.startswith("clock is ") and bad["host late"].fix == "start an NTP client on it"
     assert bad["host bare"].found.startswith("has no /")
     assert bad["host shut"].found == "ssh: ssh: connect to host shut port 22: Connection refused"
     hosts.write_text("good slots=0\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.launch.hostfile import Host
-from cluster.launch.ssh_launcher import remote_command, run, ssh_command, verdict
+from cluster.launch.ssh_launcher import combined_exit_code, remote_command, run, ssh_command
 
 HOSTS = (Host("a", 1, 1), Host("b", 1, 2))
 
@@ -26,7 +26,7 @@ def local_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("codes", "one"), [([], 0), ([0, 0], 0), ([75, 75], 75), ([0, 75], 75), ([75, 1, 247], 1), ([247, 137], 247), ([2, 2], 2)]
 )
 def test_the_first_real_failure_counts(codes: list[int], one: int) -> None:
-    assert verdict(codes) == one
+    assert combined_exit_code(codes) == one
 
 
 def test_each_line_is_led_by_its_host(capfd: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +48,7 @@ def test_others_may_end_by_themselves_within_the_grace(tmp_path: Path, capfd: py
 
 def test_a_host_that_cannot_be_reached_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     assert asyncio.run(run((Host("lost", 1, 1),), ["true"])) == 255
-    assert capfd.readouterr().out == "[lost] ssh has failed, or lost the host\n"
+    assert capfd.readouterr().out == "[lost] ssh failed, or lost the connection\n"
 
 
 def test_the_remote_command_starts_the_launcher_of_this_host(tmp_path: Path) -> None:

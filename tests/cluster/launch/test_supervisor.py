@@ -6,7 +6,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.launch.supervisor import STOPPED, Attempt, Policy, Supervisor, describe
+from cluster.launch.supervisor import Attempt, Policy, Supervisor, describe
+from cluster.runtime.exit_codes import STOPPED
 
 QUICK = Policy(max_restarts=3, restart_wait=0)
 
@@ -24,7 +25,7 @@ def codes(*wanted: int) -> tuple[list[int], list[str], int]:
         starts.append(restarts)
         return Attempt(script("import os, sys; sys.exit(int(os.environ['CODE']))"), {"CODE": str(wanted[restarts])})
 
-    return starts, said, Supervisor(QUICK, say=said.append).run(attempt)
+    return starts, said, Supervisor(QUICK, log=said.append).run(attempt)
 
 
 def test_starts_again_until_it_succeeds() -> None:
@@ -47,7 +48,7 @@ def test_done_bad_configuration_and_clean_stop_end_it(final: int) -> None:
 def test_success_is_doubted_when_the_job_is_not_finished() -> None:
     answers = iter(["its last checkpoint is missing", ""])
     said: list[str] = []
-    supervisor = Supervisor(QUICK, say=said.append)
+    supervisor = Supervisor(QUICK, log=said.append)
     assert supervisor.run(lambda restarts: Attempt(script("")), lambda: next(answers)) == 0
     assert supervisor.restarts == 1
     assert any("but its last checkpoint is missing" in line for line in said)
@@ -55,7 +56,7 @@ def test_success_is_doubted_when_the_job_is_not_finished() -> None:
 
 def test_a_killed_job_is_started_again_and_named() -> None:
     said: list[str] = []
-    supervisor = Supervisor(QUICK, say=said.append)
+    supervisor = Supervisor(QUICK, log=said.append)
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     assert supervisor.run(lambda restarts: Attempt(script("" if restarts else kill))) == 0
     assert any("exit code 137 (SIGKILL)" in line for line in said)
@@ -104,7 +105,7 @@ def start(tmp_path: Path, supervisor: Supervisor, text: str, count: int) -> tupl
 
 
 def test_stop_reaches_the_ranks_and_not_their_launcher(tmp_path: Path) -> None:
-    supervisor = Supervisor(QUICK, rank_module="rank", say=lambda text: None)
+    supervisor = Supervisor(QUICK, rank_module="rank", log=lambda text: None)
     thread, result, ids = start(tmp_path, supervisor, LAUNCHER, 2)
     supervisor.stop()
     thread.join(timeout=60)
@@ -118,11 +119,11 @@ def test_ranks_that_no_signal_reaches_are_asked(tmp_path: Path) -> None:
     waits = f"import sys; open({str(stop)!r}).read(); sys.exit(75)"
     asked: list[str] = []
 
-    def ask() -> None:
+    def request_stop() -> None:
         asked.append("asked")
         stop.write_text("now")
 
-    supervisor = Supervisor(QUICK, ask=ask, say=lambda text: None)
+    supervisor = Supervisor(QUICK, request_stop=request_stop, log=lambda text: None)
     result: list[int] = []
     begun = threading.Event()
 
@@ -141,7 +142,7 @@ def test_ranks_that_no_signal_reaches_are_asked(tmp_path: Path) -> None:
 def test_a_job_that_does_not_end_is_killed_with_all_its_processes(tmp_path: Path) -> None:
     deaf = RANK.replace("    sys.exit(75)\n", "")
     said: list[str] = []
-    supervisor = Supervisor(Policy(stop_grace=0.2), say=said.append)
+    supervisor = Supervisor(Policy(stop_grace=0.2), log=said.append)
     thread, result, ids = start(tmp_path, supervisor, deaf, 1)
     rank = psutil.Process(ids[0])
     supervisor.stop()
@@ -153,7 +154,7 @@ def test_a_job_that_does_not_end_is_killed_with_all_its_processes(tmp_path: Path
 
 def test_stop_before_a_restart_starts_nothing_more() -> None:
     supervisor = Supervisor(
-        Policy(max_restarts=3, restart_wait=1000), say=lambda text: supervisor.stop() if "restart 1" in text else None
+        Policy(max_restarts=3, restart_wait=1000), log=lambda text: supervisor.stop() if "restart 1" in text else None
     )
     assert supervisor.run(lambda restarts: Attempt(script("raise SystemExit(1)"))) == STOPPED
     assert supervisor.restarts == 1

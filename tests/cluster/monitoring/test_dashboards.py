@@ -14,12 +14,11 @@ import pytest
 import yaml
 
 from cluster.cli import main
-from cluster.runtime.ports import free_port
 from cluster.metrics import METRICS, Meter
 from cluster.monitoring.alerts import ALERTS
-from cluster.monitoring.dashboards import write
+from cluster.monitoring.dashboards import DashboardError, known_series, metrics_in, queries, write
 from cluster.monitoring.panels import DASHBOARDS
-from cluster.monitoring.promql import DashboardError, known_series, names_in, queries
+from cluster.runtime.ports import free_port
 
 
 @pytest.mark.parametrize(
@@ -34,13 +33,13 @@ from cluster.monitoring.promql import DashboardError, known_series, names_in, qu
     ],
 )
 def test_finds_the_metrics_of_a_query(query: str, names: set[str]) -> None:
-    assert names_in(query) == names
+    assert metrics_in(query) == names
 
 
 def test_every_query_names_declared_metrics_only() -> None:
     for where, query in queries():
-        assert names_in(query), where
-        assert names_in(query) <= known_series(), where
+        assert metrics_in(query), where
+        assert metrics_in(query) <= known_series(), where
 
 
 def test_counters_are_read_as_total_and_histograms_by_their_parts() -> None:
@@ -51,7 +50,7 @@ def test_counters_are_read_as_total_and_histograms_by_their_parts() -> None:
 
 
 def test_every_declared_metric_is_shown_somewhere() -> None:
-    shown = set().union(*(names_in(query) for _, query in queries()))
+    shown = set().union(*(metrics_in(query) for _, query in queries()))
     hidden = [name for name, metric in METRICS.items() if not any(series.startswith(metric.exported) for series in shown)]
     assert not hidden
 
@@ -73,7 +72,7 @@ def test_writes_files_that_load(tmp_path: Path) -> None:
     run.mkdir(parents=True)
     (run / "metrics-address").write_text("127.0.0.1:9400\n")
     paths = write(tmp_path / "out", [run])
-    assert all(path.is_file() for path in paths) and not list((tmp_path / "out").rglob("*.partial"))
+    assert all(path.is_file() for path in paths) and not list((tmp_path / "out").rglob("*.tmp"))
     assert json.loads((tmp_path / "out/prometheus/targets/trial.json").read_text()) == [
         {"targets": ["127.0.0.1:9400"], "labels": {"run": "trial"}}
     ]
@@ -98,7 +97,7 @@ def test_a_run_without_an_address_is_one_clear_line(tmp_path: Path, capsys: pyte
         write(tmp_path / "out", [tmp_path])
     (tmp_path / "metrics-address").write_text("nonsense\n")
     assert main.run(["dashboards", str(tmp_path / "out"), str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f"videoar: {tmp_path}/metrics-address: `nonsense` is no HOST:PORT\n"
+    assert capsys.readouterr().err == f"videoar: {tmp_path}/metrics-address: `nonsense` is not HOST:PORT\n"
 
 
 @contextmanager
