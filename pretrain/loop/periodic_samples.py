@@ -37,35 +37,35 @@ class PeriodicSamples:
     ) -> None:
         self.config, self.datasets, self.text, self.ranks, self.log = config, datasets, text, ranks, log
 
-    def due(self, place: CurriculumStep) -> bool:
+    def due(self, at: CurriculumStep) -> bool:
         """Return whether to sample after this step."""
         train = self.config.get(TrainConfig)
         if not train.samples:
             return False
-        return place.stage_ends or bool(train.sample_every and place.step % train.sample_every == 0)
+        return at.stage_ends or bool(train.sample_every and at.step % train.sample_every == 0)
 
-    def make(self, engine: Engine, place: CurriculumStep) -> None:
+    def make(self, engine: Engine, at: CurriculumStep) -> None:
         """Sample on all ranks; rank 0 writes."""
         config = self.config.get(SampleConfig)
         assert isinstance(engine.module, Objective)
-        count = min(self.config.get(TrainConfig).samples, self.datasets.rows(place.stream, 0))
-        captions = [self.datasets.caption(place.stream, Slot(source=0, row=row, epoch=0)) for row in range(count)]
-        grid = self.datasets.grid(place.stream)
-        window = stage_objective(place.stage, self.config.get(ObjectiveConfig)).window
+        count = min(self.config.get(TrainConfig).samples, self.datasets.rows(at.stream, 0))
+        captions = [self.datasets.caption(at.stream, Slot(source=0, row=row, epoch=0)) for row in range(count)]
+        grid = self.datasets.grid(at.stream)
+        window = stage_objective(at.stage, self.config.get(ObjectiveConfig)).window
         sampler = Sampler(engine.module.model, self.datasets.spec, self.text, config)
         bits = sampler.sample(captions, grid, seed=config.seed, window=window).cpu()
         if self.ranks.first:
-            self._write(place, bits, captions, grid)
+            self._write(at, bits, captions, grid)
         self.ranks.barrier()
 
-    def _write(self, place: CurriculumStep, bits: torch.Tensor, captions: list[str], grid: tuple[int, int, int]) -> None:
-        folder = self.config.get(RunConfig).dir / "samples" / f"step-{place.step:08d}"
+    def _write(self, at: CurriculumStep, bits: torch.Tensor, captions: list[str], grid: tuple[int, int, int]) -> None:
+        folder = self.config.get(RunConfig).dir / "samples" / f"step-{at.step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         save_file({"bits": bits.contiguous()}, folder / "bits.safetensors")
         (folder / "captions.json").write_text(json.dumps({"captions": captions, "grid": grid}) + "\n")
         weights = self.config.get(TokenizerConfig).weights
         if not (weights / "tokenizer.json").is_file():
-            self.log(f"samples of step {place.step}: bits are in {folder}; there is no tokenizer at {weights} to decode them")
+            self.log(f"samples of step {at.step}: bits are in {folder}; there is no tokenizer at {weights} to decode them")
             return
         from pipeline.video import write_video
         from tokenizer.codec import VideoCodec
@@ -73,11 +73,11 @@ class PeriodicSamples:
         codec = VideoCodec.load(weights)
         if codec.spec.digest != self.datasets.spec.digest:
             self.log(
-                f"samples of step {place.step}: bits are in {folder}; {weights} is not the tokenizer of the shards, so they are not decoded"
+                f"samples of step {at.step}: bits are in {folder}; {weights} is not the tokenizer of the shards, so they are not decoded"
             )
             return
         stride = self.datasets.spec.spatial_stride
         videos = codec.decode(bits, grid[1] * stride, grid[2] * stride)
         for number, frames in enumerate(videos):
             write_video(folder / f"{number:03d}.mp4", frames.numpy(), self.config.get(SampleConfig).fps)
-        self.log(f"samples of step {place.step}: {len(videos)} videos in {folder}")
+        self.log(f"samples of step {at.step}: {len(videos)} videos in {folder}")

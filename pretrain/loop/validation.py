@@ -48,26 +48,26 @@ class Validation:
         datasets = TokenDatasets.open(data.validation, curriculum, cache=data.cache, cache_gb=data.cache_gb)
         return cls(config, datasets, text, ranks, groups)
 
-    def due(self, place: CurriculumStep) -> bool:
+    def due(self, at: CurriculumStep) -> bool:
         """Return whether to validate after this step."""
         every = self.config.get(TrainConfig).validate_every
-        return place.stage_ends or bool(every and place.step % every == 0)
+        return at.stage_ends or bool(every and at.step % every == 0)
 
-    def run(self, engine: Engine, place: CurriculumStep, log: Callable[[str], None], folder: Path) -> dict[str, float]:
+    def run(self, engine: Engine, at: CurriculumStep, log: Callable[[str], None], folder: Path) -> dict[str, float]:
         """Validate on each stream of the stage. All ranks call it together; returns the losses as `validation/BUCKET`."""
         found = {}
-        for mix in place.stage.mix:
-            metrics, samples = self._stream(engine, mix, place.stage)
+        for mix in at.stage.mix:
+            metrics, samples = self._stream(engine, mix, at.stage)
             stream = (mix.bucket, mix.frames)
             loss = metrics.loss
             name = mix.bucket + (f":{mix.frames}" if mix.frames else "")
             found[f"validation/{name}"] = loss
-            log(f"validation after step {place.step}: {name} loss {loss:.5f} over {samples} samples")
+            log(f"validation after step {at.step}: {name} loss {loss:.5f} over {samples} samples")
             if self.ranks.first:
                 with JsonLines(folder / "validation.jsonl") as lines:
                     lines.write(
                         {
-                            "step": place.step,
+                            "step": at.step,
                             "bucket": name,
                             "samples": samples,
                             "loss": loss,
