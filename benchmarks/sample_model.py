@@ -20,17 +20,17 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pretrain.estimate.flops import training_flops
-from pretrain.model.attention import Mask, allowed_pairs, plan
+from pretrain.estimate.flops import attended_pairs, training_flops
+from pretrain.model.attention import Mask, bind_mask
 from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
 from pretrain.model.token_layout import Layout
 from pretrain.model.transformer import VideoAR
 from pretrain.objective import counter_rng, teacher_forcing
 from pretrain.sampling import guidance
-from pretrain.sampling import sampler as sampling
-from pretrain.sampling.config import SampleConfig
-from pretrain.sampling.kv_cache import Cache, cache_bytes
+from pretrain.sampling.guidance import SampleConfig
+from pretrain.sampling.kv_cache import KVCache
+from pretrain.sampling.sampler import Sampler
 from tokenizer.quantization.bit_packing import pack
 from tokenizer.quantization.bsq import codes
 from tokenizer.quantization.codec_spec import CodecSpec
@@ -40,12 +40,11 @@ SPEC = CodecSpec(16, 16, 4, "bench")
 
 
 @torch.no_grad()
-def without_cache(
-    model: VideoAR, text: TextTokenizer, captions: list[str], config: SampleConfig, seed: int
-) -> tuple[Tensor, int]:
+def without_cache(sampler: Sampler, captions: list[str], seed: int) -> tuple[Tensor, int]:
     """The same clip by running everything so far again at each step; returns bits and forwards."""
+    model, config = sampler.model, sampler.config
     scales = SPEC.scales(*GRID[1:])
-    ids, length = sampling._conditions(model, text, captions, config)
+    ids, length = sampler.conditions(captions)
     layout = Layout(ids.shape[1], GRID[0], scales)
     numbers = layout.tokens().scale[layout.text :]
     positions = model.positions(layout, length)
@@ -59,7 +58,7 @@ def without_cache(
             new = teacher_forcing.resize(source, scales[scale], model.config.input_resize).flatten(2).transpose(1, 2)
             fed = torch.cat((fed, new), dim=1)
             so_far = layout.cut(frame + 1, last=0 if scale + 1 == len(scales) else scale + 1)
-            attend = plan("blocks", Mask((so_far,), length.unsqueeze(1)))
+            attend = bind_mask("blocks", Mask((so_far,), length.unsqueeze(1)))
             x = model.embed(ids, fed.repeat(2, 1, 1), numbers[: so_far.video], starts=True)
             hidden = model(x, positions[:, : so_far.length], attend)[:, -rows * columns :]
             forwards += 1
@@ -96,10 +95,11 @@ def main() -> int:
         calls += 1
 
     hook = model.register_forward_pre_hook(count)
-    bits = sampling.sample(model, SPEC, text, captions, GRID, config, seed=1)
+    sampler = Sampler(model, SPEC, text, config)
+    bits = sampler.sample(captions, GRID, seed=1)
     forwards = calls
     hook.remove()
-    again, plain_forwards = without_cache(model, text, captions, config, 1)
+    again, plain_forwards = without_cache(sampler, captions, 1)
     same = (bits == again).float().mean().item()
     size, best = 1024, {"ours": float("inf"), "plain": float("inf")}
     square, peak = torch.randn(size, size), 0.0
@@ -109,26 +109,21 @@ def main() -> int:
             square @ square
             peak = max(peak, 2 * size**3 / (clock() - began))
         began = clock()
-        sampling.sample(model, SPEC, text, captions, GRID, config, seed=1)
+        sampler.sample(captions, GRID, seed=1)
         best["ours"] = min(best["ours"], clock() - began)
         began = clock()
-        without_cache(model, text, captions, config, 1)
+        without_cache(sampler, captions, 1)
         best["plain"] = min(best["plain"], clock() - began)
     rows = 2 * len(captions)
-    ids, length = sampling._conditions(model, text, captions, config)
+    ids, length = sampler.conditions(captions)
     layout = Layout(ids.shape[1], GRID[0], SPEC.scales(*GRID[1:]))
-    cache = Cache(model_config, layout, length, 0, torch.float32)
-    planned = cache_bytes(model_config, layout, rows, 0, 4)
+    held = KVCache(model_config, layout, length, 0, torch.float32).data.nbytes
+    planned = 2 * arguments.layers * rows * layout.length * arguments.width * 4
     matrices = sum(p.numel() for block in model.blocks for p in block.parameters() if p.ndim == 2)
-    flops = (
-        training_flops(
-            matrices, rows * layout.length, arguments.layers, arguments.width, rows * allowed_pairs(layout, layout.text)
-        )
-        / 3
-    )
-    frames = len(captions) * SPEC.frames(GRID[0])
+    flops = training_flops(matrices, rows * layout.length, arguments.layers, arguments.width, rows * attended_pairs(layout)) / 3
+    frames = len(captions) * (1 + (GRID[0] - 1) * SPEC.temporal_stride)
     print(f"{forwards} forwards cached, {plain_forwards} without; {100 * same:.2f} % of the packed bytes are the same")
-    print(f"cache {cache.bytes:,} bytes, planned {planned:,}")
+    print(f"cache {held:,} bytes, planned {planned:,}")
     for name, seconds in best.items():
         print(f"{name:>6} {seconds:7.3f} s  {frames / seconds:8.2f} frames/s")
     line = {
@@ -140,11 +135,11 @@ def main() -> int:
         "limit": round(frames * peak / flops, 2),
         "limit_share": round(flops / best["ours"] / peak, 3),
         "forwards": forwards,
-        "cache_bytes": cache.bytes,
+        "cache_bytes": held,
         "cache_bytes_planned": planned,
     }
     print(json.dumps(line))
-    return 0 if forwards == 30 and cache.bytes == planned else 1
+    return 0 if forwards == 30 and held == planned else 1
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tokenizer.codec.inflate import inflate
+from tokenizer.codec.image_import import inflate
 from tokenizer.config import NetworkConfig
 from tokenizer.network.network import Network
 

@@ -1,7 +1,7 @@
-"""The door to a trained tokenizer: frames to packed bits and back.
+"""A trained tokenizer: frames to packed bits and back.
 
 In comes a tokenizer folder (tokenizer.json, tokenizer.safetensors); out come `Encoded` bits and frames, whole or in chunks.
-Begin with `codec.py`.
+Begin with `codec.py`; `folder.py` reads and writes the folder, `image_import.py` makes one out of public image weights.
 """
 
 from tokenizer.codec.codec import DecodeState, Encoded, EncodeState, VideoCodec

@@ -1,8 +1,10 @@
-"""The one door to a trained tokenizer: uint8 frames in, packed bits out, and back; whole or chunk by chunk.
+"""The codec: uint8 frames in, packed bits out, and back; a whole clip at once or chunk by chunk.
 
 In:  a tokenizer folder (tokenizer.json and tokenizer.safetensors), frames uint8 (B,T,H,W,3) or bits uint8 (B, T'*frame_bytes).
-Out: `Encoded`, frames, and streaming states. Any chunking gives what the whole gives.
-Called by: pipeline (encode, verify), pretrain (samples), tokenizer/metrics and the command line.
+Out: `Encoded`, frames, and the states of streams. Any chunking gives what the whole clip gives.
+
+    frames ─▶ pixels ─▶ encoder ─▶ features ─▶ quantize ─▶ pack ─▶ bits
+    bits ─▶ unpack ─▶ accumulate ─▶ decoder ─▶ to_uint8 ─▶ frames
 """
 
 from __future__ import annotations
@@ -19,38 +21,43 @@ from tokenizer.network.causal_conv import Stream, onednn_computes
 from tokenizer.network.network import Network, channels_last, pixels, to_uint8
 from tokenizer.quantization.bit_packing import pack, unpack
 from tokenizer.quantization.bsq import accumulate, quantize
-from tokenizer.quantization.codec_spec import CodecSpec
-from tokenizer.quantization.scale_schedule import Scales
+from tokenizer.quantization.codec_spec import CodecSpec, SpecError
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Bits uint8 (B, T'*frame_bytes), order frame, scale, row, column, bit; features float32 (B,T',d,h,w) before the sign."""
+    """What encoding gives."""
 
     bits: Tensor
+    """uint8 (B, T'*frame_bytes), in the order frame, scale, row, column, bit."""
     features: Tensor
+    """Continuous features before quantization, float32 (B,T',d,h,w)."""
 
 
 @dataclass(frozen=True)
 class EncodeState:
-    """Where an encoding stream stands. Never changed in place: one state can be continued twice."""
+    """Position of an encoding stream. Never changed in place, so one state can be continued more than once."""
 
     stream: Stream
     frames: int
+    """Frames so far."""
     shape: tuple[int, int, int]
+    """Clips, height and width."""
 
 
 @dataclass(frozen=True)
 class DecodeState:
-    """Where a decoding stream stands."""
+    """Position of a decoding stream. Never changed in place, so one state can be continued more than once."""
 
     stream: Stream
     latents: int
+    """Latent frames so far."""
     shape: tuple[int, int, int]
+    """Clips, height and width."""
 
 
 class VideoCodec:
-    """A loaded tokenizer. `spec` says its shapes; all tensors that come out are on `device`."""
+    """A loaded tokenizer. `spec` has its shapes; all returned tensors are on `device`."""
 
     def __init__(
         self,
@@ -66,7 +73,7 @@ class VideoCodec:
             raise CodecError("torch.compile cannot compile the codec on CPU; load it with compile=False, or on a GPU")
         if dtype == torch.bfloat16 and torch.device(device).type == "cpu" and not onednn_computes(torch.device("cpu"), dtype):
             warnings.warn(
-                "this CPU has no bfloat16 instructions: the codec computes in it many times slower than in float32; "
+                "this CPU has no bfloat16 instructions: the codec is many times slower in it than in float32; "
                 "set the dtype to float32",
                 RuntimeWarning,
                 stacklevel=2,
@@ -81,14 +88,15 @@ class VideoCodec:
     def load(
         cls, folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, compile: bool = False
     ) -> VideoCodec:
-        """Read a tokenizer folder and check it against its digest. Raises CodecError naming the file and the mend."""
+        """Read a tokenizer folder and check it against its digest. Raises CodecError naming the file and what to do."""
         folder = Path(folder)
         config, spec, _ = read_json(folder)
         state = read_weights(folder)
         found = digest(config, state, spec.scale_lists)
         if found != spec.digest:
             raise CodecError(
-                f"{folder}: the weights have digest {found[:12]}, {JSON_NAME} says {spec.digest[:12]}; copy the folder again or train anew"
+                f"{folder}: the weights have digest {found[:12]}, {JSON_NAME} names {spec.digest[:12]}; "
+                "copy the folder again or train anew"
             )
         with torch.device("meta"):
             network = Network(config)
@@ -98,21 +106,21 @@ class VideoCodec:
 
     @torch.no_grad()
     def encode(self, frames_BTHWC: Tensor) -> Encoded:
-        """Whole clips: uint8 (B,T,H,W,3), T = 1 + s*n. Raises CodecError for any other shape or type."""
+        """Encode whole clips, uint8 (B,T,H,W,3) with T = 1 + s*n. Raises CodecError for any other shape or type."""
         self._check_frames(frames_BTHWC)
         self._grid(frames_BTHWC.shape[1], *frames_BTHWC.shape[2:4])
         return self._encoded(self._encoder(self._pixels(frames_BTHWC)))
 
     @torch.no_grad()
     def decode(self, bits_BX: Tensor, height: int, width: int) -> Tensor:
-        """Packed bits of whole clips of height x width pixels to frames uint8 (B,T,H,W,3)."""
+        """Decode the packed bits of whole clips of height x width pixels to frames, uint8 (B,T,H,W,3)."""
         return to_uint8(self._decoder(self._quantized(bits_BX, height, width)))
 
     @torch.no_grad()
     def encode_chunk(self, frames_BTHWC: Tensor, state: EncodeState | None, last: bool = False) -> tuple[Encoded, EncodeState]:
-        """Next frames of a stream, any number of them; gives the latents that they complete, perhaps none.
+        """Encode the next frames of a stream, any number of them; return the latent frames that they complete, perhaps none.
 
-        With `last` the stream must end at 1 + s*n frames, otherwise CodecError.
+        With `last` the stream must end at 1 + s*n frames, otherwise CodecError is raised.
         """
         self._check_frames(frames_BTHWC)
         batch, frames, height, width = frames_BTHWC.shape[:4]
@@ -130,7 +138,7 @@ class VideoCodec:
 
     @torch.no_grad()
     def decode_chunk(self, bits_BX: Tensor, height: int, width: int, state: DecodeState | None) -> tuple[Tensor, DecodeState]:
-        """Bits of the next latent frames of a stream to their frames: one for the first latent, s for each later one."""
+        """Decode the next latent frames of a stream: the first latent frame gives one frame, each later one s frames."""
         quantized = self._quantized(bits_BX, height, width)
         shape = (quantized.shape[0], height, width)
         if state is not None and state.shape != shape:
@@ -141,15 +149,10 @@ class VideoCodec:
         seen = quantized.shape[2] + (state.latents if state is not None else 0)
         return to_uint8(self.network.decoder(quantized, stream)), DecodeState(stream, seen, shape)
 
-    def scales(self, height: int, width: int) -> Scales:
-        """Scale list of a pixel size."""
-        _, rows, columns = self._grid(1, height, width)
-        return self.spec.scales(rows, columns)
-
     def _grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         try:
             return self.spec.grid(frames, height, width)
-        except ValueError as error:
+        except SpecError as error:
             raise CodecError(str(error)) from error
 
     def _check_frames(self, frames: Tensor) -> None:
@@ -172,7 +175,9 @@ class VideoCodec:
         if latents == 0:
             return Encoded(features.new_zeros((batch, 0), dtype=torch.uint8), features)
         if not bool(torch.isfinite(features).all()):
-            raise CodecError("the encoder gave a non-finite feature; the weights or the number type (bfloat16?) cannot be used")
+            raise CodecError(
+                "the encoder returned a feature that is not finite; these weights cannot be used, or not in this dtype"
+            )
         bits, _ = quantize(features.flatten(0, 1), self.spec.scales(rows, columns))
         return Encoded(pack(bits).reshape(batch, -1), features)
 

@@ -1,8 +1,7 @@
 """A tokenizer folder: tokenizer.json (spec, network configuration, provenance) and tokenizer.safetensors.
 
 In:  a network configuration and its weights, or the path of a folder.
-Out: a folder written under a temporary name and renamed into place; or what a folder holds, checked.
-Called by: tokenizer/codec.py (which gives these names on), tokenizer/training/train.py, tokenizer/codec/image_import.py.
+Out: a folder that appears whole or not at all; or what a folder holds, checked.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -31,11 +29,11 @@ WEIGHTS_NAME = "tokenizer.safetensors"
 
 
 class CodecError(ValueError):
-    """Frames, bits or a tokenizer folder that cannot be used; the message names the mend."""
+    """Frames, bits or a tokenizer folder that cannot be used; the message says what to do."""
 
 
 def digest(config: NetworkConfig, state: Mapping[str, Tensor], scale_lists: Mapping[str, Any] | None = None) -> str:
-    """sha256 (hex) over the canonical network JSON (with replaced scale lists, if any) and the weights in sorted key order."""
+    """Return the sha256 (hex) of the network's canonical JSON (with scale lists, if any) and its weights in sorted key order."""
     plain: dict[str, Any] = {"network": config.model_dump(mode="json")}
     if scale_lists:
         plain["scales"] = {key: [list(scale) for scale in value] for key, value in scale_lists.items()}
@@ -54,7 +52,7 @@ def save(
     provenance: Mapping[str, Any],
     scale_lists: Mapping[str, tuple[tuple[int, int], ...]] | None = None,
 ) -> CodecSpec:
-    """Write a tokenizer folder under a temporary name, then rename it into place; an older folder there is replaced.
+    """Write a tokenizer folder under a temporary name, then rename it into place, replacing an older one; return its spec.
 
     Raises CodecError for weights that do not fit the configuration or are not finite.
     """
@@ -93,13 +91,15 @@ def read_json(folder: str | Path) -> tuple[NetworkConfig, CodecSpec, dict[str, A
     try:
         record = json.loads(path.read_text())
         if record["format"] != FORMAT:
-            raise CodecError(f"{path}: format {record['format']}, this program reads format {FORMAT}")
+            raise CodecError(f"{path}: format {record['format']}; this program reads format {FORMAT}")
         return NetworkConfig.model_validate(record["network"]), CodecSpec.parse(record["spec"]), dict(record["provenance"])
+    except CodecError:
+        raise
     except FileNotFoundError as error:
         raise CodecError(
             f"{folder}: no tokenizer there; train one (`videoar tokenizer train`) or import one (`videoar tokenizer import`)"
         ) from error
-    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CodecError(f"{path}: no tokenizer description: {error}") from error
 
 

@@ -1,15 +1,18 @@
 """Import of public image tokenizers (Infinity's format) as causal 3D tokenizers.
 
-In:  FILE.pth: a dict with the 2D state dict under `vae` and perhaps its moving average under `ema`, or the state dict itself;
-     or a .safetensors of it. d, base width, levels and blocks are read from the shapes.
-Out: a tokenizer folder, inflated by the last-slice rule, at the public d or at another one.
-Called by: `videoar tokenizer import`.
+In:  FILE.pth, a dict with the 2D state dict under `vae` and perhaps its moving average under `ema`, or the state dict itself; or
+     a .safetensors of it. d, base width, levels and blocks are read from the shapes.
+Out: a tokenizer folder, inflated to 3D, with the public d or another one.
 
-Change of d (the paper's 48 from a public 32 or 64; its own way is not told). Codes have length 1 whatever d is, so a bit is
-worth 1/sqrt(d). Scaling the encoder's last convolution by sqrt(d/d') and the decoder's first by sqrt(d'/d) keeps every public
-bit and the decoder's output as they were. Growing adds encoder rows drawn with the public rows' own statistics (new bits
-carry something) and decoder columns of zero (nothing changes until training uses them). Shrinking keeps the d' channels with
-the longest decoder columns, in their order.
+Inflation (VideoAR App. A): the temporally last slice of each 3D kernel takes the 2D kernel. With zero earlier slices, the
+default, the network gives the image network's output on an image, and on every frame where no temporal stride acts. The paper
+draws the earlier slices at random; `random` does so, from a normal distribution with the 2D kernel's own standard deviation.
+
+Change of d (the paper uses 48 bits, public weights have 32 or 64; how it changed them is not published). Codes have length 1
+whatever d is, so one bit is worth 1/sqrt(d). Scaling the encoder's last convolution by sqrt(d/d') and the decoder's first by
+sqrt(d'/d) therefore keeps every public bit and the decoder's output. Growing adds encoder rows drawn with the public rows' own
+statistics (the new bits carry something) and decoder columns of zero (nothing changes until training uses them). Shrinking
+keeps the d' channels with the longest decoder columns, in their order.
 """
 
 from __future__ import annotations
@@ -28,7 +31,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from tokenizer import codec
-from tokenizer.codec.inflate import inflate, name_some
 from tokenizer.config import NetworkConfig
 from tokenizer.network.network import Network
 from tokenizer.quantization.codec_spec import CodecSpec
@@ -42,7 +44,7 @@ _OTHER_PARTS = (
     "perceptual_model.",
     "perceptual_loss.",
 )
-"""Parts of the public training program beside the network; their weights are not needed."""
+"""Parts of the public training program that are not the network; their weights are ignored."""
 
 
 class ImportFailure(ValueError):
@@ -61,15 +63,15 @@ def import_public(
 ) -> CodecSpec:
     """Read `source`, write the tokenizer folder, return its spec.
 
-    bits: d of the result; None keeps the public one. ema: take the moving average; None takes it where there is one.
-    older: earlier temporal slices, zero or random. Raises ImportFailure or CodecError.
+    bits: d of the result; None keeps the public one. ema: import the moving average; None does so when there is one.
+    older: how earlier temporal slices are filled. Raises ImportFailure or CodecError.
     """
     state, part = read_public(source, ema)
     config = network_of(state, source, temporal_stride)
     public_bits = int(state["encoder.conv_out.conv.weight"].shape[0])
     if bits is None and public_bits % 8:
         raise ImportFailure(
-            f"{source}: {public_bits} bits do not fill whole bytes; name a number of bits divisible by 8 (--bits)"
+            f"{source}: {public_bits} bits do not fill whole bytes; choose a number of bits divisible by 8 (--bits)"
         )
     if bits is not None and bits != public_bits:
         state = change_bits(state, bits, seed)
@@ -82,7 +84,7 @@ def import_public(
         shapes = Network(wanted).shapes()
     try:
         weights = inflate(state, shapes, older=older, seed=seed)
-    except ValueError as error:
+    except ImportFailure as error:
         raise ImportFailure(f"{source}: {error}") from error
     with source.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -91,7 +93,7 @@ def import_public(
 
 
 def read_public(source: Path, ema: bool | None) -> tuple[dict[str, Tensor], str]:
-    """Encoder and decoder weights of a public file, and which part they came from (`vae`, `ema` or `plain`)."""
+    """Return a public file's encoder and decoder weights, and their part of it (`vae`, `ema` or `plain`). Raises ImportFailure."""
     try:
         if source.suffix == ".safetensors":
             loaded: object = safetensors.torch.load_file(source)
@@ -112,16 +114,16 @@ def read_public(source: Path, ema: bool | None) -> tuple[dict[str, Tensor], str]
     found = loaded if part == "plain" else loaded[part]
     broken = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
     if broken:
-        raise ImportFailure(f"{source}: {name_some(broken)} under `{part}` is no tensor")
+        raise ImportFailure(f"{source}: {_some(broken)} under `{part}` is no tensor")
     state = {name: value for name, value in found.items() if name.startswith(("encoder.", "decoder."))}
     foreign = [name for name in found if name not in state and not name.startswith(_OTHER_PARTS)]
     if foreign or not state:
-        raise ImportFailure(f"{source}: not the public image tokenizer's state dict; foreign keys: {name_some(foreign)}")
+        raise ImportFailure(f"{source}: not the public image tokenizer's state dict; foreign keys: {_some(foreign)}")
     return state, part
 
 
 def network_of(state: Mapping[str, Tensor], source: Path, temporal_stride: Literal[1, 2, 4]) -> NetworkConfig:
-    """Read the network's shape from the weights. Raises ImportFailure naming the first key that is missing."""
+    """Infer the network's shape from the weights. Raises ImportFailure naming the first missing key."""
     try:
         width = int(state["encoder.conv_in.conv.weight"].shape[0])
         bits = int(state["encoder.conv_out.conv.weight"].shape[0])
@@ -135,7 +137,7 @@ def network_of(state: Mapping[str, Tensor], source: Path, temporal_stride: Liter
         raise ImportFailure(f"{source}: the state dict holds no encoder levels (`encoder.down.0.block.0...`)") from error
     if inputs != bits or any(w % width for w in widths):
         raise ImportFailure(
-            f"{source}: encoder gives {bits} channels, decoder takes {inputs}; levels of {widths} on base {width}"
+            f"{source}: the encoder gives {bits} channels, the decoder takes {inputs}; level widths {widths} on base width {width}"
         )
     return NetworkConfig(
         bits=-(-bits // 8) * 8,
@@ -148,7 +150,7 @@ def network_of(state: Mapping[str, Tensor], source: Path, temporal_stride: Liter
 
 
 def change_bits(state: Mapping[str, Tensor], bits: int, seed: int) -> dict[str, Tensor]:
-    """The state dict at another d, by the rule at this file's head. Works on 2D and 3D kernels."""
+    """Return the state dict with another d, by the rule at the head of this file. Works on 2D and 3D kernels."""
     made = dict(state)
     rows, bias = state["encoder.conv_out.conv.weight"].float(), state["encoder.conv_out.conv.bias"].float()
     columns = state["decoder.conv_in.conv.weight"].float()
@@ -168,3 +170,40 @@ def change_bits(state: Mapping[str, Tensor], bits: int, seed: int) -> dict[str, 
     made["encoder.conv_out.conv.bias"] = bias * shrink
     made["decoder.conv_in.conv.weight"] = columns / shrink
     return made
+
+
+def inflate(
+    weights_2d: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    older: Literal["zero", "random"] = "zero",
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Return the 3D state dict of the network whose weights have `shapes`. Raises ImportFailure naming keys that do not fit."""
+    missing = sorted(set(shapes) - set(weights_2d))
+    foreign = sorted(set(weights_2d) - set(shapes))
+    if missing or foreign:
+        raise ImportFailure(f"state dict does not fit the network: missing {_some(missing)}; foreign {_some(foreign)}")
+    generator = torch.Generator().manual_seed(seed)
+    made: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        flat = weights_2d[name].float()
+        if len(shape) == 5 and flat.ndim == 4 and tuple(flat.shape) == (*shape[:2], *shape[3:]):
+            full = torch.zeros(shape)
+            if older == "random" and shape[2] > 1:
+                full.normal_(std=float(flat.std()), generator=generator)
+            full[:, :, -1] = flat
+            made[name] = full
+        elif tuple(flat.shape) == tuple(shape):
+            made[name] = flat.clone()
+        else:
+            raise ImportFailure(f"state dict key `{name}`: shape {tuple(flat.shape)} does not inflate to {tuple(shape)}")
+    return made
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    """Return names for a message: the first few, and how many more there are."""
+    if not names:
+        return "none"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(f"`{name}`" for name in names[:most]) + more

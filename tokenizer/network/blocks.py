@@ -1,13 +1,11 @@
-"""Building blocks of the causal 3D network: convolution, norm, residual block, re-sampling, per-frame attention.
+"""Building blocks of the autoencoder: residual block, per-frame attention, down- and up-sampling, folding of pixels.
 
-In:  activations x_BCTHW, best in channels_last_3d memory, and optionally a `Stream` that carries history between chunks.
+In:  activations x_BCTHW, best in channels_last_3d memory, and optionally the `Stream` of a clip that comes in chunks.
 Out: activations of the same layout.
-Called by: tokenizer/network/encoder.py and tokenizer/network/decoder.py.
 
 Legend: B clips, C channels, T frames, H rows, W columns, N = B*T single frames.
 
-Causality: a convolution of temporal kernel k sees k-1 earlier frames, zeros before the first one. Everything else acts on
-one frame at a time. So a chunk with its `Stream` gives what the whole clip gives.
+Only the convolutions look at other frames, and only at earlier ones (causal_conv.py); everything else acts on one frame.
 """
 
 from __future__ import annotations
@@ -19,39 +17,20 @@ from torch import Tensor, nn
 from tokenizer.network.causal_conv import CausalConv, FrameNorm, Stream, clips_of, frames_of
 
 
-def fold(x_BCTHW: Tensor, patch: int) -> Tensor:
-    """Fold patch x patch pixels into channels: (B,C,T,H,W) to (B,C*p*p,T,H/p,W/p)."""
-    if patch == 1:
-        return x_BCTHW
-    return clips_of(
-        F.pixel_unshuffle(frames_of(x_BCTHW), patch).contiguous(memory_format=torch.channels_last), x_BCTHW.shape[0]
-    )
-
-
-def unfold(x_BCTHW: Tensor, patch: int) -> Tensor:
-    """Inverse of `fold`."""
-    if patch == 1:
-        return x_BCTHW
-    if x_BCTHW.shape[2] == 0:
-        b, c, t, h, w = x_BCTHW.shape
-        return x_BCTHW.reshape(b, c // patch**2, t, h * patch, w * patch)
-    return clips_of(F.pixel_shuffle(frames_of(x_BCTHW), patch), x_BCTHW.shape[0])
-
-
 class ResidualBlock(nn.Module):
-    """norm, SiLU, conv, norm, SiLU, conv, plus the input (through a 1x1 convolution when the width changes)."""
+    """norm, SiLU, conv, norm, SiLU, conv; plus the input, through a 1x1 convolution when the width changes."""
 
     def __init__(self, inputs: int, outputs: int, *, groups: int, kernel_t: int) -> None:
         super().__init__()
         self.norm1 = FrameNorm(inputs, groups)
         self.conv1 = CausalConv(inputs, outputs, kernel_t=kernel_t)
         self.norm2 = FrameNorm(outputs, groups)
-        # a new block passes its input on: the shallow path trains first
+        # A new block returns its input: the shallow path trains first.
         self.conv2 = CausalConv(outputs, outputs, kernel_t=kernel_t, gain=0.0)
         self.nin_shortcut = CausalConv(inputs, outputs, 1, kernel_t=1) if inputs != outputs else None
 
     def forward(self, x_BCTHW: Tensor, stream: Stream | None = None) -> Tensor:
-        """Same T, H, W; `outputs` channels."""
+        """Return `outputs` channels at the same T, H, W."""
         h = self.conv1(x_BCTHW, stream, self.norm1)
         h = self.conv2(h, stream, self.norm2)
         out: Tensor = h + (x_BCTHW if self.nin_shortcut is None else self.nin_shortcut(x_BCTHW, stream))
@@ -59,7 +38,7 @@ class ResidualBlock(nn.Module):
 
 
 class FrameAttention(nn.Module):
-    """Self-attention among the positions of one frame (option `middle_attention`), one head, residual."""
+    """Residual self-attention over the positions of one frame, one head (option `middle_attention`)."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -100,7 +79,7 @@ class Middle(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Strided convolution: half the rows and columns, and with `temporal` 1 + 2n frames become 1 + n."""
+    """Strided convolution that halves rows and columns; with `temporal`, 1 + 2n frames become 1 + n."""
 
     def __init__(self, channels: int, *, temporal: bool, kernel_t: int) -> None:
         super().__init__()
@@ -115,18 +94,18 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest doubling in space and a convolution; with `temporal` the frames double too, less the clip's first one."""
+    """Nearest-neighbour doubling of rows and columns, then a convolution; with `temporal`, 1 + n frames become 1 + 2n."""
 
     def __init__(self, channels: int, *, temporal: bool, kernel_t: int) -> None:
         super().__init__()
         self.conv = CausalConv(channels, channels, kernel_t=3 if temporal else kernel_t, gain=0.05)
         with torch.no_grad():
-            # begins as plain nearest up-sampling
+            # Training starts from plain nearest-neighbour up-sampling.
             self.conv.conv.weight[:, :, -1, 1, 1] += torch.eye(channels)
         self.temporal = temporal
 
     def forward(self, x_BCTHW: Tensor, stream: Stream | None = None) -> Tensor:
-        """(B,C,T,H,W) to (B,C,T',2H,2W); T' = 2T - 1 at the beginning of a clip, 2T later in a stream."""
+        """(B,C,T,H,W) to (B,C,T',2H,2W), where T' = 2T - 1 at the beginning of a clip and 2T later in a stream."""
         first = stream is None or self.conv.slot not in stream.history
         if self.temporal:
             x_BCTHW = x_BCTHW.repeat_interleave(2, dim=2)
@@ -137,3 +116,22 @@ class Upsample(nn.Module):
             x_BCTHW = clips_of(x_NCHW, x_BCTHW.shape[0])
         out: Tensor = self.conv(x_BCTHW, stream)
         return out
+
+
+def fold(x_BCTHW: Tensor, patch: int) -> Tensor:
+    """Fold patch x patch pixels into channels: (B,C,T,H,W) to (B,C*p*p,T,H/p,W/p)."""
+    if patch == 1:
+        return x_BCTHW
+    return clips_of(
+        F.pixel_unshuffle(frames_of(x_BCTHW), patch).contiguous(memory_format=torch.channels_last), x_BCTHW.shape[0]
+    )
+
+
+def unfold(x_BCTHW: Tensor, patch: int) -> Tensor:
+    """Inverse of `fold`."""
+    if patch == 1:
+        return x_BCTHW
+    if x_BCTHW.shape[2] == 0:
+        b, c, t, h, w = x_BCTHW.shape
+        return x_BCTHW.reshape(b, c // patch**2, t, h * patch, w * patch)
+    return clips_of(F.pixel_shuffle(frames_of(x_BCTHW), patch), x_BCTHW.shape[0])

@@ -1,4 +1,8 @@
-"""DOC from tokenizer/quantization/bsq.py."""
+"""Bits of all scales to the bytes that shards hold, and back.
+
+One latent frame is one run of bytes: scale by scale, row by row, column by column, bit by bit; the first bit is the lowest of
+its byte.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tokenizer.quantization.scale_schedule import Scales
+from tokenizer.quantization.scale_schedule import ScaleError, Scales
 
 
 def pack(bits: Sequence[Tensor]) -> Tensor:
-    """Bits of all scales to bytes, uint8 (N, frame_bytes): order scale, row, column, bit; lowest bit first."""
+    """Bits of all scales, bool (N,h_k,w_k,d), to bytes, uint8 (N, frame_bytes). Raises ScaleError when they fill no whole bytes."""
     flat = torch.cat([item.flatten(1) for item in bits], dim=1)
     if flat.shape[1] % 8:
-        raise ValueError(f"{flat.shape[1]} bits a frame do not fill whole bytes; take a number of bits divisible by 8")
+        raise ScaleError(f"{flat.shape[1]} bits per frame do not fill whole bytes; use a number of bits divisible by 8")
     places = 2 ** torch.arange(8, device=flat.device, dtype=torch.uint8)
     octets: Tensor = flat.unflatten(1, (-1, 8)).to(torch.uint8)
     return (octets * places).sum(-1, dtype=torch.uint8)
 
 
 def unpack(packed_NB: Tensor, scales: Scales, d: int) -> list[Tensor]:
-    """Inverse of `pack`: uint8 (N, frame_bytes) to bool maps (N,h_k,w_k,d). Raises ValueError for a wrong length."""
+    """Inverse of `pack`: uint8 (N, frame_bytes) to bool maps (N,h_k,w_k,d). Raises ScaleError for a wrong length."""
     wanted = sum(rows * columns for rows, columns in scales) * d
     if packed_NB.ndim != 2 or packed_NB.shape[1] * 8 != wanted:
-        raise ValueError(f"packed bits of shape {tuple(packed_NB.shape)}: these scales take {wanted // 8} bytes a frame")
+        raise ScaleError(f"packed bits of shape {tuple(packed_NB.shape)}: these scales need {wanted // 8} bytes per frame")
     places = torch.arange(8, device=packed_NB.device, dtype=torch.uint8)
     flat = ((packed_NB.unsqueeze(-1) >> places) & 1).bool().flatten(1)
     maps: list[Tensor] = []

@@ -1,12 +1,11 @@
-"""PatchGAN discriminator, 3D for video and 2D for images of one weight set.
+"""PatchGAN discriminator: one set of weights for videos and images.
 
 In:  clips x_BCTHW in [-1, 1].
-Out: logits (B,1,T',h,w), one a patch of space and time.
-Called by: tokenizer/training/train.py.
+Out: logits (B,1,T',h,w), one per patch of space and time.
 
-Three strided layers (patches of 70 pixels) as in pix2pix; temporal kernel 3 with stride 2 in the first two layers, padded by
-repeating the outer frames, so that a one-frame clip passes through the same weights. GroupNorm in place of batch norm: no
-statistics cross clips or ranks.
+Three strided layers as in pix2pix, so a logit sees 70 x 70 pixels. The temporal kernel is 3, with stride 2 in the first two
+layers; the outer frames are repeated as padding, so a one-frame clip passes through the same weights. GroupNorm replaces
+batch norm: no statistics cross clips or ranks.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from tokenizer.network.causal_conv import group_count
 
 
 class PatchDiscriminator(nn.Module):
-    """`width` channels in the first layer, doubled by each of `layers` strided layers up to eight times."""
+    """`width` channels in the first layer, doubled by each further strided layer up to 8 x `width`."""
 
     def __init__(self, width: int = 128, layers: int = 3) -> None:
         super().__init__()
@@ -37,7 +36,7 @@ class PatchDiscriminator(nn.Module):
         self.out = nn.Conv3d(after, 1, (1, 4, 4), padding=(0, 1, 1))
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        """Opinions: high for originals."""
+        """Return the logits: high for originals, low for reconstructions."""
         for conv, norm in zip(self.convs, self.norms):
             padded = torch.cat((x_BCTHW[:, :, :1], x_BCTHW, x_BCTHW[:, :, -1:]), dim=2)
             x_BCTHW = F.leaky_relu(norm(conv(padded)), 0.2)

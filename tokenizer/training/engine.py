@@ -1,100 +1,45 @@
-"""The tokenizer's one door to deepspeed: process group, engines, engine checkpoints.
+"""One module under DeepSpeed: forward, backward, optimizer step, and its whole state at any number of ranks.
 
-In:  a module and the training section.
-Out: `Engine`, a small face over deepspeed's engine; `start` joins the process group.
-Called by: tokenizer/training/train.py.
+In:  a module, the training section, the ranks that `cluster.runtime.process_group.connect` has joined.
+Out: `ZeroEngine`, a narrow interface to DeepSpeed's engine; this file is the tokenizer's only import of it.
 
-Parameters stay float32 and the network runs under torch autocast, so ZeRO stages 0 to 3 differ only in what is sharded.
+Parameters stay float32 and the network runs under torch autocast, so ZeRO stages 0 to 3 differ only in what is partitioned.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-import deepspeed
-import deepspeed.comm
-from deepspeed.ops import __compatible_ops__
-
-from cluster.runtime.malloc import keep_freed_memory
+from cluster.runtime.process_group import Ranks
 from tokenizer.config import TokenizerTraining
 
-
-@dataclass(frozen=True)
-class World:
-    """This process among the ranks."""
-
-    rank: int
-    size: int
-    device: str
-
-    @property
-    def first(self) -> bool:
-        """Whether this rank writes files and lines."""
-        return self.rank == 0
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Names that AdamW gives to its two moments."""
 
 
-def start() -> World:
-    """Join the process group that the deepspeed launcher describes; without a launcher, one rank."""
-    # deepspeed would compile an operator that only inference uses, and fail where no compiler is
-    __compatible_ops__["deepspeed_shm_comm"] = False
-    if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        os.environ.update(alone)
-    if not deepspeed.comm.is_initialized():
-        deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
-    device = "cpu"
-    if torch.cuda.is_available():
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        torch.cuda.set_device(device)
-    else:
-        # The cores are divided among the ranks of a host: every rank with a thread a core is many times slower.
-        here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, here)))
-        keep_freed_memory()
-    return World(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), device)
+class TrainingError(RuntimeError):
+    """Training that cannot continue; the message says what to do."""
 
 
-def stop() -> None:
-    """Leave the process group."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+class ZeroEngine:
+    """A module, its optimizer and its gradients. Every rank makes the same calls in the same order."""
 
+    def __init__(self, module: nn.Module, training: TokenizerTraining, ranks: Ranks) -> None:
+        import deepspeed
 
-def barrier() -> None:
-    """Wait for all ranks."""
-    deepspeed.comm.barrier()
-
-
-def mean_over_ranks(values: Tensor) -> Tensor:
-    """Mean of a tensor over the ranks, NaN-aware: a rank's NaN counts as absent. Same on every rank."""
-    stacked = torch.stack((torch.nan_to_num(values), (~values.isnan()).to(values.dtype)))
-    deepspeed.comm.all_reduce(stacked)
-    return torch.where(stacked[1] > 0, stacked[0] / stacked[1].clamp(min=1), torch.nan)
-
-
-class Engine:
-    """One optimised module. Every rank calls the same methods in the same order."""
-
-    def __init__(self, module: nn.Module, training: TokenizerTraining, world: World) -> None:
-        self.stage = training.zero_stage
-        parameters: Sequence[nn.Parameter] = list(module.parameters())
+        self.stage, self.ranks = training.zero_stage, ranks
         optimizer = torch.optim.AdamW(
-            parameters, lr=training.learning_rate, betas=training.betas, weight_decay=training.weight_decay, eps=1e-8
+            list(module.parameters()),
+            lr=training.learning_rate,
+            betas=training.betas,
+            weight_decay=training.weight_decay,
+            eps=1e-8,
         )
         config: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1,
@@ -105,11 +50,10 @@ class Engine:
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
         }
-        made: Any = deepspeed.initialize(model=module.to(world.device), optimizer=optimizer, config=config)
-        self._engine: Any = made[0]
+        self._engine: Any = deepspeed.initialize(model=module.to(ranks.device), optimizer=optimizer, config=config)[0]
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """Forward through deepspeed's engine."""
+        """Run the module's forward pass through DeepSpeed."""
         return self._engine(*inputs, **named)
 
     @property
@@ -119,9 +63,9 @@ class Engine:
         return module
 
     def step(self, loss: Tensor, learning_rate: float, *, last: bool = True) -> float:
-        """Backward, and with `last` one optimizer step over what has gathered; returns the gradient norm before clipping.
+        """Backpropagate; with `last`, also apply the accumulated gradients. Returns the gradient norm before clipping.
 
-        The norm is that over all ranks, NaN while more micro-batches follow.
+        The norm is over all ranks, and NaN while more micro-batches follow.
         """
         self._engine.set_gradient_accumulation_boundary(last)
         for group in self._engine.optimizer.param_groups:
@@ -132,7 +76,7 @@ class Engine:
             return float("nan")
         norm: Tensor | None = None
         if self.stage == 0:
-            # without ZeRO every rank holds the whole averaged gradient, and deepspeed reports no norm
+            # Without ZeRO every rank holds the whole averaged gradient, and DeepSpeed reports no norm.
             norm = nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
         self._engine.step()
         found = self._engine.get_global_grad_norm() if norm is None else norm
@@ -140,7 +84,9 @@ class Engine:
 
     @contextmanager
     def whole(self) -> Iterator[dict[str, Tensor]]:
-        """The full parameters by name (gathered under stage 3), to read."""
+        """Give the full parameters by name, gathered under stage 3, for reading."""
+        import deepspeed
+
         named = dict(self.module.named_parameters())
         if self.stage < 3:
             yield {name: parameter.data for name, parameter in named.items()}
@@ -148,12 +94,111 @@ class Engine:
         with deepspeed.zero.GatheredParameters(list(named.values())):
             yield {name: parameter.data for name, parameter in named.items()}
 
-    def save(self, folder: Path) -> None:
-        """Write module and optimizer state under `folder`; all ranks."""
-        self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+    # State that does not depend on the number of ranks ---------------------------------------------------------------------
 
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote at the same number of ranks; all ranks."""
+    def full_state(self) -> dict[str, Tensor]:
+        """Return weights, moments and step count, whole and on the CPU. All ranks call this; only the first gets tensors.
+
+        Keys: `weight/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME` and `step`; before the first optimizer step only the weights.
+        """
+        state: dict[str, Tensor] = {}
+        with self.whole() as weights:
+            for name, weight in weights.items():
+                self._keep(state, f"weight/{name}", weight)
+        steps = {int(moments["step"]) for moments in self._adam.state.values()}
+        assert len(steps) <= 1, f"all parameters are updated together, but their step counts are {sorted(steps)}"
+        if steps:
+            self._keep(state, "step", torch.tensor(steps.pop()))
+            for name, parameter in self.module.named_parameters():
+                for moment in MOMENTS:
+                    self._keep(state, f"{moment}/{name}", self._gathered_moment(parameter, moment))
+        return state
+
+    def load_full_state(self, state: Mapping[str, Tensor], source: Path) -> None:
+        """Take over what `full_state` returned at any number of ranks. Raises TrainingError naming `source`. All ranks call this."""
+        named = dict(self.module.named_parameters())
+        kinds = ("weight", *MOMENTS) if "step" in state else ("weight",)
+        wrong = [f"{kind}/{name}" for kind in kinds for name, p in named.items() if _misfits(state.get(f"{kind}/{name}"), p)]
+        if wrong:
+            raise TrainingError(f"{source}: `{wrong[0]}` is missing or has another shape than this configuration's network")
+        self._set_weights(named, state)
+        if "step" not in state:
+            return
+        for partition in self._partitions():
+            zeros = {moment: torch.zeros_like(partition) for moment in MOMENTS}
+            self._adam.state[partition] = {"step": state["step"].to("cpu", torch.float32, copy=True), **zeros}
+        if self.stage in (1, 2):
+            # DeepSpeed links parameters to their moments after the first step; here they must be linked before it.
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+        for moment in MOMENTS:
+            for name, parameter in named.items():
+                self._set_moment(parameter, moment, state[f"{moment}/{name}"].to(self.ranks.device))
+
+    def load_partitioned(self, folder: Path) -> None:
+        """Read DeepSpeed's own files, as checkpoints held them before `full_state`; only at the number of ranks that wrote them."""
         path, _ = self._engine.load_checkpoint(str(folder), tag="state", load_lr_scheduler_states=False)
         if path is None:
-            raise OSError(f"{folder}: no engine state there; remove the checkpoint folder and start again from an older one")
+            raise TrainingError(f"{folder}: no engine state there; remove this checkpoint to continue from the one before")
+
+    @property
+    def _adam(self) -> torch.optim.AdamW:
+        """The torch optimizer, inside ZeRO's when there is one."""
+        optimizer: torch.optim.AdamW = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+        return optimizer
+
+    def _partitions(self) -> list[Tensor]:
+        """The tensors that the torch optimizer updates on this rank: parameters, or ZeRO's flat partitions of them."""
+        if self.stage == 0:
+            return list(self.module.parameters())
+        zero = self._engine.optimizer
+        flat: list[Tensor] = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+        return flat
+
+    def _keep(self, state: dict[str, Tensor], name: str, value: Tensor) -> None:
+        if self.ranks.first:
+            state[name] = value.detach().to("cpu", copy=True).contiguous()
+
+    def _gathered_moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        found: Tensor = (
+            self._adam.state[parameter][moment] if self.stage == 0 else safe_get_full_optimizer_state(parameter, moment)
+        )
+        return found
+
+    def _set_weights(self, named: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
+        import deepspeed
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+        if self.stage == 3:
+            with deepspeed.zero.GatheredParameters(list(named.values()), modifier_rank=0):
+                if self.ranks.first:
+                    for name, parameter in named.items():
+                        parameter.data.copy_(state[f"weight/{name}"])
+        for name, parameter in named.items():
+            weight = state[f"weight/{name}"].to(self.ranks.device)
+            if self.stage == 3:
+                safe_set_local_fp32_param(parameter, self._own_part(parameter, weight))
+                continue
+            parameter.data.copy_(weight)
+            safe_set_full_fp32_param(parameter, weight)  # ZeRO's own copy; nothing under stage 0
+
+    def _set_moment(self, parameter: nn.Parameter, moment: str, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if self.stage == 0:
+            self._adam.state[parameter][moment].copy_(value)
+        elif self.stage == 3:
+            safe_set_local_optimizer_state(parameter, self._own_part(parameter, value), moment)
+        else:
+            safe_set_full_optimizer_state(parameter, value, moment)
+
+    def _own_part(self, parameter: Any, value: Tensor) -> Tensor:
+        """This rank's part of a parameter under ZeRO-3: equal parts of the flat tensor, the last ones filled with zeros."""
+        size = parameter.ds_tensor.numel()
+        own = value.flatten()[size * self.ranks.rank : size * (self.ranks.rank + 1)]
+        return nn.functional.pad(own, (0, size - own.numel()))
+
+
+def _misfits(value: Tensor | None, parameter: Any) -> bool:
+    return value is None or tuple(value.shape) != tuple(getattr(parameter, "ds_shape", parameter.shape))

@@ -1,11 +1,10 @@
-"""The tokenizer's loss: pixels, perception, quantiser, adversary (VideoAR Eq. 4).
+"""The terms of the tokenizer's loss (VideoAR Eq. 4): pixels, perception, quantizer, adversary.
 
-In:  original and reconstruction (B,3,T,H,W) in [-1, 1], the `Bottleneck`, and the discriminator's opinions.
+In:  original and reconstruction (B,3,T,H,W) in [-1, 1], terms of the `Bottleneck`, logits of the discriminator.
 Out: scalar terms; `total` weighs them by the `loss` section.
-Called by: tokenizer/training/train.py.
 
-Reconstruction, perceptual and commitment terms are means over single frames. Sources: weights of Infinity's released
-tokenizer scripts (paper.md B3); hinge loss and LeCAM (Tseng et al. 2021).
+Reconstruction, perceptual and commitment terms are means over single frames. The default weights are those of Infinity's
+released tokenizer training scripts; hinge loss and LeCAM follow Tseng et al. 2021.
 """
 
 from __future__ import annotations
@@ -19,32 +18,32 @@ from tokenizer.config import LossConfig
 
 
 def pixel_loss(recon_BCTHW: Tensor, real_BCTHW: Tensor) -> Tensor:
-    """Mean absolute difference."""
+    """Return the mean absolute difference."""
     return (recon_BCTHW.float() - real_BCTHW.float()).abs().mean()
 
 
 def square_loss(recon_BCTHW: Tensor, real_BCTHW: Tensor) -> Tensor:
-    """Mean squared difference; 10 log10(4 / this) is the PSNR in dB on the range [-1, 1]."""
+    """Return the mean squared difference; 10 log10(4 / this) is the PSNR in dB for the range [-1, 1]."""
     return F.mse_loss(recon_BCTHW.float(), real_BCTHW.float())
 
 
 def generator_hinge(fake_logits: Tensor) -> Tensor:
-    """What the generator minimises: minus the mean opinion on reconstructions."""
+    """Return the generator's adversarial loss: minus the mean logit of its reconstructions."""
     return -fake_logits.mean()
 
 
 def discriminator_hinge(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """What the discriminator minimises."""
+    """Return the discriminator's loss."""
     return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
 
 
 def lecam(real_logits: Tensor, fake_logits: Tensor, mean_real: Tensor, mean_fake: Tensor) -> Tensor:
-    """LeCAM regularisation against the moving means of the mean opinions on originals and reconstructions."""
+    """Return the LeCAM regularisation, given the moving means of the logits of originals and reconstructions."""
     return F.relu(real_logits - mean_fake).pow(2).mean() + F.relu(mean_real - fake_logits).pow(2).mean()
 
 
 def total(terms: Mapping[str, Tensor], config: LossConfig) -> Tensor:
-    """Weighted sum of the generator's terms; a term that is absent counts 0."""
+    """Return the weighted sum of the generator's terms; a missing term counts 0."""
     weights = {
         "l1": config.l1,
         "l2": config.l2,

@@ -1,11 +1,10 @@
 """Training of the tokenizer: the loop, readable from top to bottom.
 
 In:  the configuration, and a `ClipSource` that gives the batch of a step.
-Out: figures (journal.py), RUN/tokenizer-checkpoints/step-*/, and at the end the tokenizer folder `tokenizer.weights`.
-Called by: pipeline/tokenizer_jobs/main.py, which runs under the deepspeed launcher (or as one process).
+Out: RUN/tokenizer-metrics.jsonl, RUN/tokenizer-checkpoints/step-*/, and at the end the tokenizer folder `tokenizer.weights`.
 
-All draws are functions of (seed, step): the bucket, the scales left out, the clips. So a run that stops anywhere and is
-started again goes on to the last digit at the same number of ranks.
+Everything random (the training bucket, the dropped scales, the clips) is a function of (seed, step). A run that stops anywhere
+and is started again therefore continues to the last digit at the same number of ranks.
 """
 
 from __future__ import annotations
@@ -18,73 +17,69 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from cluster.config import Config, MetricsConfig, RunConfig
+from cluster.runtime.process_group import Ranks, connect, disconnect
 from cluster.runtime.progress import ProgressBar
 from tokenizer import codec
 from tokenizer.config import TokenizerConfig, TokenizerTraining, TrainingBucket
 from tokenizer.network.network import Network, pixels
 from tokenizer.quantization.codec_spec import CodecSpec
 from tokenizer.training.autoencoder import Autoencoder
-from tokenizer.training.engine import World, start, stop
-from tokenizer.training.run_logger import Journal
-from tokenizer.training.schedule import bucket_at, keep_at, looked_at
-from tokenizer.training.trainer import Trainer, TrainingError
+from tokenizer.training.engine import TrainingError
+from tokenizer.training.run_logger import RunLogger
+from tokenizer.training.schedule import bucket_at, kept_scales_at, perceptual_frames_at
+from tokenizer.training.trainer import Trainer
 
 CHECKPOINTS = "tokenizer-checkpoints"
+COLLECTIVE_TIMEOUT = 1800.0
+"""Seconds that a rank waits for the others: DeepSpeed's default, long enough for a slow decode on one of them."""
 
 
 class ClipSource(Protocol):
     """Where training clips come from: a pure function of the step."""
 
     def batch(self, step: int, bucket: TrainingBucket, rank: int, world: int) -> Tensor:
-        """This rank's uint8 (b,T,H,W,3) of the global batch of `step`."""
+        """Return this rank's part of the global batch of `step`, uint8 (b,T,H,W,3)."""
         ...
-
-
-def recipe_digest(config: Config) -> str:
-    """sha256 over all that decides the weights: tokenizer section (without its folder), corpus and seed."""
-    tokenizer = config.get(TokenizerConfig).model_dump(mode="json", exclude={"weights"})
-    plain = {"tokenizer": tokenizer, "corpus": config.plain()["corpus"], "seed": config.get(RunConfig).seed}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def train(config: Config, clips: ClipSource) -> None:
     """Train the tokenizer of `config` to its end, from its newest checkpoint. All ranks call this.
 
-    Returns at once when `tokenizer.weights` is complete for this recipe. Raises TrainingError, ValueError or OSError.
+    Returns at once when `tokenizer.weights` already holds the result of this recipe. Raises TrainingError, CodecError, OSError
+    or what the clip source raises.
     """
-    digest = recipe_digest(config)
-    if finished(config.get(TokenizerConfig).weights, digest):
+    recipe = recipe_digest(config)
+    if finished(config.get(TokenizerConfig).weights, recipe):
         return
-    world = start()
+    ranks = connect(COLLECTIVE_TIMEOUT)
     try:
-        _run(config, clips, world, digest)
+        _run(config, clips, ranks, recipe)
     finally:
-        stop()
+        disconnect()
 
 
-def _run(config: Config, clips: ClipSource, world: World, digest: str) -> None:
+def _run(config: Config, clips: ClipSource, ranks: Ranks, recipe: str) -> None:
     """The loop."""
     tokenizer, run = config.get(TokenizerConfig), config.get(RunConfig)
-    training = tokenizer.training
+    training, checkpoints = tokenizer.training, run.dir / CHECKPOINTS
     torch.manual_seed(run.seed)
     model = Autoencoder(tokenizer)
     if training.init is not None:
-        load_init(model.network, training.init)
-    spec = CodecSpec(
-        tokenizer.network.bits, tokenizer.network.spatial_stride, tokenizer.network.temporal_stride, "", tokenizer.scales
-    )
-    trainer = Trainer(model, tokenizer, world)
-    begin = trainer.resume(run.dir / CHECKPOINTS, digest)
+        load_initial_weights(model.network, training.init)
+    network = tokenizer.network
+    spec = CodecSpec(network.bits, network.spatial_stride, network.temporal_stride, "", tokenizer.scales)
+    trainer = Trainer(model, tokenizer, ranks)
+    begin = trainer.resume(checkpoints, recipe)
     with ExitStack() as stack:
-        journal = stack.enter_context(Journal(run.dir, world.first, config.get(MetricsConfig), begin))
-        batches = stack.enter_context(Ahead(clips, training, run.seed, world))
-        bar = stack.enter_context(ProgressBar("tokenizer", training.steps, done=begin, enabled=world.first))
+        logger = stack.enter_context(RunLogger(run.dir, ranks.first, config.get(MetricsConfig), begin))
+        batches = stack.enter_context(BatchPrefetcher(clips, training, run.seed, ranks))
+        bar = stack.enter_context(ProgressBar("tokenizer", training.steps, done=begin, enabled=ranks.first))
         for step in range(begin, training.steps):
             began = time.perf_counter()
             frames = batches.take(step)
@@ -92,66 +87,78 @@ def _run(config: Config, clips: ClipSource, world: World, digest: str) -> None:
             bucket = bucket_at(step, training, run.seed)
             _, rows, columns = spec.grid(bucket.frames, bucket.height, bucket.width)
             scales = spec.scales(rows, columns)
-            keep = keep_at(step, len(scales), training, run.seed)
-            looked = looked_at(step, bucket.frames, tokenizer.loss.perceptual_frames, run.seed)
-            figures = trainer.step(pixels(frames.to(world.device)), scales, keep, step, looked)
-            if not math.isfinite(figures["loss"]):
+            kept = kept_scales_at(step, len(scales), training, run.seed)
+            compared = perceptual_frames_at(step, bucket.frames, tokenizer.loss.perceptual_frames, run.seed)
+            metrics = trainer.step(pixels(frames.to(ranks.device)), scales, kept, step, compared)
+            if not math.isfinite(metrics["loss"]):
                 raise TrainingError(
                     f"step {step + 1}: the loss is not finite; start again with a lower tokenizer.training.learning_rate "
-                    f"(checkpoints are kept under {run.dir / CHECKPOINTS})"
+                    f"(checkpoints are kept under {checkpoints})"
                 )
             done = step + 1
             seconds = {"total": time.perf_counter() - began, "data": waited}
             name = f"f{bucket.frames:03d}x{bucket.height}x{bucket.width}"
-            journal.step(
-                {"step": done, "bucket": name, "clips": bucket.batch, **figures, "seconds": seconds},
+            logger.log(
+                {"step": done, "bucket": name, "clips": bucket.batch, **metrics, "seconds": seconds},
                 write=done % training.log_every == 0 or done == training.steps,
             )
             if done % training.checkpoint_every == 0 and done < training.steps:
-                trainer.checkpoint(run.dir / CHECKPOINTS, done, digest)
-            bar.update(1, note=f"PSNR {figures['psnr']:.1f} dB")
-    provenance = {"recipe": digest, "steps": training.steps, "corpus": list(config.plain()["corpus"]["videos"])}
-    trainer.finish(tokenizer, provenance)
+                trainer.save(checkpoints, done, recipe)
+            bar.update(1, note=f"PSNR {metrics['psnr']:.1f} dB")
+    trainer.export(tokenizer, {"recipe": recipe, "steps": training.steps, "corpus": list(_corpus(config)["videos"])})
 
 
-class Ahead:
-    """Batches that are decoded in threads while earlier steps train; context manager."""
+class BatchPrefetcher:
+    """Decodes the batches of coming steps in threads while earlier steps train; a context manager."""
 
-    def __init__(self, clips: ClipSource, training: TokenizerTraining, seed: int, world: World) -> None:
-        self._clips, self._training, self._seed, self._world = clips, training, seed, world
+    def __init__(self, clips: ClipSource, training: TokenizerTraining, seed: int, ranks: Ranks) -> None:
+        self._clips, self._training, self._seed, self._ranks = clips, training, seed, ranks
         self._threads = ThreadPoolExecutor(max_workers=training.workers, thread_name_prefix="clips")
-        self._ahead: dict[int, Future[Tensor]] = {}
+        self._pending: dict[int, Future[Tensor]] = {}
 
     def take(self, step: int) -> Tensor:
-        """This rank's batch of `step`, uint8 (b,T,H,W,3); asks for the next ones. Raises what the source raised."""
+        """Return this rank's batch of `step`, uint8 (b,T,H,W,3), and request the next ones. Raises what the source raised."""
         for soon in range(step, min(self._training.steps, step + self._training.workers + 1)):
-            if soon not in self._ahead:
-                shape = bucket_at(soon, self._training, self._seed)
-                self._ahead[soon] = self._threads.submit(self._clips.batch, soon, shape, self._world.rank, self._world.size)
-        return self._ahead.pop(step).result()
+            if soon not in self._pending:
+                bucket = bucket_at(soon, self._training, self._seed)
+                self._pending[soon] = self._threads.submit(self._clips.batch, soon, bucket, self._ranks.rank, self._ranks.world)
+        return self._pending.pop(step).result()
 
-    def __enter__(self) -> Ahead:
+    def __enter__(self) -> BatchPrefetcher:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
 
-def finished(folder: Path, digest: str) -> bool:
-    """Whether `folder` holds the tokenizer of this recipe. Raises TrainingError when it holds another one."""
+def recipe_digest(config: Config) -> str:
+    """Return the sha256 of everything that determines the weights: tokenizer section (without its folder), corpus and seed."""
+    tokenizer = config.get(TokenizerConfig).model_dump(mode="json", exclude={"weights"})
+    plain = {"tokenizer": tokenizer, "corpus": _corpus(config), "seed": config.get(RunConfig).seed}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _corpus(config: Config) -> dict[str, Any]:
+    """The `corpus` section as plain values: its model belongs to the pipeline, which this package must not import."""
+    corpus: dict[str, Any] = config.plain()["corpus"]
+    return corpus
+
+
+def finished(folder: Path, recipe: str) -> bool:
+    """Return whether `folder` holds the tokenizer of this recipe. Raises TrainingError when it holds another one."""
     if not (folder / codec.JSON_NAME).exists():
         return False
     _, spec, provenance = codec.read_json(folder)
-    if provenance.get("recipe") == digest:
+    if provenance.get("recipe") == recipe:
         print(f"tokenizer: {folder} is complete for this recipe (digest {spec.digest[:12]}); nothing to do", flush=True)
         return True
     raise TrainingError(
-        f"{folder} holds a tokenizer of another recipe; name another tokenizer.weights, or remove the folder to train anew"
+        f"{folder} holds a tokenizer of another recipe; set another tokenizer.weights, or remove the folder to train anew"
     )
 
 
-def load_init(network: Network, folder: Path) -> None:
-    """Start from a tokenizer folder of the same shape. Raises ValueError naming the keys that do not fit."""
+def load_initial_weights(network: Network, folder: Path) -> None:
+    """Start from a tokenizer folder of the same shape. Raises CodecError naming the weights that do not fit."""
     state = codec.read_weights(folder)
     codec.check_keys(folder, network.shapes(), {name: tuple(weight.shape) for name, weight in state.items()})
     network.load_state_dict(state)

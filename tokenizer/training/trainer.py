@@ -1,15 +1,12 @@
-"""Engines, moving averages and checkpoints of one tokenizer training run.
+"""One run's engines, moving average and checkpoints: what a training step does to them.
 
-In:  the autoencoder, the tokenizer section, the world of ranks; then one batch a step.
-Out: figures of a step; checkpoints step-*/ with DONE written last; at the end the tokenizer folder.
-Called by: tokenizer/training/train.py.
+In:  the autoencoder, the tokenizer section, the ranks; then one batch per step.
+Out: metrics of each step; checkpoints; at the end the tokenizer folder.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,76 +15,75 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from cluster.runtime.process_group import Ranks
 from tokenizer import codec
 from tokenizer.config import LossConfig, TokenizerConfig
 from tokenizer.evaluation.lpips import perceptual
 from tokenizer.quantization.scale_schedule import Scales
-from tokenizer.training import losses
-from tokenizer.training.autoencoder import Autoencoder
+from tokenizer.training import checkpoint, losses
+from tokenizer.training.autoencoder import Autoencoder, Bottleneck
+from tokenizer.training.checkpoint import TrainState
 from tokenizer.training.discriminator import PatchDiscriminator
-from tokenizer.training.engine import Engine, World, barrier, mean_over_ranks
-from tokenizer.training.schedule import ema_at, rate_at
-from tokenizer.training.straight_through import Bottleneck
+from tokenizer.training.engine import ZeroEngine
+from tokenizer.training.schedule import ema_decay_at, learning_rate_at
 
-
-class TrainingError(RuntimeError):
-    """A training that cannot go on; the message names the mend."""
+MEAN_LOGITS_RATE = 0.01
+"""Weight of a step's logits in the moving means that LeCAM compares with."""
 
 
 class Trainer:
-    """Engines, moving averages and checkpoints of one run."""
+    """Generator and discriminator of one run, with all state that a checkpoint holds. All ranks make the same calls."""
 
-    def __init__(self, model: Autoencoder, config: TokenizerConfig, world: World) -> None:
+    def __init__(self, model: Autoencoder, config: TokenizerConfig, ranks: Ranks) -> None:
         self.loss: LossConfig = config.loss
-        self.training, self.world = config.training, world
-        self.perceptual = perceptual(config.loss.perceptual_net if config.loss.perceptual > 0 else "none", world.device)
-        self.generator = Engine(model, config.training, world)
-        self.discriminator: Engine | None = None
+        self.training, self.ranks = config.training, ranks
+        self.perceptual = perceptual(config.loss.perceptual_net if config.loss.perceptual > 0 else "none", ranks.device)
+        self.generator = ZeroEngine(model, config.training, ranks)
+        self.discriminator: ZeroEngine | None = None
         if config.loss.gan > 0:
-            judge = PatchDiscriminator(config.loss.discriminator_width)
-            self.discriminator = Engine(judge, config.training, world)
-        self.opinion = torch.zeros(2, device=world.device)
+            self.discriminator = ZeroEngine(PatchDiscriminator(config.loss.discriminator_width), config.training, ranks)
+        self.mean_logits = torch.zeros(2, device=ranks.device)
         self.ema: dict[str, Tensor] = {}
         if config.training.ema > 0:
             with self.generator.whole() as weights:
                 self.ema = {name: weight.detach().clone() for name, weight in weights.items()}
 
-    def step(self, x_BCTHW: Tensor, scales: Scales, keep: list[bool], step: int, looked: list[int]) -> dict[str, Any]:
-        """One step of generator and, once it has started, discriminator; returns plain figures, equal on all ranks.
+    # One step ---------------------------------------------------------------------------------------------------------------
 
-        keep: scales that are used. looked: frames that the perceptual loss looks at.
+    def step(self, x_BCTHW: Tensor, scales: Scales, kept: list[bool], step: int, frames: list[int]) -> dict[str, Any]:
+        """Update the generator and, once it has started, the discriminator; return metrics that are equal on all ranks.
+
+        kept: which scales are used. frames: those that the perceptual loss compares.
         """
-        training, rate = self.training, rate_at(step, self.training)
+        training, rate = self.training, learning_rate_at(step, self.training)
         adversarial = self.discriminator is not None and step >= training.discriminator_start
-        parts = x_BCTHW.split(training.micro_batch or len(x_BCTHW))
+        micro_batches = x_BCTHW.split(training.micro_batch or len(x_BCTHW))
         sums: dict[str, Tensor] = {}
         usage: list[Tensor] = []
-        made: list[Tensor] = []
+        reconstructions: list[Tensor] = []
         norm = math.nan
-        for part, x_bCTHW in enumerate(parts):
+        for number, x_bCTHW in enumerate(micro_batches):
             share = len(x_bCTHW) / len(x_BCTHW)
-            recon, middle = self.generator(x_bCTHW, scales, keep, step >= training.unquantized_steps)
-            terms = self._terms(x_bCTHW, recon, middle, adversarial, looked)
+            recon, middle = self.generator(x_bCTHW, scales, kept, step >= training.unquantized_steps)
+            terms = self._generator_terms(x_bCTHW, recon, middle, adversarial, frames)
             loss = losses.total(terms, self.loss)
-            norm = self.generator.step(loss * share, rate, last=part + 1 == len(parts))
+            norm = self.generator.step(loss * share, rate, last=number + 1 == len(micro_batches))
             _add(sums, {"loss": loss, **terms}, share)
             usage.append(middle.usage_Kd)
-            made.append(recon.detach())
-        self._average(step)
+            reconstructions.append(recon.detach())
+        self._update_ema(step)
         if adversarial:
-            for part, (real, fake) in enumerate(zip(parts, made)):
-                _add(
-                    sums,
-                    self._judge(real, fake, len(real) / len(x_BCTHW), rate, part + 1 == len(parts)),
-                    len(real) / len(x_BCTHW),
-                )
-        means = mean_over_ranks(torch.stack(list(sums.values())))
-        figures: dict[str, Any] = dict(zip(sums, means.tolist()))
-        figures["psnr"] = 10 * math.log10(4 / max(figures["l2"], 1e-10)) if figures["l2"] == figures["l2"] else math.nan
-        return figures | {"grad_norm": norm, "learning_rate": rate} | self._usage(torch.stack(usage).mean(0), scales)
+            for number, (real, fake) in enumerate(zip(micro_batches, reconstructions)):
+                share = len(real) / len(x_BCTHW)
+                last = number + 1 == len(micro_batches)
+                _add(sums, self._discriminator_step(real, fake, share, rate, last=last), share)
+        means = self.ranks.mean(torch.stack(list(sums.values())))
+        metrics: dict[str, Any] = dict(zip(sums, means.tolist()))
+        metrics["psnr"] = 10 * math.log10(4 / max(metrics["l2"], 1e-10)) if metrics["l2"] == metrics["l2"] else math.nan
+        return metrics | {"grad_norm": norm, "learning_rate": rate} | self._bit_entropy(torch.stack(usage).mean(0), scales)
 
-    def _terms(
-        self, x_BCTHW: Tensor, recon: Tensor, middle: Bottleneck, adversarial: bool, looked: list[int]
+    def _generator_terms(
+        self, x_BCTHW: Tensor, recon: Tensor, middle: Bottleneck, adversarial: bool, frames: list[int]
     ) -> dict[str, Tensor]:
         terms = {
             "l1": losses.pixel_loss(recon, x_BCTHW),
@@ -96,92 +92,82 @@ class Trainer:
             "entropy": middle.entropy,
         }
         if self.perceptual is not None:
-            terms["perceptual"] = self.perceptual(recon[:, :, looked], x_BCTHW[:, :, looked])
+            terms["perceptual"] = self.perceptual(recon[:, :, frames], x_BCTHW[:, :, frames])
         if adversarial:
             assert self.discriminator is not None
             self.discriminator.module.requires_grad_(False)
             terms["gan"] = losses.generator_hinge(self.discriminator.module(recon))
         return terms
 
-    def _average(self, step: int) -> None:
+    def _update_ema(self, step: int) -> None:
         if not self.ema:
             return
-        decay = ema_at(step, self.training)
+        decay = ema_decay_at(step, self.training)
         with self.generator.whole() as weights, torch.no_grad():
             for name, weight in weights.items():
                 self.ema[name].lerp_(weight.float(), 1 - decay)
 
-    def _judge(self, real_BCTHW: Tensor, fake_BCTHW: Tensor, share: float, rate: float, last: bool) -> dict[str, Tensor]:
+    def _discriminator_step(
+        self, real_BCTHW: Tensor, fake_BCTHW: Tensor, share: float, rate: float, *, last: bool
+    ) -> dict[str, Tensor]:
         assert self.discriminator is not None
         self.discriminator.module.requires_grad_(True)
         real, fake = self.discriminator(torch.cat((real_BCTHW, fake_BCTHW))).chunk(2)
         hinge = losses.discriminator_hinge(real, fake)
-        seen = mean_over_ranks(torch.stack((real.detach().mean(), fake.detach().mean())).float())
-        self.opinion.lerp_(seen, 0.01)
-        steady = losses.lecam(real, fake, self.opinion[0], self.opinion[1])
-        loss = (hinge + self.loss.lecam * steady) * share
+        means = self.ranks.mean(torch.stack((real.detach().mean(), fake.detach().mean())).float())
+        self.mean_logits.lerp_(means, MEAN_LOGITS_RATE)
+        lecam = losses.lecam(real, fake, self.mean_logits[0], self.mean_logits[1])
+        loss = (hinge + self.loss.lecam * lecam) * share
         self.discriminator.step(loss, rate * self.training.discriminator_factor, last=last)
-        return {"discriminator": hinge, "lecam": steady}
+        return {"discriminator": hinge, "lecam": lecam}
 
-    def _usage(self, usage_Kd: Tensor, scales: Scales) -> dict[str, Any]:
-        """Entropy in bits of the mean bit of each scale: 1 = both values used alike, 0 = a dead bit; None for a scale left out."""
-        share = mean_over_ranks(usage_Kd.float())
+    def _bit_entropy(self, usage_Kd: Tensor, scales: Scales) -> dict[str, Any]:
+        """Entropy in bits of each scale's mean bit: 1 = both values equally often, 0 = dead bits, None = scale dropped."""
+        share = self.ranks.mean(usage_Kd.float())
         safe = share.clamp(1e-6, 1 - 1e-6)
         entropy = -(safe * safe.log2() + (1 - safe) * (1 - safe).log2()).mean(1)
         return {"bit_entropy": {f"{r}x{c}": value for (r, c), value in zip(scales, entropy.tolist())}}
 
-    def checkpoint(self, folder: Path, step: int, digest: str) -> None:
-        """Write step-*/ with DONE last, then drop all but the newest two."""
-        here = folder / f"step-{step:08d}"
-        if self.world.first:
-            shutil.rmtree(here, ignore_errors=True)
-            here.mkdir(parents=True)
-        barrier()
-        self.generator.save(here / "generator")
-        if self.discriminator is not None:
-            self.discriminator.module.requires_grad_(True)
-            self.discriminator.save(here / "discriminator")
-        if self.world.first:
-            safetensors.torch.save_file({name: t.contiguous() for name, t in self.ema.items()}, here / "ema.safetensors")
-            state = {"step": step, "recipe": digest, "ranks": self.world.size, "opinion": self.opinion.tolist()}
-            (here / "state.json").write_text(json.dumps(state))
-        barrier()
-        if self.world.first:
-            (here / "DONE").touch()
-            for old in sorted(path for path in folder.glob("step-*") if (path / "DONE").exists())[:-2]:
-                shutil.rmtree(old)
+    # Its state ---------------------------------------------------------------------------------------------------------------
 
-    def resume(self, folder: Path, digest: str) -> int:
-        """Load the newest whole checkpoint of this recipe; returns the steps it holds, 0 when there is none."""
-        whole = sorted(path for path in folder.glob("step-*") if (path / "DONE").exists())
-        if not whole:
+    def save(self, root: Path, step: int, recipe: str) -> None:
+        """Write the checkpoint of `step` finished steps."""
+        tensors = {"generator": self.generator.full_state()}
+        if self.discriminator is not None:
+            tensors["discriminator"] = self.discriminator.full_state()
+        if self.ranks.first:
+            tensors["ema"] = {name: value.contiguous() for name, value in self.ema.items()}
+            real, fake = self.mean_logits.tolist()
+            checkpoint.write(root, TrainState(step, recipe, self.ranks.world, (real, fake)), tensors, self.log)
+
+    def resume(self, root: Path, recipe: str) -> int:
+        """Load the newest undamaged checkpoint; return how many steps it has finished, 0 when there is none."""
+        found = checkpoint.find(root, recipe, self.ranks, self.log)
+        if found is None:
             return 0
-        here = whole[-1]
-        state = json.loads((here / "state.json").read_text())
-        if state["recipe"] != digest:
-            raise TrainingError(
-                f"{here} belongs to another tokenizer recipe; name another run.dir, or remove {folder} to start anew"
-            )
-        if state["ranks"] != self.world.size:
-            raise TrainingError(f"{here} was written by {state['ranks']} ranks; go on with as many, not with {self.world.size}")
-        self.generator.load(here / "generator")
+        folder, state = found
+        checkpoint.load_engine(self.generator, folder, "generator", state)
         if self.discriminator is not None:
-            self.discriminator.load(here / "discriminator")
-        for name, value in safetensors.torch.load_file(here / "ema.safetensors", device=self.world.device).items():
+            checkpoint.load_engine(self.discriminator, folder, "discriminator", state)
+        for name, value in safetensors.torch.load_file(folder / "ema.safetensors", device=str(self.ranks.device)).items():
             self.ema[name].copy_(value)
-        self.opinion = torch.tensor(state["opinion"], device=self.world.device)
-        if self.world.first:
-            print(f"tokenizer: resuming at step {state['step']} from {here}", flush=True)
-        return int(state["step"])
+        self.mean_logits = torch.tensor(state.mean_logits, device=self.ranks.device)
+        self.log(f"resuming at step {state.step} from {folder}")
+        return state.step
 
-    def finish(self, config: TokenizerConfig, provenance: Mapping[str, Any]) -> None:
-        """Write the tokenizer folder (moving average when there is one); all ranks."""
+    def export(self, config: TokenizerConfig, provenance: Mapping[str, Any]) -> None:
+        """Write the tokenizer folder, of the moving average when there is one."""
         with self.generator.whole() as weights:
             final = {name.removeprefix("network."): weight for name, weight in (self.ema or weights).items()}
-            if self.world.first:
+            if self.ranks.first:
                 spec = codec.save(config.weights, config.network, final, provenance, config.scales)
-                print(f"tokenizer: wrote {config.weights} (digest {spec.digest[:12]})", flush=True)
-        barrier()
+                self.log(f"wrote {config.weights} (digest {spec.digest[:12]})")
+        self.ranks.barrier()
+
+    def log(self, text: str) -> None:
+        """Print one line, on the first rank."""
+        if self.ranks.first:
+            print(f"tokenizer: {text}", flush=True)
 
 
 def _add(sums: dict[str, Tensor], terms: Mapping[str, Tensor], share: float) -> None:

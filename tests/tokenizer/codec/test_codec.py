@@ -1,8 +1,7 @@
-"""The codec: streaming equals the whole, folders survive nothing but themselves, bad input is named."""
+"""The codec: streaming equals the whole, bad input is named."""
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tokenizer.codec import CodecError, Encoded, VideoCodec, digest, save
-from tokenizer.config import NetworkConfig
+from tokenizer.codec import CodecError, Encoded, VideoCodec, save
 from tokenizer.network.causal_conv import Stream
 from tokenizer.network.network import Network, to_uint8
+from tokenizer.quantization.bsq import codes, resize_area, resize_linear
 
 
 def codec_of(network: Network, folder: Path) -> VideoCodec:
@@ -41,19 +40,16 @@ def chunks(total: int, cuts: list[int]) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def near_zero(features: torch.Tensor, codec: VideoCodec) -> bool:
-    """Whether a pre-sign value lies so near 0 that rounding may decide it."""
-    from tokenizer.quantization.bsq import codes, resize_area, resize_linear
-
+def decided(features: torch.Tensor, codec: VideoCodec) -> torch.Tensor:
+    """Which latent frames have no value so near 0 that rounding could turn its bit, bool (B*T',)."""
     frames = features.flatten(0, 1)
     listed = codec.spec.scales(*frames.shape[2:])
-    residual = frames
+    residual, sure = frames, torch.ones(len(frames), dtype=torch.bool)
     for scale in listed:
         z = torch.nn.functional.normalize(resize_area(residual, scale), dim=1)
-        if bool((z.abs() < 1e-5).any()):
-            return True
+        sure &= (z.abs() >= 1e-5).flatten(1).all(1)
         residual = residual - resize_linear(codes((z > 0).permute(0, 2, 3, 1)), listed[-1])
-    return False
+    return sure
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +79,10 @@ def test_any_chunking_of_129_frames_encodes_as_the_whole(
     features = torch.cat([part.features for part in parts], dim=1)
     assert features.shape == whole.features.shape == (1, 33, codec.spec.bits, 2, 2)
     assert (features - whole.features).abs().max() < 1e-4
-    if not near_zero(whole.features, codec):
-        assert torch.equal(torch.cat([part.bits for part in parts], dim=1), whole.bits)
+    sure = decided(whole.features, codec)
+    assert sure.sum() > 25, "most of the 33 frames are compared"
+    bits = torch.cat([part.bits for part in parts], dim=1).view(33, -1)
+    assert torch.equal(bits[sure], whole.bits.view(33, -1)[sure])
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -156,26 +154,6 @@ def test_bfloat16_on_a_cpu_without_it_works_and_warns(
     assert half.decode(bits, 16, 16).shape == frames.shape
 
 
-def test_saved_folder_loads_with_the_same_digest(small_f8: Network, tmp_path: Path) -> None:
-    lists = {"2x2": ((1, 1), (2, 2))}
-    spec = save(tmp_path / "t", small_f8.config, small_f8.state_dict(), {"steps": 3}, lists)
-    codec = VideoCodec.load(tmp_path / "t")
-    assert codec.spec == spec
-    assert codec.spec.scales(2, 2) == ((1, 1), (2, 2))
-    assert spec.digest == digest(small_f8.config, small_f8.state_dict(), lists)
-    assert spec.digest != digest(small_f8.config, small_f8.state_dict())
-    again = save(tmp_path / "t", small_f8.config, small_f8.state_dict(), {"steps": 4})
-    assert VideoCodec.load(tmp_path / "t").spec == again
-    assert [path.name for path in tmp_path.iterdir()] == ["t"], "no temporary folder stays"
-
-
-def test_digest_changes_with_one_weight(small_f8: Network) -> None:
-    state = {name: weight.clone() for name, weight in small_f8.state_dict().items()}
-    before = digest(small_f8.config, state)
-    state["decoder.conv_out.conv.bias"][0] += 1e-6
-    assert digest(small_f8.config, state) != before
-
-
 @pytest.mark.parametrize(
     ("frames", "message"),
     [
@@ -208,41 +186,6 @@ def test_one_frame_works(codecs: dict[str, VideoCodec]) -> None:
     encoded = codec.encode(clip(codec, 1))
     assert encoded.features.shape[1] == 1
     assert codec.decode(encoded.bits, 32, 32).shape == (1, 1, 32, 32, 3)
-
-
-def test_damaged_folders_are_named(small_f8: Network, tmp_path: Path) -> None:
-    with pytest.raises(CodecError, match="no tokenizer there"):
-        VideoCodec.load(tmp_path / "absent")
-    folder = tmp_path / "t"
-    save(folder, small_f8.config, small_f8.state_dict(), {})
-    weights = folder / "tokenizer.safetensors"
-    good = weights.read_bytes()
-    weights.write_bytes(good[: len(good) // 2])
-    with pytest.raises(CodecError, match=r"tokenizer\.safetensors.*damaged"):
-        VideoCodec.load(folder)
-    weights.write_bytes(good[:-4] + b"\0\0\x80\x3f")
-    with pytest.raises(CodecError, match="digest"):
-        VideoCodec.load(folder)
-    weights.unlink()
-    with pytest.raises(CodecError, match="missing"):
-        VideoCodec.load(folder)
-    record = json.loads((folder / "tokenizer.json").read_text())
-    del record["spec"]["bits"]
-    (folder / "tokenizer.json").write_text(json.dumps(record))
-    with pytest.raises(CodecError, match="no tokenizer description"):
-        VideoCodec.load(folder)
-
-
-def test_save_refuses_foreign_and_broken_weights(small_f8: Network, tmp_path: Path) -> None:
-    state = dict(small_f8.state_dict())
-    with pytest.raises(CodecError, match="foreign"):
-        save(tmp_path / "t", small_f8.config, {**state, "encoder.extra": torch.zeros(1)}, {})
-    with pytest.raises(CodecError, match="has shape"):
-        save(tmp_path / "t", NetworkConfig(**{**small_f8.config.model_dump(), "bits": 16}), state, {})
-    state["decoder.conv_out.conv.bias"] = torch.full((3,), float("nan"))
-    with pytest.raises(CodecError, match="not finite"):
-        save(tmp_path / "t", small_f8.config, state, {})
-    assert not list(tmp_path.iterdir())
 
 
 def test_compilation_on_cpu_is_refused_with_the_mend(small_f8: Network, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Import of the public format: what loads, what a change of bits keeps, what is refused by name."""
+"""Import of the public format: what loads, how kernels inflate, what a change of bits keeps, what is refused by name."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from tokenizer.codec import VideoCodec
-from tokenizer.codec.image_import import ImportFailure, change_bits, import_public
+from tokenizer.codec.image_import import ImportFailure, change_bits, import_public, inflate
 from tokenizer.config import NetworkConfig
 from tokenizer.network.network import Network
+from tokenizer.quantization.bit_packing import unpack
 from tokenizer.quantization.bsq import quantize
 from tokenizer.quantization.scale_schedule import scales
 
@@ -45,8 +46,6 @@ def test_the_golden_file_imports_and_codes_as_the_public_network(
     encoded = codec.encode(golden["image_u8"].permute(0, 2, 3, 1)[:, None])
     assert (encoded.features[:, 0] - golden["feature"]).abs().max() < 1e-4
     want = torch.cat([golden[f"bits_{k}"].flatten(1) for k in range(6)], dim=1).bool()
-    from tokenizer.quantization.bit_packing import unpack
-
     found = torch.cat([item.flatten(1) for item in unpack(encoded.bits, scales(8, 8), 16)], dim=1)
     assert (found != want).double().mean() < 1e-3
 
@@ -140,3 +139,40 @@ def test_bits_that_fill_no_bytes_are_refused_with_the_mend(tmp_path: Path) -> No
     with pytest.raises(ImportFailure, match="divisible by 8"):
         import_public(path, tmp_path / "t")
     assert import_public(path, tmp_path / "t", bits=24).bits == 24
+
+
+SHAPES: dict[str, tuple[int, ...]] = {"a.weight": (2, 3, 3, 3, 3), "a.bias": (2,), "b.weight": (2, 2, 1, 1, 1)}
+
+
+def flat_weights() -> dict[str, torch.Tensor]:
+    return {"a.weight": torch.randn(2, 3, 3, 3), "a.bias": torch.randn(2), "b.weight": torch.randn(2, 2, 1, 1)}
+
+
+def test_inflation_gives_the_last_slice_the_weights_and_older_ones_are_zero() -> None:
+    flat = flat_weights()
+    full = inflate(flat, SHAPES)
+    assert torch.equal(full["a.weight"][:, :, -1], flat["a.weight"])
+    assert full["a.weight"][:, :, :-1].abs().max() == 0
+    assert torch.equal(full["b.weight"][:, :, 0], flat["b.weight"])
+    assert torch.equal(full["a.bias"], flat["a.bias"])
+
+
+def test_random_older_slices_repeat_with_the_seed() -> None:
+    flat = flat_weights()
+    one, two = inflate(flat, SHAPES, older="random", seed=1), inflate(flat, SHAPES, older="random", seed=1)
+    assert torch.equal(one["a.weight"], two["a.weight"])
+    assert one["a.weight"][:, :, 0].std() > 0
+    assert torch.equal(one["a.weight"][:, :, -1], flat["a.weight"])
+
+
+@pytest.mark.parametrize("change", ["missing", "foreign", "shape"])
+def test_weights_that_do_not_inflate_are_named(change: str) -> None:
+    flat = flat_weights()
+    if change == "missing":
+        del flat["a.bias"]
+    elif change == "foreign":
+        flat["c.weight"] = torch.zeros(1)
+    else:
+        flat["a.weight"] = torch.zeros(2, 3, 5, 5)
+    with pytest.raises(ImportFailure, match={"missing": "a.bias", "foreign": "c.weight", "shape": "does not inflate"}[change]):
+        inflate(flat, SHAPES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,11 +42,11 @@ def test_ssim_of_constant_pictures_is_the_luminance_term() -> None:
     assert metrics.ssim(a, b).item() == pytest.approx((2 * 100 * 120 + c1) / (100**2 + 120**2 + c1), rel=1e-6)
 
 
-def test_bit_figures_count_use_and_death() -> None:
+def test_bit_statistics_count_use_and_death() -> None:
     listed = scales(2, 2)
     bits = [torch.rand(500, r, c, 8) > 0.5 for r, c in listed]
     bits[0][..., 0] = True
-    figures = metrics.bit_figures(pack(bits), listed, 8)
+    figures = metrics.bit_statistics(pack(bits), listed, 8)
     assert figures["1x1"]["dead"] == 1 / 8
     assert 0.8 < figures["1x1"]["entropy"] < 0.9
     assert figures["2x2"]["dead"] == 0
@@ -54,3 +55,23 @@ def test_bit_figures_count_use_and_death() -> None:
 
 def test_bits_per_pixel() -> None:
     assert metrics.bits_per_pixel(260, 3, 9, 64, 64) == pytest.approx(260 * 8 * 3 / (9 * 64 * 64))
+
+
+def test_frechet_distance_is_that_of_gaussians() -> None:
+    draw = np.random.default_rng(0)
+    a, b = draw.normal(size=(4000, 3)), draw.normal(size=(4000, 3)) * [1, 2, 3] + [1, 0, 0]
+    assert metrics.frechet(a, b) == pytest.approx(1 + 0 + 1 + 4, rel=0.1)
+    assert metrics.frechet(a, a) == pytest.approx(0, abs=1e-6)
+    s1, s2 = np.cov(a.T), np.cov(b.T)
+    values = np.linalg.eigvals(s1 @ s2).real
+    exact = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(s1 + s2) - 2 * np.sqrt(values).sum()
+    assert metrics.frechet(a, b) == pytest.approx(exact, rel=1e-9)
+
+
+def test_frechet_distance_of_few_rows_in_many_columns() -> None:
+    draw = np.random.default_rng(0)
+    a = draw.normal(size=(10, 400))
+    assert metrics.frechet(a, a) == pytest.approx(0, abs=1e-6)
+    assert metrics.frechet(a, a + 1) == pytest.approx(400, rel=1e-6)
+    with pytest.raises(ValueError, match="at least 2"):
+        metrics.frechet(a[:1], a)

@@ -1,4 +1,4 @@
-"""The figures of tokenizer training over HTTP and in lines."""
+"""The metrics of tokenizer training over HTTP and in lines."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 
 from cluster.config import MetricsConfig
 from cluster.metrics import MetricsPortError
-from tokenizer.training.run_logger import METRICS, Journal
+from tokenizer.training.run_logger import METRICS, RunLogger
 
-FIGURES = {
+STEP = {
     "step": 7,
     "clips": 4,
     "loss": 0.5,
@@ -27,15 +27,15 @@ FIGURES = {
 }
 
 
-def test_figures_are_served_while_it_runs(tmp_path: Path) -> None:
-    with Journal(tmp_path, True, MetricsConfig(port=0), 0) as journal:
-        journal.step(FIGURES, write=False)
-        journal.step({**FIGURES, "step": 8}, write=True)
+def test_metrics_are_served_while_it_runs(tmp_path: Path) -> None:
+    with RunLogger(tmp_path, True, MetricsConfig(port=0), 0) as logger:
+        logger.log(STEP, write=False)
+        logger.log({**STEP, "step": 8}, write=True)
         address = (tmp_path / "metrics-address").read_text().strip()
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
             said = answer.read().decode().splitlines()
         with pytest.raises(MetricsPortError, match=rf"{address}: .*set metrics\.port"):
-            Journal(tmp_path / "other", True, MetricsConfig(port=int(address.split(":")[1])), 0)
+            RunLogger(tmp_path / "other", True, MetricsConfig(port=int(address.split(":")[1])), 0)
     for line in (
         "videoar_tokenizer_step 8.0",
         "videoar_tokenizer_loss 0.5",
@@ -53,12 +53,12 @@ def test_figures_are_served_while_it_runs(tmp_path: Path) -> None:
 
 def test_lines_of_lost_steps_are_dropped(tmp_path: Path) -> None:
     (tmp_path / METRICS).write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step')
-    with Journal(tmp_path, True, MetricsConfig(enabled=False), 2) as journal:
-        journal.step({**FIGURES, "step": 3}, write=True)
+    with RunLogger(tmp_path, True, MetricsConfig(enabled=False), 2) as logger:
+        logger.log({**STEP, "step": 3}, write=True)
     assert [json.loads(line)["step"] for line in (tmp_path / METRICS).read_text().splitlines()] == [1, 2, 3]
 
 
 def test_other_ranks_are_silent(tmp_path: Path) -> None:
-    with Journal(tmp_path, False, MetricsConfig(), 0) as journal:
-        journal.step(FIGURES, write=True)
+    with RunLogger(tmp_path, False, MetricsConfig(), 0) as logger:
+        logger.log(STEP, write=True)
     assert list(tmp_path.iterdir()) == []

@@ -7,12 +7,12 @@ from itertools import pairwise
 import pytest
 
 from tokenizer.config import TokenizerTraining, TrainingBucket
-from tokenizer.training.schedule import bucket_at, ema_at, keep_at, looked_at, rate_at
+from tokenizer.training.schedule import bucket_at, ema_decay_at, kept_scales_at, learning_rate_at, perceptual_frames_at
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     training = TokenizerTraining(steps=100, warmup=10, learning_rate=1.0)
-    rates = [rate_at(step, training) for step in range(100)]
+    rates = [learning_rate_at(step, training) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == rates[10] == 1.0
     assert rates[-1] < 1e-3
@@ -21,13 +21,13 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
 
 def test_scale_dropout_keeps_the_last_and_about_half_of_the_rest() -> None:
     training = TokenizerTraining(scale_dropout=0.5, single_scale_steps=10)
-    assert keep_at(9, 6, training, 0) == [False] * 5 + [True]
-    drawn = [keep_at(step, 6, training, 0) for step in range(10, 410)]
+    assert kept_scales_at(9, 6, training, 0) == [False] * 5 + [True]
+    drawn = [kept_scales_at(step, 6, training, 0) for step in range(10, 410)]
     assert all(keep[-1] for keep in drawn)
     share = sum(sum(keep[:-1]) for keep in drawn) / (5 * len(drawn))
     assert 0.45 < share < 0.55
-    assert keep_at(50, 6, training, 0) == keep_at(50, 6, training, 0)
-    assert keep_at(50, 6, TokenizerTraining(multi_scale=False), 0) == [False] * 5 + [True]
+    assert kept_scales_at(50, 6, training, 0) == kept_scales_at(50, 6, training, 0)
+    assert kept_scales_at(50, 6, TokenizerTraining(multi_scale=False), 0) == [False] * 5 + [True]
 
 
 def test_buckets_open_and_close_by_step() -> None:
@@ -42,14 +42,14 @@ def test_buckets_open_and_close_by_step() -> None:
 
 def test_the_moving_average_is_short_at_first() -> None:
     training = TokenizerTraining(ema=0.999)
-    assert ema_at(0, training) == pytest.approx(0.1)
-    assert ema_at(10**6, training) == 0.999
+    assert ema_decay_at(0, training) == pytest.approx(0.1)
+    assert ema_decay_at(10**6, training) == 0.999
 
 
 def test_perceptual_frames_are_drawn_evenly() -> None:
-    assert looked_at(3, 9, 0, 0) == looked_at(3, 9, 12, 0) == list(range(9))
-    drawn = [looked_at(step, 9, 3, 0) for step in range(600)]
+    assert perceptual_frames_at(3, 9, 0, 0) == perceptual_frames_at(3, 9, 12, 0) == list(range(9))
+    drawn = [perceptual_frames_at(step, 9, 3, 0) for step in range(600)]
     assert all(len(set(frames)) == 3 and frames == sorted(frames) for frames in drawn)
     counts = [sum(frame in frames for frames in drawn) for frame in range(9)]
     assert min(counts) > 150 and max(counts) < 250
-    assert looked_at(7, 9, 3, 0) == looked_at(7, 9, 3, 0) != looked_at(8, 9, 3, 0)
+    assert perceptual_frames_at(7, 9, 3, 0) == perceptual_frames_at(7, 9, 3, 0) != perceptual_frames_at(8, 9, 3, 0)

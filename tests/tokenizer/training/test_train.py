@@ -1,10 +1,11 @@
-"""Training: stop and resume to the last digit; two ranks under ZeRO equal one; complete means done."""
+"""Training: resume to the last digit, damaged checkpoints, any number of ranks under ZeRO, checkpoints of earlier versions."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,11 +16,12 @@ import safetensors.torch
 import torch
 
 from cluster.config import load
+from tokenizer.training.engine import TrainingError
 from tokenizer.training.train import finished, recipe_digest
-from tokenizer.training.trainer import TrainingError
 
 ROOT = Path(__file__).resolve().parents[3]
 DRIVER = "tests.helpers.drive_train"
+OLD = ROOT / "tests" / "data" / "before_rooms"
 CONFIG = """
 run: {{dir: {folder}/run, seed: 5}}
 metrics: {{port: 0}}
@@ -48,7 +50,7 @@ def configure(folder: Path) -> Path:
     return path
 
 
-def run(words: list[str], *, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+def run(words: list[str], *, ranks: int = 1, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     if ranks == 1:
         command = [sys.executable, "-m", DRIVER, *words]
@@ -58,7 +60,15 @@ def run(words: list[str], *, ranks: int = 1) -> subprocess.CompletedProcess[str]
             port = str(free.getsockname()[1])
         launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", port]
         command = [*launcher, "--module", DRIVER, *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=folder)
+
+
+def die(config: Path, step: int, *words: str, ranks: int = 1) -> str:
+    """Run until the clip source fails at `step`; returns what was printed."""
+    died = run([str(config), str(step), *words], ranks=ranks)
+    assert died.returncode != 0
+    assert f"stopped on purpose at step {step}" in died.stderr + died.stdout
+    return died.stdout
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -79,11 +89,28 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.system
-def test_a_run_that_died_goes_on_to_the_last_digit(straight: Path, tmp_path: Path) -> None:
+def test_a_run_that_died_goes_on_to_the_last_digit_past_damaged_checkpoints(straight: Path, tmp_path: Path) -> None:
     config = configure(tmp_path)
-    died = run([str(config), "5"])
-    assert died.returncode != 0
-    assert "stopped on purpose at step 5" in died.stderr
+    checkpoints = tmp_path / "run" / "tokenizer-checkpoints"
+    newest = checkpoints / "step-00000004"
+    die(config, 5)
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000002", "step-00000004"]
+
+    flipped = newest / "generator.safetensors"
+    data = bytearray(flipped.read_bytes())
+    data[len(data) // 2] ^= 1
+    flipped.write_bytes(data)
+    said = die(config, 5)
+    assert "checkpoint step-00000004 is" in said and "generator.safetensors does not match its sha256" in said
+    assert "resuming at step 2" in said
+
+    (newest / "discriminator.safetensors").unlink()
+    (checkpoints / "step-00000006.partial").mkdir()
+    said = die(config, 5)
+    assert "checkpoint step-00000004 is" in said and "discriminator.safetensors is missing" in said
+    assert "resuming at step 2" in said
+    assert not (checkpoints / "step-00000006.partial").exists()
+
     again = run([str(config), "-1"])
     assert again.returncode == 0, again.stderr
     assert "resuming at step 4" in again.stdout
@@ -99,6 +126,25 @@ def test_a_run_that_died_goes_on_to_the_last_digit(straight: Path, tmp_path: Pat
 
 
 @pytest.mark.system
+def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """A run of the code before checkpoints were hashed, stopped at step 5, and the losses that it would have had."""
+    for path in OLD.iterdir():
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
+    refused = run(["tokenizer.yaml", "-1"], ranks=2, folder=tmp_path)
+    assert refused.returncode != 0
+    assert "was written by 1 ranks in an earlier format" in refused.stderr + refused.stdout
+    done = run(["tokenizer.yaml", "-1"], folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resuming at step 4" in done.stdout
+    want, found = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("straight-tokenizer.jsonl", "tokenizer-run/tokenizer-metrics.jsonl")
+    )
+    for a, b in zip(want, found, strict=True):
+        assert math.isclose(a["loss"], b["loss"], rel_tol=1e-5), (a, b)
+
+
+@pytest.mark.system
 @pytest.mark.parametrize("stage", [0, 2])
 def test_micro_batches_add_up_to_the_whole(straight: Path, tmp_path: Path, stage: int) -> None:
     words = [f"tokenizer.training.zero_stage={stage}", "tokenizer.training.micro_batch=1"]
@@ -110,10 +156,16 @@ def test_micro_batches_add_up_to_the_whole(straight: Path, tmp_path: Path, stage
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_two_ranks_equal_one(straight: Path, tmp_path: Path, stage: int) -> None:
-    done = run([str(configure(tmp_path)), "-1", f"tokenizer.training.zero_stage={stage}"], ranks=2)
+@pytest.mark.parametrize(("stage", "ranks"), [(0, (2, 1, 2)), (1, (1, 2)), (2, (2, 1)), (3, (2, 1, 2)), (3, (2,))])
+def test_the_number_of_ranks_may_change_and_changes_nothing(
+    straight: Path, tmp_path: Path, stage: int, ranks: tuple[int, ...]
+) -> None:
+    config, word = configure(tmp_path), f"tokenizer.training.zero_stage={stage}"
+    for number, step in zip(ranks[:-1], (3, 5)):
+        die(config, step, word, ranks=number)
+    done = run([str(config), "-1", word], ranks=ranks[-1])
     assert done.returncode == 0, done.stderr + done.stdout
+    assert (f"resuming at step {2 * (len(ranks) - 1)}" in done.stdout) == (len(ranks) > 1)
     for a, b in zip(figures(straight), figures(tmp_path), strict=True):
         assert math.isclose(a["loss"], b["loss"], rel_tol=2e-3), (a, b)
         assert math.isclose(a["grad_norm"], b["grad_norm"], rel_tol=2e-2)

@@ -1,4 +1,4 @@
-"""The training quantiser: what it forwards, what gradients it passes, what it counts."""
+"""The training quantizer: what it returns, what gradients it passes, what it counts."""
 
 from __future__ import annotations
 
@@ -8,35 +8,37 @@ import torch
 
 from tokenizer.quantization.bsq import quantize
 from tokenizer.quantization.scale_schedule import scales
-from tokenizer.training.straight_through import bottleneck
+from tokenizer.training.autoencoder import straight_through
 
 SCALES = scales(4, 4)
 
 
 def test_it_forwards_what_the_codec_quantises_to() -> None:
     features = torch.randn(3, 8, 4, 4)
-    made = bottleneck(features, SCALES, [True] * 4, 100.0)
+    made = straight_through(features, SCALES, [True] * 4, 100.0)
     assert torch.allclose(made.quantized, quantize(features, SCALES)[1], atol=1e-6)
 
 
 def test_gradients_pass_straight_through() -> None:
     features = torch.randn(2, 8, 4, 4, requires_grad=True)
     weight = torch.randn(2, 8, 4, 4)
-    (gradient,) = torch.autograd.grad((bottleneck(features, SCALES, [True] * 4, 100.0).quantized * weight).sum(), features)
+    (gradient,) = torch.autograd.grad(
+        (straight_through(features, SCALES, [True] * 4, 100.0).quantized * weight).sum(), features
+    )
     assert torch.equal(gradient, weight)
 
 
 def test_commitment_pulls_features_to_their_codes() -> None:
     features = (5 * torch.randn(2, 8, 4, 4)).requires_grad_()
-    before = bottleneck(features, SCALES, [True] * 4, 100.0).commitment
+    before = straight_through(features, SCALES, [True] * 4, 100.0).commitment
     (gradient,) = torch.autograd.grad(before, features)
-    after = bottleneck(features - gradient, SCALES, [True] * 4, 100.0).commitment
+    after = straight_through(features - gradient, SCALES, [True] * 4, 100.0).commitment
     assert after < before
 
 
 def test_dropped_scales_leave_no_trace() -> None:
     features = torch.randn(2, 8, 4, 4)
-    made = bottleneck(features, SCALES, [False, False, False, True], 100.0)
+    made = straight_through(features, SCALES, [False, False, False, True], 100.0)
     single = quantize(features, (SCALES[-1],))[1]
     assert torch.allclose(made.quantized, single, atol=1e-6)
     assert made.usage_Kd[:3].isnan().all()
@@ -45,7 +47,7 @@ def test_dropped_scales_leave_no_trace() -> None:
 
 def test_unquantised_passes_the_features_on() -> None:
     features = torch.randn(2, 8, 4, 4)
-    made = bottleneck(features, SCALES, [True] * 4, 100.0, quantized=False)
+    made = straight_through(features, SCALES, [True] * 4, 100.0, quantized=False)
     assert torch.equal(made.quantized, features)
     assert made.commitment > 0
 
@@ -54,9 +56,9 @@ def test_entropy_is_lowest_for_sure_and_balanced_bits() -> None:
     sign = torch.ones(64, 8, 1, 1)
     sign[::2] = -1
     one = ((1, 1),)
-    balanced = bottleneck(sign, one, [True], 100.0).entropy
-    constant = bottleneck(torch.ones(64, 8, 1, 1), one, [True], 100.0).entropy
-    unsure = bottleneck(torch.randn(64, 8, 1, 1), one, [True], 0.01).entropy * 0.01 / 100
+    balanced = straight_through(sign, one, [True], 100.0).entropy
+    constant = straight_through(torch.ones(64, 8, 1, 1), one, [True], 100.0).entropy
+    unsure = straight_through(torch.randn(64, 8, 1, 1), one, [True], 0.01).entropy * 0.01 / 100
     assert math.isclose(balanced.item(), -8 * math.log(2) / 100, rel_tol=1e-3)
     assert balanced < constant
     assert balanced < unsure
