@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-CLUSTER: dict[str, str] = {}
+CLUSTER: dict[str, str] = {
+    "cluster/cli/options.py": "tests/cluster/cli/test_main.py",
+    "cluster/monitoring/alerts.py": "tests/cluster/monitoring/test_dashboards.py",
+    "cluster/monitoring/panels.py": "tests/cluster/monitoring/test_dashboards.py",
+    "cluster/monitoring/plots.py": "tests/cluster/monitoring/test_report.py",
+    "cluster/runtime/exit_codes.py": "tests/cluster/runtime/test_errors.py",
+}
 TOKENIZER: dict[str, str] = {
     "tokenizer/network/blocks.py": "tests/tokenizer/network/test_network.py",
     "tokenizer/network/causal_conv.py": "tests/tokenizer/network/test_network.py",
     "tokenizer/training/engine.py": "tests/tokenizer/training/test_train.py",
     "tokenizer/training/trainer.py": "tests/tokenizer/training/test_train.py",
 }
-PIPELINE: dict[str, str] = {}
+PIPELINE: dict[str, str] = {
+    "pipeline/workers/encode_actor.py": "tests/pipeline/job/test_tokenize.py",
+}
 PRETRAIN: dict[str, str] = {
     "pretrain/checkpoint/export.py": "tests/system/test_training.py",
     "pretrain/engine/config.py": "tests/pretrain/engine/test_deepspeed_config.py",

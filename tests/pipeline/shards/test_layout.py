@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.runtime.atomic_files import DamagedFile
-from pipeline.job import dataset_json
-from pipeline.job.dataset_json import ConfigChanged
 from pipeline.shards import layout
-from pipeline.shards.layout import FolderError, FolderLock, Locked
+from pipeline.shards.layout import DatasetError, FolderError, FolderLock, Locked
+from tests.helpers.fakes import clip
 
 
 def test_the_second_job_learns_who_holds_the_folder(tmp_path: Path) -> None:
@@ -41,49 +39,6 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         pass
 
 
-def test_a_changed_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
-    old = {"fps": 8.0, "pipeline": {"batch": 4, "cuts": {"threshold": 27.0}}, "buckets": ["f005x32x32"]}
-    dataset_json.begin(tmp_path, old)
-    before = (tmp_path / "dataset.json").read_bytes()
-    dataset_json.begin(tmp_path, old)
-    new = {"fps": 12.0, "pipeline": {"batch": 4, "cuts": {"threshold": 30.0}, "dedup": True}, "buckets": ["f005x32x32"]}
-    with pytest.raises(ConfigChanged) as caught:
-        dataset_json.begin(tmp_path, new)
-    lines = str(caught.value).splitlines()
-    assert lines[1:-1] == ["  fps: 8.0 -> 12.0", "  pipeline.cuts.threshold: 27.0 -> 30.0", "  pipeline.dedup: null -> true"]
-    assert (tmp_path / "dataset.json").read_bytes() == before
-
-
-def test_a_key_of_another_version_is_no_change_while_it_holds_its_default(tmp_path: Path) -> None:
-    """The folder was begun before `pipeline.crop` and `pipeline.cuts.margin` existed, and when there was a `pipeline.gone`."""
-    kept = {"batch": 4, "cuts": {"threshold": 27.0}}
-    dataset_json.begin(
-        tmp_path, {"fps": 8.0, "pipeline": {**kept, "gone": {"far": 3, "near": 1}}, "not_default": ["pipeline.gone.near"]}
-    )
-    before = (tmp_path / "dataset.json").read_bytes()
-    defaults = {"pipeline": {"batch": 4, "cuts": {"threshold": 27.0, "margin": 0.0}, "crop": {"deep": False}}}
-
-    def newer(margin: float, deep: bool, **fields: object) -> list[str]:
-        pipeline = {"batch": 4, "cuts": {"threshold": 27.0, "margin": margin}, "crop": {"deep": deep}, "gone": {"near": 1}}
-        try:
-            dataset_json.begin(tmp_path, {"fps": 8.0, "pipeline": {**pipeline, **fields}, "not_default": ["x"]}, defaults)
-        except ConfigChanged as error:
-            return str(error).splitlines()[1:-1]
-        return []
-
-    assert newer(0.0, False) == [], "new keys at their defaults, and a removed one that held its default"
-    assert newer(0.5, True) == ["  pipeline.crop.deep: false -> true", "  pipeline.cuts.margin: 0.0 -> 0.5"]
-    assert newer(0.0, False, gone={}) == ["  pipeline.gone: null -> {}", "  pipeline.gone.near: 1 -> null"], "it was set"
-    assert newer(0.0, False, batch=5) == ["  pipeline.batch: 4 -> 5"]
-    assert (tmp_path / "dataset.json").read_bytes() == before
-
-
-def test_a_foreign_folder_is_not_written_to(tmp_path: Path) -> None:
-    (tmp_path / "holiday.jpg").touch()
-    with pytest.raises(FolderError, match=r"holds holiday\.jpg but no dataset\.json"):
-        dataset_json.begin(tmp_path, {})
-
-
 def test_leftovers_of_killed_writers_go(tmp_path: Path) -> None:
     for name in (
         ".index.parquet.host-1.tmp",
@@ -97,7 +52,15 @@ def test_leftovers_of_killed_writers_go(tmp_path: Path) -> None:
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()] == ["f005x32x32/keep.tar"]
 
 
-def test_damaged_json_is_named(tmp_path: Path) -> None:
-    (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(DamagedFile, match=r"dataset\.json: not valid JSON"):
-        dataset_json.begin(tmp_path, {})
+def test_sources_that_were_taken_down(tmp_path: Path) -> None:
+    assert layout.excluded(tmp_path) == []
+    (tmp_path / "excluded.json").write_text('["b/", "a.mp4"]')
+    gone = layout.excluded(tmp_path)
+    assert gone == ["a.mp4", "b/"]
+    assert [layout.hidden(name, gone) for name in ("a.mp4", "a.mp4x", "b/c.mp4", "b")] == [True, False, True, False]
+    reject = layout.taken_down(clip(3))
+    assert (reject.stage, reject.reason, reject.key) == ("exclude", "taken_down", clip(3).key)
+    for broken in ("{", "3"):
+        (tmp_path / "excluded.json").write_text(broken)
+        with pytest.raises(DatasetError, match=r"excluded\.json: not a JSON list of sources"):
+            layout.excluded(tmp_path)

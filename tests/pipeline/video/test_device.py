@@ -127,7 +127,7 @@ def test_the_cpu_is_the_default_and_counts_nothing(clips: Path) -> None:
 
 
 def test_keys() -> None:
-    with pytest.raises(ValueError, match="gpus_per_worker is 0, and Ray hides every card"):
+    with pytest.raises(ValueError, match="gpus_per_worker is 0, and Ray hides all GPUs"):
         PipelineConfig(decode_device="cuda")
     for wrong in ("gpu", "cuda:", "cuda:x", "vaapi"):
         with pytest.raises(ValueError, match="decode_device"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -56,4 +55,4 @@ def test_a_worker_enters_the_folder_of_its_driver(tmp_path: Path, monkeypatch: p
     plan_task.enter_folder(tmp_path / "driver")
     assert Path.cwd() == tmp_path / "driver"
     plan_task.enter_folder(tmp_path / "absent")
-    assert Path(os.getcwd()) == tmp_path / "driver", "a host without that folder stays where it is"
+    assert Path.cwd() == tmp_path / "driver", "a host without that folder stays where it is"

@@ -1,4 +1,4 @@
-"""A planned folder for the tests of encoding."""
+"""A planned folder for tests that encode without Ray."""
 
 from __future__ import annotations
 
