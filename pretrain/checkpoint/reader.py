@@ -26,17 +26,13 @@ from pretrain.engine.ema import Ema, join, slice_of
 from pretrain.engine.engine import Engine
 
 
-class WeightsError(RuntimeError):
-    """Files that do not hold what they should; the message names the folder or the difference."""
-
-
 def needs_universal(state: TrainState, ranks: Ranks) -> bool:
     """Whether DeepSpeed can read the checkpoint only through its universal format (it has another number of ranks)."""
     return state.zero_stage > 0 and state.world != ranks.world
 
 
 def load(engine: Engine, folder: Path, source: Path, ema: Ema | None) -> None:
-    """Read weights, moments and EMA. All ranks call it together. Raises CheckpointError or WeightsError.
+    """Read weights, moments and EMA. All ranks call it together. Raises CheckpointError.
 
     source: `folder`, or its universal form (deepspeed_io.to_universal).
     """
@@ -49,10 +45,7 @@ def load(engine: Engine, folder: Path, source: Path, ema: Ema | None) -> None:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the whole fp32 weights of a checkpoint by name, written by any number of ranks at any ZeRO stage.
-
-    Raises CheckpointError or WeightsError.
-    """
+    """Return the whole fp32 weights of a checkpoint by name, whatever the ranks and the ZeRO stage. Raises CheckpointError."""
     state, files = TrainState.read(folder / "state.json"), folder / TAG
     if state.zero_stage == 0:
         weights: dict[str, Tensor] = deepspeed_io.read_file(files / "mp_rank_00_model_states.pt")["module"]
@@ -75,7 +68,7 @@ def _rank_of(path: Path) -> int:
 def from_zero3(shapes: Mapping[str, Sequence[int]], ranks: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
     """Join ZeRO-3 partitions: every rank holds ceil(n / ranks) elements of each parameter, in the order of the parameters.
 
-    ranks: the flat fp32 groups of each rank. Raises WeightsError.
+    ranks: the flat fp32 groups of each rank. Raises CheckpointError.
     """
     flat = [torch.cat([group.flatten() for group in groups]) for groups in ranks]
     _check(sum(-(-math.prod(shape) // len(flat)) for shape in shapes.values()), min(part.numel() for part in flat))
@@ -95,7 +88,7 @@ def from_zero12(
 ) -> dict[str, Tensor]:
     """Join ZeRO-1/2 partitions: a parameter group is one flat vector, cut into as many pieces as there are ranks.
 
-    paddings: unused elements after each parameter, by group. Raises WeightsError.
+    paddings: unused elements after each parameter, by group. Raises CheckpointError.
     """
     found = {}
     for number, group in enumerate(shapes):
@@ -110,7 +103,7 @@ def from_zero12(
 
 def _check(used: int, held: int) -> None:
     if used > held:
-        raise WeightsError(f"the partitions hold {held} elements, the parameters need {used}")
+        raise CheckpointError(f"the partitions hold {held} elements, the parameters need {used}")
 
 
 def join_partitions(model: Mapping[str, Any], optimizers: Sequence[Mapping[str, Any]], stage: int) -> dict[str, Tensor]:
@@ -129,10 +122,10 @@ def join_partitions(model: Mapping[str, Any], optimizers: Sequence[Mapping[str, 
 
 
 def read_ema(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return the whole EMA weights of a checkpoint, from the slices of any number of ranks. Raises WeightsError."""
+    """Return the whole EMA weights of a checkpoint, from the slices of any number of ranks. Raises CheckpointError."""
     files = sorted(folder.glob("ema-*-of-*.safetensors"))
     if not files:
-        raise WeightsError(f"{folder}: holds no EMA weights (train.ema was 0)")
+        raise CheckpointError(f"{folder}: holds no EMA weights (train.ema was 0)")
     parts = []
     for path in files:
         with safe_open(str(path), framework="pt") as file:
