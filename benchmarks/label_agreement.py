@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from proof_overfit import FRAMES, SIDE, real_clips
 
-from pretrain.objective import corruption, teacher_forcing
+from pretrain.objective import teacher_forcing
 from pretrain.objective.config import ObjectiveConfig
 from tokenizer.codec import VideoCodec
 from tokenizer.quantization.bit_packing import unpack
@@ -51,21 +51,23 @@ def main() -> int:
     features = encoded.features.flatten(0, 1)
     right = dict.fromkeys(("stored bits", "sum of codes", "ours", "bfloat16 features"), 0)
     total = 0
-    plain = teacher_forcing._again
+    plain = teacher_forcing._requantized
     for number in range(arguments.rounds):
         seeds = torch.arange(count) + 1000 * number
-        turned = corruption.flips(
-            seeds, corruption.ratios(ObjectiveConfig(), seeds, latents, len(scales)), scales, codec.spec.bits
+        turned = teacher_forcing.flips(
+            seeds, teacher_forcing.flip_ratios(ObjectiveConfig(), seeds, latents, len(scales)), scales, codec.spec.bits
         )
-        exact = teacher_forcing.teach(bits, scales, turned, features)[0]
+        exact = teacher_forcing.corrected_labels(bits, scales, turned, features)[0]
 
         def agreement(labels: list[Tensor], exact: list[Tensor] = exact) -> int:
             return sum(int((a == b).sum()) for a, b in zip(exact, labels, strict=True))
 
-        with mock.patch.object(teacher_forcing, "_again", lambda rest, off, scale, stored: plain(rest, off, scale, None)):
-            right["sum of codes"] += agreement(teacher_forcing.teach(bits, scales, turned)[0])
-        right["ours"] += agreement(teacher_forcing.teach(bits, scales, turned)[0])
-        right["bfloat16 features"] += agreement(teacher_forcing.teach(bits, scales, turned, features.bfloat16())[0])
+        with mock.patch.object(
+            teacher_forcing, "_requantized", lambda residual, error, scale, stored: plain(residual, error, scale, None)
+        ):
+            right["sum of codes"] += agreement(teacher_forcing.corrected_labels(bits, scales, turned)[0])
+        right["ours"] += agreement(teacher_forcing.corrected_labels(bits, scales, turned)[0])
+        right["bfloat16 features"] += agreement(teacher_forcing.corrected_labels(bits, scales, turned, features.bfloat16())[0])
         right["stored bits"] += agreement(bits)
         total += sum(label.numel() for label in exact)
     for name, value in right.items():

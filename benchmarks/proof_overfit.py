@@ -32,9 +32,9 @@ from pretrain.model.text_tokenizer import TextTokenizer
 from pretrain.model.transformer import VideoAR
 from pretrain.objective.config import ObjectiveConfig
 from pretrain.objective.objective import Objective
-from pretrain.sampling.config import SampleConfig
-from pretrain.sampling.contact_sheet import contact_sheet
-from pretrain.sampling.sampler import sample
+from pretrain.sampling.guidance import SampleConfig
+from pretrain.sampling.sampler import Sampler
+from pretrain.sampling.video_sink import contact_sheet, sheet_frames
 from tokenizer.codec import VideoCodec
 
 FRAMES, SIDE, CLIPS = 9, 64, 8
@@ -122,14 +122,16 @@ def main() -> int:
             )
         is_last = step == arguments.steps or time.perf_counter() - began > arguments.seconds
         if is_last or (accuracy > 0.998 and step % 25 == 0):
-            made = sample(model, codec.spec, text, captions, grid, PLAIN, seed=0)
+            made = Sampler(model, codec.spec, text, PLAIN).sample(captions, grid, seed=0)
             same = same_bits(made, bits)
             print(f"step {step} sampled: mean {float(same.mean()):.4f}, worst clip {float(same.min()):.4f}", flush=True)
             if is_last or float(same.min()) > 0.999:
                 break
     arguments.out.mkdir(parents=True, exist_ok=True)
     rebuilt, sampled = (codec.decode(x, SIDE, SIDE).numpy() for x in (bits, made))
-    contact_sheet([video for pair in zip(rebuilt, sampled, strict=True) for video in pair]).save(arguments.out / "sheet.png")
+    shown = sheet_frames(len(rebuilt[0]))
+    rows = [[video[at] for at in shown] for pair in zip(rebuilt, sampled, strict=True) for video in pair]
+    contact_sheet(rows, [False] * len(shown)).save(arguments.out / "sheet.png")
     for number, video in enumerate(sampled):
         write_video(arguments.out / f"{number:03d}.mp4", video, 8)
     (arguments.out / "curve.json").write_text(json.dumps(curve))

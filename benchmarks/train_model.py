@@ -30,9 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.runtime.malloc import keep_freed_memory
 from pretrain.data.batch import Batch
-from pretrain.estimate.flops import training_flops
+from pretrain.estimate.flops import attended_pairs, training_flops
 from pretrain.model import rope
-from pretrain.model.attention import Mask, allowed_pairs
+from pretrain.model.attention import Mask
 from pretrain.model.config import ModelConfig
 from pretrain.model.token_layout import Layout
 from pretrain.model.transformer import VideoAR
@@ -124,7 +124,7 @@ def main() -> int:
     grid, shape, batch = SHAPES[arguments.shape]
     layout = Layout(1, grid[0], shape)
     parameters = LAYERS * (4 * WIDTH**2 + 3 * WIDTH * HIDDEN) + 2 * WIDTH * BITS
-    flops = training_flops(parameters, batch * layout.length, LAYERS, WIDTH, batch * allowed_pairs(layout, 1))
+    flops = training_flops(parameters, batch * layout.length, LAYERS, WIDTH, batch * attended_pairs(layout))
     ways = {
         "ours": our_step(layout, grid, batch),
         "plain bfloat16": plain_step(layout, batch, torch.bfloat16),

@@ -1,12 +1,11 @@
-"""What a training job will need, worked out before a machine is rented: memory, tokens, FLOPs, traffic, hours.
+"""The estimate of a training job: memory, tokens, FLOPs, traffic, hours.
 
 In:  a configuration, a tokenizer's spec, a machine.
-Out: a `Plan` of plain numbers. Nothing is run and nothing of the size of the model is allocated.
-Called by: cluster.cli_train (`videoar plan`).
+Out: a `JobEstimate` of plain numbers. Nothing is run and nothing of the size of the model is allocated.
 
-Memory is what ZeRO keeps a rank (its stage decides what is divided by the ranks) plus what a micro-batch of the largest
-shape keeps for its backward pass. Time is FLOPs over peak x the share of it that is expected (`Machine.mfu`), or the
-traffic over the link where that is longer; ZeRO-3 moves the weights twice and the gradients once each micro-batch.
+Memory is what ZeRO keeps per rank (its stage decides what is divided among the ranks) and what a micro-batch of the largest shape
+keeps for its backward pass. Time is FLOPs over the expected share of the peak (`Machine.mfu`), or traffic over the link's speed
+where that takes longer; ZeRO-3 moves the weights twice and the gradients once per micro-batch.
 """
 
 from __future__ import annotations
@@ -15,20 +14,34 @@ import math
 from dataclasses import dataclass
 
 from cluster.config import Config
-from pretrain.data.config import CurriculumConfig, Stage, size_of
+from pretrain.data.config import CurriculumConfig, Stage, ranks_per_sequence
 from pretrain.data.curriculum import counted, share
 from pretrain.engine.config import TrainConfig
-from pretrain.estimate.flops import causal_pairs, training_flops
-from pretrain.estimate.hardware import Machine, PlanError
-from pretrain.estimate.memory import Memory, memory, parameters_of, shape_of
+from pretrain.estimate.flops import EstimateError, attended_pairs, training_flops
+from pretrain.estimate.memory import Memory, layout_of, memory, parameters_of
 from pretrain.model.config import ModelConfig
-from pretrain.objective.config import ObjectiveConfig
+from pretrain.objective.config import ObjectiveConfig, stage_objective
 from tokenizer.config import TokenizerConfig
 from tokenizer.quantization.codec_spec import CodecSpec
 
 
 @dataclass(frozen=True)
-class StagePlan:
+class Machine:
+    """The machine to be rented."""
+
+    gpus: int
+    memory_gb: float
+    """GB (1e9 bytes) per GPU."""
+    peak: float
+    """Dense bf16 FLOPs per second of a GPU."""
+    mfu: float = 0.4
+    """Share of the peak that model FLOPs are expected to reach."""
+    link_gb: float = 50.0
+    """GB per second that a GPU can send to others (50 = a port of 400 Gbit/s per GPU)."""
+
+
+@dataclass(frozen=True)
+class StageEstimate:
     """One stage of the curriculum."""
 
     name: str
@@ -37,25 +50,25 @@ class StagePlan:
     tokens: float
     """Positions, text and video."""
     flops: float
-    """Model FLOPs, recomputation left out."""
+    """Model FLOPs, without recomputation."""
     compute_hours: float
     traffic_hours: float
     """Time of ZeRO's traffic alone; it overlaps with computing."""
     hours: float
     """The longer of both, step by step."""
     idle: float
-    """Share of rank x micro-batch slots that a global batch does not fill."""
+    """Share of the slots of all ranks and micro-batches that global batches do not fill."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class JobEstimate:
     """The whole job."""
 
     parameters: int
     memory: Memory
-    stages: tuple[StagePlan, ...]
+    stages: tuple[StageEstimate, ...]
     fits: bool
-    """Memory fits with a tenth to spare for the allocator."""
+    """Whether memory fits with a tenth to spare for the allocator."""
 
     @property
     def hours(self) -> float:
@@ -63,70 +76,71 @@ class Plan:
         return sum(stage.hours for stage in self.stages)
 
 
+def estimate_job(config: Config, machine: Machine, *, spec: CodecSpec | None = None, text: int | None = None) -> JobEstimate:
+    """Return the estimate of a job. text: text tokens per sample (default: model.text_length, the most there can be).
+
+    Raises EstimateError for a job without stages, ValueError for a shape that the tokenizer cannot encode.
+    """
+    if not config.get(CurriculumConfig).stages:
+        raise EstimateError("curriculum.stages is empty; there is nothing to plan")
+    model, train = config.get(ModelConfig), config.get(TrainConfig)
+    spec = spec_of(config.get(TokenizerConfig)) if spec is None else spec
+    text = model.text_length if text is None else text
+    stages = counted(config.get(CurriculumConfig), spec).stages
+    parameters = parameters_of(model, spec.bits)
+    needs = [
+        memory(
+            config,
+            parameters,
+            max(train.micro_batch * layout_of(mix, spec, text).length, train.pack_tokens)
+            // ranks_per_sequence(stage, machine.gpus),
+            spec.bits,
+            machine.gpus,
+            stage.activation_checkpointing or train.activation_checkpointing,
+        )
+        for stage in stages
+        for mix in stage.mix
+    ]
+    need = max(needs, key=lambda each: each.total)
+    return JobEstimate(
+        parameters=parameters,
+        memory=need,
+        stages=tuple(estimate_stage(stage, config, spec, parameters, text, machine) for stage in stages),
+        fits=need.total <= 0.9 * machine.memory_gb * 1e9,
+    )
+
+
 def spec_of(config: TokenizerConfig) -> CodecSpec:
-    """Return the spec that the tokenizer section asks for, without any weights (so without a digest)."""
+    """Return the spec that the section `tokenizer` describes, without any weights and so without a digest."""
     network = config.network
     return CodecSpec(network.bits, network.spatial_stride, network.temporal_stride, "", dict(config.scales))
 
 
-def stage_plan(stage: Stage, config: Config, spec: CodecSpec, parameters: int, text: int, machine: Machine) -> StagePlan:
-    """Return one stage's figures. text: text tokens a sample."""
-    model, train, objective = config.get(ModelConfig), config.get(TrainConfig), config.get(ObjectiveConfig)
-    window = stage.objective(objective).window
+def estimate_stage(
+    stage: Stage, config: Config, spec: CodecSpec, parameters: int, text: int, machine: Machine
+) -> StageEstimate:
+    """Return the estimate of one stage. text: text tokens per sample."""
+    model, train = config.get(ModelConfig), config.get(TrainConfig)
+    window = stage_objective(stage, config.get(ObjectiveConfig)).window
     size = 2 if train.dtype == "bfloat16" else 4
     tokens = flops = compute = traffic = hours = 0.0
     samples = slots = 0
     _, counts = share([mix.weight for mix in stage.mix], stage.steps)
     for mix, steps in zip(stage.mix, counts):
-        latents, scales = shape_of(mix, spec)
-        length = text + latents * sum(scales)
-        pairs = causal_pairs(text, latents, scales, window)
-        each = training_flops(parameters, length, model.layers, model.width, pairs)
+        layout = layout_of(mix, spec, text)
+        each = training_flops(parameters, layout.length, model.layers, model.width, attended_pairs(layout, window))
         # GPUs that share a sequence (Ulysses) take a part of its work each; its all-to-alls are not counted.
-        alone = machine.gpus // size_of(stage, machine.gpus)
-        micro_steps = math.ceil(mix.batch / (alone * train.micro_batch))
-        filled = micro_steps * alone * train.micro_batch
+        sequences = machine.gpus // ranks_per_sequence(stage, machine.gpus)
+        micro_steps = math.ceil(mix.batch / (sequences * train.micro_batch))
+        filled = micro_steps * sequences * train.micro_batch
         # A rank with an empty slot waits for the others: time goes by slots, not by samples.
         busy = filled / machine.gpus * each / (machine.peak * machine.mfu)
         moved = 3 * size * parameters * (machine.gpus - 1) / machine.gpus * micro_steps / (machine.link_gb * 1e9)
-        tokens += steps * mix.batch * length
+        tokens += steps * mix.batch * layout.length
         flops += steps * mix.batch * each
         compute += steps * busy / 3600
         traffic += steps * moved / 3600
         hours += steps * max(busy, moved) / 3600
         samples += steps * mix.batch
         slots += steps * filled
-    return StagePlan(stage.name, stage.steps, samples, tokens, flops, compute, traffic, hours, 1 - samples / slots)
-
-
-def make(config: Config, machine: Machine, *, spec: CodecSpec | None = None, text: int | None = None) -> Plan:
-    """Return the plan of a job. text: text tokens a sample (default: model.text_length, the most there can be).
-
-    Raises PlanError for a job without stages, ValueError for a shape that the tokenizer cannot cut.
-    """
-    if not config.get(CurriculumConfig).stages:
-        raise PlanError("curriculum.stages is empty; there is nothing to plan")
-    model, train = config.get(ModelConfig), config.get(TrainConfig)
-    spec = spec_of(config.get(TokenizerConfig)) if spec is None else spec
-    stages = counted(config.get(CurriculumConfig), spec).stages
-    words = model.text_length if text is None else text
-    parameters = parameters_of(model, spec.bits)
-    shapes = [(stage, *shape_of(mix, spec)) for stage in stages for mix in stage.mix]
-    needs = [
-        memory(
-            config,
-            parameters,
-            max(train.micro_batch * (words + latents * sum(scales)), train.pack_tokens) // size_of(stage, machine.gpus),
-            spec.bits,
-            machine.gpus,
-            stage.activation_checkpointing or train.activation_checkpointing,
-        )
-        for stage, latents, scales in shapes
-    ]
-    need = max(needs, key=lambda each: each.total)
-    return Plan(
-        parameters=parameters,
-        memory=need,
-        stages=tuple(stage_plan(stage, config, spec, parameters, words, machine) for stage in stages),
-        fits=need.total <= 0.9 * machine.memory_gb * 1e9,
-    )
+    return StageEstimate(stage.name, stage.steps, samples, tokens, flops, compute, traffic, hours, 1 - samples / slots)

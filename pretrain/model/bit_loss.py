@@ -1,14 +1,13 @@
-"""Bit loss: binary cross-entropy a bit, mean over the bits of a token, weighted over tokens; and the head that makes it.
+"""Bit loss: binary cross-entropy per bit, averaged over the bits of a token and weighted over tokens; fused with the head.
 
-In:  hidden states and label bits.
-Out: the weighted loss, and each token's loss and accuracy.
-Called by: pretrain.model (the head), pretrain.objective.
+In:  hidden states, the head's weights, label bits, token weights.
+Out: the weighted loss, and each token's loss and bit accuracy.
 
-Legend: B samples, N video tokens, C model width, d bits a token, R rows of one chunk.
+Legend: B samples, N video tokens, C model width, d bits per token.
 
-The head's logits in float32 exist for `ROWS` tokens at a time only: the loss, its gradient to the hidden states and to
-the head are made chunk by chunk in the forward pass, so the backward pass has nothing to compute again (and, under
-ZeRO-3, no weight to gather again).
+The head's float32 logits exist for `CHUNK_TOKENS` tokens at a time only. The forward pass computes, chunk by chunk, the loss and
+also its gradients to the hidden states and to the head, so the backward pass has nothing to recompute (and, under ZeRO-3, no
+weight to gather again).
 """
 
 from __future__ import annotations
@@ -22,11 +21,12 @@ from torch.autograd.function import once_differentiable
 
 from pretrain.model.token_layout import Layout
 
-ROWS = 2048
+CHUNK_TOKENS = 2048
+"""Tokens whose logits exist at the same time."""
 
 
 def token_weights(layout: Layout, kind: str) -> Tensor:
-    """Return float32 (N), summing to 1: weight of a token's loss, `sqrt-area` ~ sqrt(area_K / area_k), or `uniform`."""
+    """Return the weight of each token's loss, float32 (N) that sums to 1: `sqrt-area` ~ sqrt(area_K / area_k), or `uniform`."""
     areas = [rows * columns for rows, columns in layout.scales]
     each = [(areas[-1] / area) ** 0.5 if kind == "sqrt-area" else 1.0 for area in areas]
     frame = torch.cat([torch.full((area,), weight, dtype=torch.float64) for area, weight in zip(areas, each, strict=True)])
@@ -37,9 +37,9 @@ def token_weights(layout: Layout, kind: str) -> Tensor:
 def bit_loss(
     hidden_BNC: Tensor, weight_dC: Tensor, bias_d: Tensor, labels_BNd: Tensor, weight_BN: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (sum over tokens of weight x mean bit loss, token loss (B, N), token bit accuracy (B, N)), all float32.
+    """Return (sum over tokens of weight x bit loss, token loss (B, N), token bit accuracy (B, N)), all float32.
 
-    labels_BNd: bool. Only the first result carries gradients.
+    labels_BNd: bool. Only the first result carries a gradient.
     """
     loss, token_loss, token_accuracy = _BitLoss.apply(  # type: ignore[no-untyped-call]
         hidden_BNC, weight_dC, bias_d, labels_BNd, weight_BN
@@ -53,15 +53,15 @@ class _BitLoss(torch.autograd.Function):
         ctx: Any, hidden_BNC: Tensor, weight_dC: Tensor, bias_d: Tensor, labels_BNd: Tensor, weight_BN: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         hidden, labels, weight = hidden_BNC.flatten(0, 1), labels_BNd.flatten(0, 1), weight_BN.flatten()
-        wanted = any(ctx.needs_input_grad)
-        rows, bits = labels.shape
-        token_loss = torch.empty(rows, dtype=torch.float32, device=hidden.device)
+        needs_grad = any(ctx.needs_input_grad)
+        tokens, bits = labels.shape
+        token_loss = torch.empty(tokens, dtype=torch.float32, device=hidden.device)
         token_accuracy = torch.empty_like(token_loss)
-        d_hidden = torch.empty_like(hidden) if wanted else None
-        d_weight = torch.zeros_like(weight_dC, dtype=torch.float32) if wanted else None
-        d_bias = torch.zeros_like(bias_d, dtype=torch.float32) if wanted else None
-        for begin in range(0, rows, ROWS):
-            part = slice(begin, begin + ROWS)
+        d_hidden = torch.empty_like(hidden) if needs_grad else None
+        d_weight = torch.zeros_like(weight_dC, dtype=torch.float32) if needs_grad else None
+        d_bias = torch.zeros_like(bias_d, dtype=torch.float32) if needs_grad else None
+        for begin in range(0, tokens, CHUNK_TOKENS):
+            part = slice(begin, begin + CHUNK_TOKENS)
             logits = F.linear(hidden[part], weight_dC, bias_d).float()
             target = labels[part].float()
             token_loss[part] = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
@@ -72,7 +72,7 @@ class _BitLoss(torch.autograd.Function):
                 d_logits = d_logits.to(hidden.dtype)
                 d_hidden[part] = d_logits @ weight_dC
                 d_weight += d_logits.t() @ hidden[part]
-        ctx.kept = (d_hidden, d_weight, d_bias)
+        ctx.gradients = (d_hidden, d_weight, d_bias)
         ctx.types = (weight_dC.dtype, bias_d.dtype)
         ctx.shape = hidden_BNC.shape
         shape = weight_BN.shape
@@ -84,7 +84,7 @@ class _BitLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, d_loss: Tensor, *unused: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        d_hidden, d_weight, d_bias = ctx.kept
+        d_hidden, d_weight, d_bias = ctx.gradients
         return (
             (d_hidden * d_loss).to(d_hidden.dtype).view(ctx.shape),
             (d_weight * d_loss).to(ctx.types[0]),

@@ -1,11 +1,12 @@
-"""The parts of a LLaMA block: linear map, norm, attention, feed-forward. Each initialises its own parameters.
+"""The parts of a LLaMA block: linear map, embedding, norm, attention, feed-forward; and the block.
 
-Called by: pretrain.model.
+Legend: B samples, L tokens, C model width, H heads, D head dimension, P = D / 2 frequency pairs, F hidden width of the feed-forward.
 
-Legend: B samples, L tokens, C model width, H heads, D head dimension, F hidden width of the feed-forward.
+Every parameter is initialized in the `__init__` of the module that owns it, because `deepspeed.zero.Init` partitions a module's
+parameters as soon as that returns: what a parent module did to them afterwards would be lost.
 
-Every parameter gets its first value inside the `__init__` of the module that owns it, because `deepspeed.zero.Init`
-cuts a module's parameters up as soon as that returns: what a parent did to them later would be lost.
+The backward pass recomputes either whole blocks (`checkpointed`), or with `selective` the norms, the rotation and SwiGLU of each
+block, so that only matrix products and attention are kept.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ EPS = 1e-6
 
 
 class Linear(nn.Linear):
-    """Linear map whose weights start normal with deviation `gain` / sqrt(inputs), its bias at 0."""
+    """Linear map; weights start normal with standard deviation `gain` / sqrt(inputs), the bias at 0."""
 
     def __init__(self, inputs: int, outputs: int, *, gain: float = 1.0, bias: bool = False) -> None:
         super().__init__(inputs, outputs, bias=bias)
@@ -35,8 +36,8 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
-class Table(nn.Embedding):
-    """Embedding table whose rows start normal with deviation `std`."""
+class Embedding(nn.Embedding):
+    """Embedding; rows start normal with standard deviation `std`."""
 
     def __init__(self, rows: int, width: int, *, std: float) -> None:
         super().__init__(rows, width)
@@ -52,8 +53,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor, y: Tensor | None = None, selective: bool = False) -> tuple[Tensor, Tensor]:
-        """Return (x, norm(x)), or with `y` (x + y, norm(x + y)). selective: made again in the backward pass."""
-        run = recomputed if selective else plainly
+        """Return (x, norm(x)), or with `y` (x + y, norm(x + y)). selective: recompute it in the backward pass."""
+        run = checkpointed if selective else call
         if y is None:
             return x, run(fused_ops.choose(fused_ops.norm, self.compile_parts), x, self.weight, EPS)
         total, normed = run(fused_ops.choose(fused_ops.add_norm, self.compile_parts), x, y, self.weight, EPS)
@@ -61,7 +62,7 @@ class RMSNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Queries, keys and values in one product, optional norm on queries and keys, rotation, attention, output map."""
+    """Queries, keys and values in one product, optional norm of queries and keys, rotation, attention, output map."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -72,12 +73,17 @@ class SelfAttention(nn.Module):
         self.k_norm = nn.Parameter(torch.ones(size)) if config.qk_norm else None
         self.out = Linear(config.width, config.width, gain=1 / math.sqrt(2 * config.layers))
 
-    def forward(self, x_BLC: Tensor, cos: Tensor, sin: Tensor, attend: Attend, layer: int, selective: bool = False) -> Tensor:
-        """Return (B, L, C). cos, sin: float32 (B, 1, L, D / 2). selective: norm and rotation are made again."""
-        run, cut = recomputed if selective else plainly, fused_ops.choose(fused_ops.heads, self.compile_parts)
-        q_BHLD, k_BHLD, v_BHLD = run(cut, self.qkv(x_BLC), self.q_norm, self.k_norm, cos, sin, self.heads, EPS)
-        seen = attend(layer, q_BHLD, k_BHLD, v_BHLD)
-        out: Tensor = self.out(seen.transpose(1, 2).reshape(x_BLC.shape))
+    def forward(
+        self, x_BLC: Tensor, cos_B1LP: Tensor, sin_B1LP: Tensor, attend: Attend, layer: int, selective: bool = False
+    ) -> Tensor:
+        """Return (B, L, C). selective: recompute norm and rotation in the backward pass."""
+        run = checkpointed if selective else call
+        split_heads = fused_ops.choose(fused_ops.split_heads, self.compile_parts)
+        q_BHLD, k_BHLD, v_BHLD = run(
+            split_heads, self.qkv(x_BLC), self.q_norm, self.k_norm, cos_B1LP, sin_B1LP, self.heads, EPS
+        )
+        attended_BHLD = attend(layer, q_BHLD, k_BHLD, v_BHLD)
+        out: Tensor = self.out(attended_BHLD.transpose(1, 2).reshape(x_BLC.shape))
         return out
 
 
@@ -92,14 +98,14 @@ class FeedForward(nn.Module):
         self.down = Linear(hidden, config.width, gain=1 / math.sqrt(2 * config.layers))
 
     def forward(self, x_BLC: Tensor, selective: bool = False) -> Tensor:
-        """Return (B, L, C). selective: the product of gate and up is made again."""
+        """Return (B, L, C). selective: recompute silu(gate) * up in the backward pass."""
 
         def rest(gate_up_BLF: Tensor) -> Tensor:
             out: Tensor = self.down(fused_ops.choose(fused_ops.swiglu, self.compile_parts)(gate_up_BLF))
             return out
 
-        # The way back stops as soon as `down` has its input: its product is not made twice.
-        out: Tensor = (recomputed if selective else plainly)(rest, self.gate_up(x_BLC))
+        # Recomputation stops as soon as `down` has its input again: its matrix product is not repeated.
+        out: Tensor = (checkpointed if selective else call)(rest, self.gate_up(x_BLC))
         return out
 
 
@@ -114,25 +120,25 @@ class Block(nn.Module):
         self.feed_norm = RMSNorm(config.width, compile=config.compile)
         self.feed = FeedForward(config)
 
-    def forward(self, x_BLC: Tensor, cos: Tensor, sin: Tensor, attend: Attend, selective: bool = False) -> Tensor:
-        """Return (B, L, C). selective: keep matrix products and attention for the backward pass, make the rest again."""
-        _, normed = self.attention_norm(x_BLC, selective=selective)
-        attended = self.attention(normed, cos, sin, attend, self.layer, selective)
-        x_BLC, normed = self.feed_norm(x_BLC, attended, selective)
-        out: Tensor = x_BLC + self.feed(normed, selective)
+    def forward(self, x_BLC: Tensor, cos_B1LP: Tensor, sin_B1LP: Tensor, attend: Attend, selective: bool = False) -> Tensor:
+        """Return (B, L, C). selective: keep matrix products and attention for the backward pass, recompute the rest."""
+        _, normed_BLC = self.attention_norm(x_BLC, selective=selective)
+        attended_BLC = self.attention(normed_BLC, cos_B1LP, sin_B1LP, attend, self.layer, selective)
+        x_BLC, normed_BLC = self.feed_norm(x_BLC, attended_BLC, selective)
+        out: Tensor = x_BLC + self.feed(normed_BLC, selective)
         return out
 
 
-def recomputed(function: Callable[..., Any], *given: Any) -> Any:
-    """Call a function or block without keeping its activations; the backward pass makes them again."""
+def checkpointed(function: Callable[..., Any], *given: Any) -> Any:
+    """Call a function or block without keeping its activations; the backward pass recomputes them."""
     return checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
 
 
-def plainly(function: Callable[..., Any], *given: Any) -> Any:
-    """Call a function."""
+def call(function: Callable[..., Any], *given: Any) -> Any:
+    """Call a function: the counterpart of `checkpointed`."""
     return function(*given)
 
 
 def ffn_width(config: ModelConfig) -> int:
-    """Hidden width of SwiGLU: as configured, or 8/3 of the width rounded up to a multiple of 64."""
+    """Return the hidden width of SwiGLU: as configured, or 8/3 of the width rounded up to a multiple of 64."""
     return config.ffn or math.ceil(config.width * 8 / 3 / 64) * 64

@@ -1,15 +1,14 @@
 """Multi-scale Temporal RoPE (paper Eq. 7) and its ablations.
 
 In:  a layout and the real text length of each sample.
-Out: cosine and sine tables, and their application to queries and keys.
-Called by: pretrain.model (tables, once a forward), pretrain.layers (rotation, each block).
+Out: positions, their cosines and sines, and the rotation of queries and keys.
 
-Legend: B samples, L tokens, H heads, D head dimension, P = D / 2 frequency pairs, A = 3 axes (time, height, width).
+Legend: B samples, L tokens, K scales, H heads, D head dimension, P = D / 2 frequency pairs, A = 3 axes (time, height, width).
 
-Text token i sits at (i, i, i); video token (t, h, w) at (t + n, h + n, w + n), n the sample's real text length. The
-frequency pairs form one ladder base^(-j/P), dealt out to the axes in turn by their shares. So on text all axes agree and
-the whole equals plain 1D RoPE, and every axis has fast and slow pairs. (Cut into three runs, the ladder left the width
-its slowest pairs, under 0.025 rad over 8 columns: models learned rows and no columns. docs/log.md, 2026-11-22.)
+Text token i is at (i, i, i); video token (t, h, w) is at (t + n, h + n, w + n), n the sample's real text length. The frequencies
+form one ladder base^(-j/P), dealt out to the axes in turn by their shares. All axes thus agree on text, which sees plain 1D RoPE,
+and every axis gets fast and slow pairs. (Cut into three consecutive runs, the ladder left the width its slowest pairs, under
+0.025 rad over 8 columns: models learned rows and no columns. docs/log.md, 2026-11-22.)
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pretrain.model.token_layout import Layout
 
 
 def axes(pairs: int, shares: Sequence[float]) -> list[int]:
-    """Return the axis (0 time, 1 height, 2 width) of each pair: each next pair goes to the axis that is furthest behind its share."""
+    """Return the axis (0 time, 1 height, 2 width) of each pair: each pair goes to the axis that is furthest behind its share."""
     given = [0, 0, 0]
     found: list[int] = []
     for number in range(1, pairs + 1):
@@ -36,32 +35,32 @@ def axes(pairs: int, shares: Sequence[float]) -> list[int]:
 
 
 def positions(layout: Layout, text_length_B: Tensor, kind: str = "multiscale", spatial: str = "raw") -> Tensor:
-    """Return float32 positions (B, L, 3) of a whole layout, on the device of `text_length_B`.
+    """Return float32 positions (B, L, A) of a whole layout, on the device of `text_length_B`.
 
-    kind: `multiscale`, or `flat` (1D over the sequence). spatial: `raw` grid index, or `aligned` = index times
+    kind: `multiscale`, or `flat` (1D over the sequence). spatial: `raw` grid index; or `aligned`, the index times
     (rows of the last scale / rows of this one), so that equal places of all scales share an index.
     """
     tokens = layout.tokens()
-    is_video = tokens.frame >= 0
+    is_video_L = tokens.frame >= 0
     if kind == "flat":
-        index = torch.cat((torch.arange(layout.text), torch.arange(layout.video)))
-        base_L3 = index.unsqueeze(1).expand(-1, 3).to(torch.float32)
+        index_L = torch.cat((torch.arange(layout.text), torch.arange(layout.video)))
+        base_LA = index_L.unsqueeze(1).expand(-1, 3).to(torch.float32)
     else:
-        row, column = tokens.row.to(torch.float32), tokens.column.to(torch.float32)
+        row_L, column_L = tokens.row.to(torch.float32), tokens.column.to(torch.float32)
         if spatial == "aligned":
-            sizes = torch.tensor(layout.scales, dtype=torch.float32)
-            stretch_K2 = sizes[-1] / sizes
-            scale = tokens.scale.clamp(min=0)
-            row = torch.where(is_video, row * stretch_K2[scale, 0], row)
-            column = torch.where(is_video, column * stretch_K2[scale, 1], column)
-        time = torch.where(is_video, tokens.frame, tokens.row).to(torch.float32)
-        base_L3 = torch.stack((time, row, column), dim=1)
-    offset_BL1 = text_length_B.to(torch.float32)[:, None, None] * is_video.to(text_length_B.device)[:, None]
-    return base_L3.to(text_length_B.device) + offset_BL1
+            sizes_K2 = torch.tensor(layout.scales, dtype=torch.float32)
+            stretch_K2 = sizes_K2[-1] / sizes_K2
+            scale_L = tokens.scale.clamp(min=0)
+            row_L = torch.where(is_video_L, row_L * stretch_K2[scale_L, 0], row_L)
+            column_L = torch.where(is_video_L, column_L * stretch_K2[scale_L, 1], column_L)
+        time_L = torch.where(is_video_L, tokens.frame, tokens.row).to(torch.float32)
+        base_LA = torch.stack((time_L, row_L, column_L), dim=1)
+    offset_BL1 = text_length_B.to(torch.float32)[:, None, None] * is_video_L.to(text_length_B.device)[:, None]
+    return base_LA.to(text_length_B.device) + offset_BL1
 
 
 def tables(positions_BLA: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines float32 (B, 1, L, P) of positions (B, L, 3)."""
+    """Return cosines and sines, float32 (B, 1, L, P)."""
     pairs = config.width // config.heads // 2
     device = positions_BLA.device
     ladder_P = config.rope_base ** (-torch.arange(pairs, dtype=torch.float32, device=device) / pairs)
@@ -71,6 +70,6 @@ def tables(positions_BLA: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x_BHLD: Tensor, cos_B1LP: Tensor, sin_B1LP: Tensor) -> Tensor:
-    """Turn pair j = (x_j, x_{j+P}) by its angle. Same shape and type as `x_BHLD`."""
+    """Rotate pair j = (x_j, x_{j+P}) by its angle. Same shape and type as `x_BHLD`."""
     first, second = x_BHLD.chunk(2, dim=-1)
     return torch.cat((first * cos_B1LP - second * sin_B1LP, second * cos_B1LP + first * sin_B1LP), dim=-1).to(x_BHLD.dtype)

@@ -1,8 +1,6 @@
 """Captions to token ids: bytes by default, or any Hugging Face `tokenizers` JSON file.
 
-In:  strings.
-Out: lists of ids, or a right-padded batch.
-Called by: pretrain.loader, pretrain.sample. The null token of guidance is the model's own row, not a token of this file.
+The null token, which replaces an absent caption, is an extra row of the model's embedding and not an id of this vocabulary.
 """
 
 from __future__ import annotations
@@ -23,21 +21,23 @@ PADDING = 0
 
 
 class TextError(ValueError):
-    """A caption or a vocabulary file that cannot be used."""
+    """A caption or a tokenizer file that cannot be used; the message names it and the mend."""
 
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """`vocabulary` ids, at most `limit` a caption."""
+    """Encodes captions."""
 
     vocabulary: int
+    """Number of ids."""
     limit: int
+    """Most tokens of a caption."""
     file: Path | None = None
     _model: Any = None
 
     @classmethod
     def make(cls, config: ModelConfig) -> TextTokenizer:
-        """Build what `model.text_tokenizer` names. Raises TextError when a file cannot be read."""
+        """Build the tokenizer that `model.text_tokenizer` names. Raises TextError if its file cannot be read."""
         if config.text_tokenizer == "bytes":
             return cls(vocabulary=256, limit=config.text_length)
         path = Path(config.text_tokenizer)
@@ -53,12 +53,12 @@ class TextTokenizer:
         except (OSError, ValueError) as error:
             raise TextError(f"model.text_tokenizer: {path} cannot be read as JSON: {error}") from error
         if not isinstance(known, dict) or "model" not in known:
-            raise TextError(f"model.text_tokenizer: {path} has no `model`; it is no tokenizers file")
+            raise TextError(f"model.text_tokenizer: {path} has no `model`, so it is not a file of Hugging Face tokenizers")
         model = package.Tokenizer.from_str(plain)
         return cls(vocabulary=int(model.get_vocab_size()), limit=config.text_length, file=path, _model=model)
 
     def encode(self, text: str, *, refuse: bool = False) -> list[int]:
-        """Return the ids of `text`, cut to `limit`; with `refuse` a longer text raises TextError instead (sampling)."""
+        """Return the ids of `text`, cut to `limit`; with `refuse` (sampling) a longer text raises TextError instead."""
         ids: list[int] = list(text.encode()) if self._model is None else list(self._model.encode(text).ids)
         if len(ids) > self.limit:
             if refuse:
@@ -66,13 +66,13 @@ class TextTokenizer:
                     f"caption of {len(ids)} tokens is longer than model.text_length {self.limit}: shorten `{text[:40]}...`"
                 )
             if self._model is None:
-                # A cut inside a character would leave bytes that no text has.
+                # Cut between characters: half a character would be bytes that no text has.
                 return list(text.encode()[: self.limit].decode(errors="ignore").encode())
             ids = ids[: self.limit]
         return ids
 
     def batch(self, texts: Sequence[str], *, refuse: bool = False) -> tuple[Tensor, Tensor]:
-        """Return ids int64 (B, L), right-padded with 0 (L at least 1), and lengths int64 (B)."""
+        """Return ids int64 (B, L), right-padded with 0, L at least 1; and lengths int64 (B)."""
         rows = [self.encode(text, refuse=refuse) for text in texts]
         width = max((len(row) for row in rows), default=0) or 1
         ids = torch.full((len(rows), width), PADDING, dtype=torch.int64)

@@ -1,10 +1,11 @@
 """The order of tokens: text, then for each latent frame its scales from coarse to fine. Pure integers.
 
 In:  padded text length, latent frames, the scale list of one frame.
-Out: offsets of each (frame, scale) and descriptors of each token.
-Called by: pretrain.rope, pretrain.attention, pretrain.objective, pretrain.sample.
+Out: the span of each (frame, scale), and for each token which frame, scale and place it is.
 
     | text ... pad | t=0: s=0 s=1 ... s=K-1 | t=1: s=0 ... | ... |
+
+Legend: L tokens, K scales.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tokenizer.quantization.scale_schedule import Scales
 
 @dataclass(frozen=True)
 class Layout:
-    """One sample's tokens. The last frame may be cut after `last` scales (the sampler's first forward)."""
+    """The tokens of one sample. The last frame may end after `last` scales (the sampler's first forward)."""
 
     text: int
     """Text tokens, padding included."""
@@ -37,7 +38,7 @@ class Layout:
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """K + 1 offsets of the scales within a frame; the last one is the frame's length."""
+        """K + 1 offsets of the scales within a frame; the last one is the length of a frame."""
         return (0, *accumulate(rows * columns for rows, columns in self.scales))
 
     @property
@@ -48,8 +49,8 @@ class Layout:
     @property
     def video(self) -> int:
         """Video tokens."""
-        cut = self.frame - self.offsets[self.last] if self.last else 0
-        return self.frames * self.frame - cut
+        missing = self.frame - self.offsets[self.last] if self.last else 0
+        return self.frames * self.frame - missing
 
     @property
     def length(self) -> int:
@@ -57,44 +58,43 @@ class Layout:
         return self.text + self.video
 
     def scales_of(self, frame: int) -> int:
-        """Scales that `frame` has in this layout."""
+        """Return how many scales `frame` has in this layout."""
         return self.last if self.last and frame == self.frames - 1 else len(self.scales)
 
     def span(self, frame: int, scale: int) -> tuple[int, int]:
-        """Begin and end of (frame, scale) in the whole sequence."""
+        """Return begin and end of (frame, scale) in the whole sequence."""
         begin = self.text + frame * self.frame
         return begin + self.offsets[scale], begin + self.offsets[scale + 1]
 
+    def cut(self, frames: int, last: int = 0) -> Layout:
+        """Return the same sequence with fewer frames, the last of which ends after `last` scales (0 = all)."""
+        return replace(self, frames=frames, last=last)
+
     def tokens(self) -> Tokens:
-        """Descriptors of each token, on the CPU."""
-        rows, columns, scale = [], [], []
-        for index, (h, w) in enumerate(self.scales):
+        """Return what each token is, on the CPU."""
+        rows, columns, scales = [], [], []
+        for number, (h, w) in enumerate(self.scales):
             grid = torch.arange(h * w)
             rows.append(grid // w)
             columns.append(grid % w)
-            scale.append(torch.full((h * w,), index))
-        text = torch.arange(self.text)
-        none = torch.full((self.text,), -1)
+            scales.append(torch.full((h * w,), number))
 
-        def whole(parts: list[Tensor]) -> Tensor:
-            return torch.cat(parts).repeat(self.frames)[: self.video]
+        def repeated(of_one_frame: list[Tensor]) -> Tensor:
+            return torch.cat(of_one_frame).repeat(self.frames)[: self.video]
 
-        frame = torch.arange(self.frames).repeat_interleave(self.frame)[: self.video]
+        frames = torch.arange(self.frames).repeat_interleave(self.frame)[: self.video]
+        text, none = torch.arange(self.text), torch.full((self.text,), -1)
         return Tokens(
-            frame=torch.cat((none, frame)),
-            scale=torch.cat((none, whole(scale))),
-            row=torch.cat((text, whole(rows))),
-            column=torch.cat((text, whole(columns))),
+            frame=torch.cat((none, frames)),
+            scale=torch.cat((none, repeated(scales))),
+            row=torch.cat((text, repeated(rows))),
+            column=torch.cat((text, repeated(columns))),
         )
-
-    def cut(self, frames: int, last: int = 0) -> Layout:
-        """The same sequence with fewer frames, the last of them cut after `last` scales (0 = whole)."""
-        return replace(self, frames=frames, last=last)
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """int64 (L) each; text tokens have frame and scale -1, and their own index as row and column."""
+    """int64 (L) each. A text token has frame and scale -1, and its own index as row and column."""
 
     frame: Tensor
     scale: Tensor

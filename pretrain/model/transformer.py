@@ -1,16 +1,15 @@
 """The next-scale, next-frame transformer (paper A3): a LLaMA stack over text tokens and the scales of latent frames.
 
-In:  text ids and the accumulated features that feed each video token.
-Out: hidden states of the video tokens, and from the head their bit logits or the bit loss.
-Called by: pretrain.objective (training), pretrain.sample (generation), pretrain.export.
+In:  text ids, and the accumulated features that each video token is fed.
+Out: hidden states of all tokens, and from the head the bit logits of video tokens or their bit loss.
 
-Legend: B samples, P text tokens (padded), N video tokens, L = P + N, C model width, d bits a token.
+Legend: B samples, P text tokens (padded), N video tokens, L = P + N, C model width, A = 3 axes of positions, d bits per token.
 
-    text ids ── table ──┐
-                        ├─ blocks ─ norm ─ head ─▶ one logit a bit
-    features ── word ───┘   (SOS in the first frame's first scale; + scale embedding)
+    text ids ── text ───┐
+                        ├─ blocks ─ norm ─ head ─▶ one logit per bit
+    features ── word ───┘   (start token in the first frame's first scale; + scale embedding)
 
-All parameters sit in submodules that are called in the same order on every rank, so ZeRO-3 can gather them.
+All parameters belong to submodules that every rank calls in the same order, so ZeRO-3 can gather them.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from pretrain.model import rope
 from pretrain.model.attention import Attend
 from pretrain.model.bit_loss import bit_loss
 from pretrain.model.config import ModelConfig
-from pretrain.model.layers import Block, Linear, RMSNorm, Table, recomputed
+from pretrain.model.layers import Block, Embedding, Linear, RMSNorm, checkpointed
 from pretrain.model.token_layout import Layout
 
 
 class BitHead(Linear):
-    """One logit a bit; with labels, the fused loss."""
+    """One logit per bit; with labels, the fused loss."""
 
     def __init__(self, width: int, bits: int) -> None:
         super().__init__(width, bits, gain=0.5, bias=True)
@@ -44,55 +43,61 @@ class BitHead(Linear):
 
 
 class VideoAR(nn.Module):
-    """The transformer. The backward pass makes whole blocks again with `activation_checkpointing`, and their norms, rotation and
-    SwiGLU with `selective`."""
+    """The transformer. vocabulary: text ids; the null token, if configured, is one more.
+
+    The backward pass recomputes whole blocks if `activation_checkpointing` is set, and their norms, rotation and SwiGLU if
+    `selective` is.
+    """
 
     def __init__(self, config: ModelConfig, bits: int, vocabulary: int) -> None:
         super().__init__()
         self.config, self.bits, self.vocabulary = config, bits, vocabulary
         self.activation_checkpointing = self.selective = False
-        self.text = Table(vocabulary + int(config.null_token), config.width, std=1.0)
+        self.text = Embedding(vocabulary + int(config.null_token), config.width, std=1.0)
         self.word = Linear(bits, config.width, gain=bits**0.5)
-        self.start = Table(1, config.width, std=1.0)
-        self.scale = Table(config.max_scales, config.width, std=0.5) if config.scale_embedding else None
+        self.start = Embedding(1, config.width, std=1.0)
+        self.scale = Embedding(config.max_scales, config.width, std=0.5) if config.scale_embedding else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.width, compile=config.compile)
         self.head = BitHead(config.width, bits)
 
     @property
     def null(self) -> int:
-        """Id of the null token, which stands for an absent condition."""
+        """Id of the null token, which replaces an absent text."""
         assert self.config.null_token
         return self.vocabulary
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights (known under ZeRO-3 too)."""
+        """Type of the weights, also under ZeRO-3."""
         return self.word.weight.dtype
 
     def embed(self, text_BP: Tensor, features_BNd: Tensor, scale_N: Tensor, starts: bool) -> Tensor:
-        """Return x (B, L, C). scale_N: scale number of each video token. starts: the first video token is SOS."""
-        text = self.text(text_BP)
-        video = self.word(features_BNd.to(self.dtype))
-        start = self.start(torch.zeros(1, dtype=torch.int64, device=text_BP.device))
-        if starts:
-            video = torch.cat((start.expand(video.shape[0], 1, -1), video[:, 1:]), dim=1)
-        if self.scale is not None:
-            video = video + self.scale(scale_N)
-        return torch.cat((text, video), dim=1)
+        """Return the embedded tokens (B, L, C).
 
-    def forward(self, x_BLC: Tensor, positions_BL3: Tensor, attend: Attend) -> Tensor:
-        """Return the normed hidden states (B, L, C) of embedded tokens at `positions_BL3`."""
-        cos, sin = rope.tables(positions_BL3, self.config)
+        scale_N: scale number of each video token. starts: the first video token is the start token, whatever its features.
+        """
+        text_BPC = self.text(text_BP)
+        video_BNC = self.word(features_BNd.to(self.dtype))
+        start_1C = self.start(torch.zeros(1, dtype=torch.int64, device=text_BP.device))
+        if starts:
+            video_BNC = torch.cat((start_1C.expand(video_BNC.shape[0], 1, -1), video_BNC[:, 1:]), dim=1)
+        if self.scale is not None:
+            video_BNC = video_BNC + self.scale(scale_N)
+        return torch.cat((text_BPC, video_BNC), dim=1)
+
+    def positions(self, layout: Layout, text_length_B: Tensor) -> Tensor:
+        """Return the rotary positions (B, L, A) of a layout, as this model is configured."""
+        return rope.positions(layout, text_length_B, self.config.rope, self.config.rope_spatial)
+
+    def forward(self, x_BLC: Tensor, positions_BLA: Tensor, attend: Attend) -> Tensor:
+        """Return the normed hidden states (B, L, C) of embedded tokens."""
+        cos_B1LP, sin_B1LP = rope.tables(positions_BLA, self.config)
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 assert isinstance(block, Block)
-                x_BLC = recomputed(block, x_BLC, cos, sin, attend)
+                x_BLC = checkpointed(block, x_BLC, cos_B1LP, sin_B1LP, attend)
             else:
-                x_BLC = block(x_BLC, cos, sin, attend, self.selective and torch.is_grad_enabled())
+                x_BLC = block(x_BLC, cos_B1LP, sin_B1LP, attend, self.selective and torch.is_grad_enabled())
         out: Tensor = self.norm(x_BLC)[1]
         return out
-
-    def positions(self, layout: Layout, text_length_B: Tensor) -> Tensor:
-        """Return the rotary positions (B, L, 3) of a layout under this model's options."""
-        return rope.positions(layout, text_length_B, self.config.rope, self.config.rope_spatial)

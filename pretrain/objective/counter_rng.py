@@ -2,10 +2,9 @@
 
 In:  int64 seeds of the samples, a stream number for each purpose, a shape.
 Out: uniform numbers on the seeds' device.
-Called by: pretrain.corrupt, pretrain.objective, pretrain.sample.
 
-A counter goes through two rounds of a 64-bit mixer (the finaliser of SplitMix64), so any element can be made alone
-and no generator state exists that ranks, restarts or devices could disagree about.
+A counter is put through a 64-bit mixer (the finalizer of SplitMix64), so any element can be computed on its own, and there is no
+generator state that ranks, restarts or devices could disagree about.
 """
 
 from __future__ import annotations
@@ -32,10 +31,15 @@ def uniform(seeds_B: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
     count = math.prod(shape)
     key_B1 = fold(seeds_B, -1 - stream).unsqueeze(1)
     words = _mix(key_B1 + torch.arange(1, (count + 1) // 2 + 1, device=seeds_B.device) * _GOLDEN)
-    # One 64-bit word makes two numbers: its upper and its lower 24 bits of each half.
+    # One 64-bit word makes two numbers: the upper 24 bits of each of its halves.
     halves = torch.stack(((words >> 40) & 0xFFFFFF, (words >> 8) & 0xFFFFFF), dim=2)
     flat = halves.flatten(1)[:, :count].to(torch.float32) * (1.0 / (1 << 24))
     return flat.view(seeds_B.shape[0], *shape)
+
+
+def fold(seeds_B: Tensor, number: int) -> Tensor:
+    """Return new seeds, int64 (B): child number `number` (from 0) of each seed."""
+    return _mix(_mix(seeds_B.to(torch.int64) + _GOLDEN) ^ (number * 0x2545F4914F6CDD1D & 0x7FFFFFFFFFFFFFFF))
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -45,10 +49,5 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, by: int) -> Tensor:
-    """Logical right shift: `>>` on int64 drags the sign along."""
+    """Shift right, filling with zeros: `>>` on int64 fills with the sign."""
     return (x >> by) & ((1 << (64 - by)) - 1)
-
-
-def fold(seeds_B: Tensor, number: int) -> Tensor:
-    """Return new seeds int64 (B): child `number` (0 and up) of each seed."""
-    return _mix(_mix(seeds_B.to(torch.int64) + _GOLDEN) ^ (number * 0x2545F4914F6CDD1D & 0x7FFFFFFFFFFFFFFF))

@@ -2,12 +2,12 @@
 
 In:  a `Batch`, the stage's window and frame mask.
 Out: a dict of tensors; `loss` carries the gradient.
-Called by: pretrain.train through pretrain.engine; pretrain.evaluate.
 
-Legend: B samples, P text tokens, T latent frames, K scales, N video tokens, C model width, d bits a token.
+Legend: B samples, P text tokens, T latent frames, K scales, N video tokens, L = P + N, S tokens of a row that this rank holds,
+C model width, d bits per token.
 
-Every random draw is a function of `Batch.seeds`, so the result does not depend on the number of ranks; every rank calls
-the same submodules in the same order.
+Every random draw is a function of `Batch.seeds`, so the result does not depend on the number of ranks. Every rank calls the same
+submodules in the same order.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.data.batch import Batch
-from pretrain.model.attention import Mask, plan
+from pretrain.model.attention import Mask, bind_mask
 from pretrain.model.bit_loss import token_weights
 from pretrain.model.token_layout import Layout
 from pretrain.model.transformer import VideoAR
-from pretrain.objective import corruption, counter_rng, teacher_forcing
+from pretrain.objective import counter_rng
 from pretrain.objective.config import ObjectiveConfig
-from pretrain.objective.packed_row import Pack
-from pretrain.objective.sequence_parallel import SequenceGroup, Share
+from pretrain.objective.packed_row import PackedRow
+from pretrain.objective.sequence_parallel import SequenceGroup, SequenceShare
+from pretrain.objective.teacher_forcing import corrected_labels, corrupts, flip_ratios, flips, token_inputs
 from tokenizer.quantization.bit_packing import unpack
 from tokenizer.quantization.codec_spec import CodecSpec
 
 
 class ObjectiveError(ValueError):
-    """A batch or a configuration that this objective cannot train on."""
+    """A batch or a configuration that this objective cannot train on; the message names the key or the shape."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the transformer is given and what it must answer, before any parameter is touched."""
+    """What the transformer is fed and must answer, before any parameter is used."""
 
     layout: Layout
     text: Tensor
@@ -44,9 +45,9 @@ class Prepared:
     text_length: Tensor
     """int64 (B)."""
     features: Tensor
-    """float32 (B, N, d): feeds of the video tokens."""
+    """float32 (B, N, d): what each video token is fed."""
     labels: Tensor
-    """bool (B, N, d)."""
+    """bool (B, N, d): the bits that it must answer."""
     scale: Tensor
     """int64 (N): scale number of each video token."""
     mask: Mask
@@ -58,7 +59,7 @@ class Objective(nn.Module):
     def __init__(self, model: VideoAR, config: ObjectiveConfig, spec: CodecSpec) -> None:
         super().__init__()
         if spec.bits != model.bits:
-            raise ObjectiveError(f"the model has {model.bits} bits a token, the tokenizer {spec.bits}: set tokenizer.bits")
+            raise ObjectiveError(f"the model has {model.bits} bits per token, the tokenizer {spec.bits}: set tokenizer.bits")
         if config.condition_drop and not model.config.null_token:
             raise ObjectiveError("objective.condition_drop needs the null token: set model.null_token=true or condition_drop=0")
         self.model, self.config, self.spec = model, config, spec
@@ -71,32 +72,33 @@ class Objective(nn.Module):
         the sequences, the sums are over this rank's tokens.
         Raises ObjectiveError for a batch whose bytes do not fit its grid.
         """
-        model, config = self.model, self.config
+        model, backend = self.model, self.model.config.attention
         ready = self.prepare(batch, window, frame_mask)
-        positions = model.positions(ready.layout, ready.text_length)
+        layout = ready.layout
         x_BLC = model.embed(ready.text, ready.features, ready.scale, starts=True)
-        pack = Pack.make(ready.layout, batch.spans, batch.row, x_BLC.device) if batch.row else None
-        if pack is not None:
-            x_BLC, positions, attend = pack.join(x_BLC), pack.join(positions), pack.attend(model.config.attention, ready.mask)
+        positions_BLA = model.positions(layout, ready.text_length)
+        row = PackedRow.make(layout, batch.spans, batch.row, x_BLC.device) if batch.row else None
+        if row is None:
+            attend = bind_mask(backend, ready.mask)
         else:
-            attend = plan(model.config.attention, ready.mask)
-        weight_BN = batch.weight.unsqueeze(1) * token_weights(ready.layout, config.scale_weights).to(x_BLC.device)
+            x_BLC, positions_BLA, attend = row.join(x_BLC), row.join(positions_BLA), row.attend(backend, ready.mask)
+        weight_BN = batch.weight.unsqueeze(1) * token_weights(layout, self.config.scale_weights).to(x_BLC.device)
         if group is None:
-            hidden_BLC = model(x_BLC, positions, attend)
-            hidden_BNC = hidden_BLC[:, ready.layout.text :] if pack is None else pack.video(hidden_BLC)
+            hidden_BLC = model(x_BLC, positions_BLA, attend)
+            hidden_BNC = hidden_BLC[:, layout.text :] if row is None else row.video(hidden_BLC)
             loss, token_loss_BN, token_accuracy_BN = model.head(hidden_BNC, ready.labels, weight_BN)
         else:
-            share = Share(group, x_BLC.shape[1])
-            hidden_BSC = model(share.cut(x_BLC), share.cut(positions), share.attend(attend))
-            inside_BN, at = share.mine(*places(ready.layout, weight_BN, pack))
-            hidden = hidden_BSC.flatten(0, 1)[at].unsqueeze(0)
-            loss, *parts = model.head(hidden, ready.labels[inside_BN].unsqueeze(0), weight_BN[inside_BN].unsqueeze(0))
+            share = SequenceShare(group, x_BLC.shape[1])
+            hidden_BSC = model(share.cut(x_BLC), share.cut(positions_BLA), share.attend(attend))
+            inside_BN, at = share.mine(*places(layout, weight_BN, row))
+            hidden_1MC = hidden_BSC.flatten(0, 1)[at].unsqueeze(0)  # M: this rank's video tokens
+            loss, *parts = model.head(hidden_1MC, ready.labels[inside_BN].unsqueeze(0), weight_BN[inside_BN].unsqueeze(0))
             token_loss_BN, token_accuracy_BN = (torch.zeros_like(weight_BN).masked_scatter(inside_BN, part) for part in parts)
-        return {"loss": loss, **_parts(token_loss_BN, token_accuracy_BN, weight_BN, batch.weight, ready.layout)}
+        return {"loss": loss, **_parts(token_loss_BN, token_accuracy_BN, weight_BN, batch.weight, layout)}
 
     @torch.no_grad()
     def prepare(self, batch: Batch, window: int, frame_mask: float) -> Prepared:
-        """Unpack, corrupt, re-quantise and mask `batch` on its device. No parameter is read."""
+        """Unpack, corrupt, re-quantize and mask `batch` on its device. No parameter is read."""
         model, config, spec = self.model, self.config, self.spec
         frames, rows, columns = batch.grid
         scales = spec.scales(rows, columns)
@@ -106,16 +108,16 @@ class Objective(nn.Module):
             )
         expected = frames * spec.frame_bytes(rows, columns)
         if batch.bits.shape[1] != expected:
-            raise ObjectiveError(f"{batch.bits.shape[1]} bytes a sample: grid {batch.grid} takes {expected}")
+            raise ObjectiveError(f"{batch.bits.shape[1]} bytes per sample: grid {batch.grid} takes {expected}")
         count = batch.bits.shape[0]
         bits = unpack(batch.bits.reshape(count * frames, -1), scales, spec.bits)
-        turned = features = None
-        if corruption.active(config):
-            ratios = corruption.ratios(config, batch.seeds, frames, len(scales))
-            turned = corruption.flips(batch.seeds, ratios, scales, spec.bits)
+        flipped = features = None
+        if corrupts(config):
+            ratios_BTK = flip_ratios(config, batch.seeds, frames, len(scales))
+            flipped = flips(batch.seeds, ratios_BTK, scales, spec.bits)
             features = None if batch.features is None else batch.features.flatten(0, 1)
         mode = model.config.input_resize
-        labels, inputs, final = teacher_forcing.teach(bits, scales, turned, features, requantise=config.requantise, mode=mode)
+        labels, inputs, final = corrected_labels(bits, scales, flipped, features, requantize=config.requantise, mode=mode)
         text, text_length = self._condition(batch)
         layout = Layout(text=text.shape[1], frames=frames, scales=scales)
         hidden = None
@@ -125,14 +127,14 @@ class Objective(nn.Module):
             layout=layout,
             text=text,
             text_length=text_length,
-            features=teacher_forcing.feed(inputs, final, frames, scales, mode),
+            features=token_inputs(inputs, final, frames, scales, mode),
             labels=torch.cat([item.flatten(1, 2) for item in labels], dim=1).view(count, -1, spec.bits),
             scale=layout.tokens().scale[layout.text :].to(batch.bits.device),
             mask=Mask((layout,), text_length.unsqueeze(1), window, hidden),
         )
 
     def _condition(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Text and lengths with the condition dropped: by lot, and where there is no text."""
+        """Return text and lengths with the condition dropped: at random, and where there is no text."""
         text, length = batch.text, batch.text_length
         if text.shape[1] == 0:
             text = text.new_zeros(text.shape[0], 1)
@@ -146,10 +148,10 @@ class Objective(nn.Module):
         return torch.where(dropped.unsqueeze(1), null, text), torch.where(dropped, torch.ones_like(length), length)
 
 
-def places(layout: Layout, like_BN: Tensor, pack: Pack | None) -> tuple[Tensor, Tensor]:
-    """Return the place of each video token in its row, and the row's number, int64 (B, N) both."""
-    if pack is not None:
-        found = pack.to_samples[:, layout.text :]
+def places(layout: Layout, like_BN: Tensor, row: PackedRow | None) -> tuple[Tensor, Tensor]:
+    """Return the place of each video token in its row, and the number of that row, both int64 (B, N)."""
+    if row is not None:
+        found = row.to_samples[:, layout.text :]
         return found, torch.zeros_like(found)
     place_N = torch.arange(layout.text, layout.length, device=like_BN.device)
     row_B = torch.arange(like_BN.shape[0], device=like_BN.device)
@@ -159,7 +161,7 @@ def places(layout: Layout, like_BN: Tensor, pack: Pack | None) -> tuple[Tensor, 
 def _parts(
     token_loss_BN: Tensor, token_accuracy_BN: Tensor, weight_BN: Tensor, sample_weight_B: Tensor, layout: Layout
 ) -> dict[str, Tensor]:
-    """Loss and bit accuracy by scale, and loss by frame, weighted over samples."""
+    """Return loss and bit accuracy by scale and loss by frame, weighted over samples."""
 
     def by_scale(values_BN: Tensor) -> Tensor:
         values_TS = (values_BN * sample_weight_B.unsqueeze(1)).sum(0).view(layout.frames, layout.frame)

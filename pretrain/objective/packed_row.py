@@ -1,21 +1,18 @@
 """Packing: short samples share one row of tokens, under a token budget, without seeing each other.
 
-In:  text lengths of a whole global batch (from the index, so every rank knows them), the video tokens of one sample.
-Out: `arrange` says which slots make each micro-batch of each rank; `Pack` moves tokens between samples and the shared row.
-Called by: loader.py (arrange), objective.py (Pack).
+In:  samples of one layout, the text tokens that each keeps, the length of the row.
+Out: a `PackedRow`, which moves tokens between samples and row and attends within samples.
 
 Legend: G samples in the row, P padded text tokens, N video tokens, L = P + N, R tokens of the row, H heads, D head dimension.
 
-A step takes samples of one bucket, so their video tokens are equally many and what can be wasted is text (padded to the
-longest caption of the global batch) and fill samples (where ranks and micro-batches do not divide it). Unpacked, both are
-worked out from the index; above the stated share the step is packed:
+pretrain/data/batch.py decides when to pack, and which samples share a row:
 
     sample 0: t t t . . v v v v      row: t t t v v v v | t v v v v | t t v v v v | . .
-    sample 1: t . . . . v v v v           no padding but the row's end, which evens the ranks out
+    sample 1: t . . . . v v v v           no padding but the end of the row, which makes all rows equally long
     sample 2: t t . . . v v v v
 
-Everything of a block but attention runs on the row. `blocks` attention lays queries, keys and values out by sample again,
-where equal shapes make large products (what it pads costs attention only); `flex` and `dense` get a mask with documents.
+Everything in a block but attention runs on the row. The backend `blocks` lays queries, keys and values out by sample again, where
+equal shapes make large products (what it pads costs attention only); `flex` and `dense` get a mask with documents.
 """
 
 from __future__ import annotations
@@ -25,27 +22,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pretrain.model.attention import Attend, Backend, Mask, plan
+from pretrain.model.attention import Attend, Backend, Mask, bind_mask
 from pretrain.model.token_layout import Layout
 
 
 @dataclass(frozen=True)
-class Pack:
-    """Where the tokens of G samples lie in the row that they share."""
+class PackedRow:
+    """Where the tokens of G samples are in the row that they share."""
 
     layout: Layout
-    """Of one sample, its text padded."""
+    """Of one sample, with padded text."""
     spans: tuple[int, ...]
     """Text tokens that each sample keeps in the row."""
     to_row: Tensor
-    """int64 (R): token of the samples, numbered through G x L, at each place of the row; 0 where it is padding."""
+    """int64 (R): the token at each place of the row, numbered over G x L; 0 where the row is padding."""
     to_samples: Tensor
-    """int64 (G, L): place in the row of each token; 0 for text that was left out."""
+    """int64 (G, L): the place in the row of each token; 0 for text that was left out."""
     padding: int
+    """Tokens after the last sample."""
 
     @classmethod
-    def make(cls, layout: Layout, spans: tuple[int, ...], row: int, device: torch.device) -> Pack:
-        """Lay the samples one after the other. Their lengths must add up to `row` at most."""
+    def make(cls, layout: Layout, spans: tuple[int, ...], row: int, device: torch.device) -> PackedRow:
+        """Lay the samples one after the other into a row of `row` tokens, which must hold them all."""
         to_row = torch.zeros(row, dtype=torch.int64)
         to_samples = torch.zeros(len(spans), layout.length, dtype=torch.int64)
         at = 0
@@ -68,22 +66,22 @@ class Pack:
         return video
 
     def attend(self, backend: Backend, mask: Mask) -> Attend:
-        """Return attention over the row. mask: of the samples unpacked, one document a row."""
+        """Return attention over the row. mask: of the unpacked samples, one document per row."""
         if backend == "auto":
             backend = "flex" if mask.text_length.device.type == "cuda" else "blocks"
         if backend != "blocks":
             documents = tuple(Layout(span, self.layout.frames, self.layout.scales) for span in self.spans)
             hidden = None if mask.hidden is None else mask.hidden.transpose(0, 1)
-            return plan(backend, Mask(documents, mask.text_length.transpose(0, 1), mask.window, hidden, self.padding))
-        inner = plan(backend, mask)
+            return bind_mask(backend, Mask(documents, mask.text_length.transpose(0, 1), mask.window, hidden, self.padding))
+        inner = bind_mask(backend, mask)
 
-        def apart(x_1HRD: Tensor) -> Tensor:
+        def by_sample(x_1HRD: Tensor) -> Tensor:
             tokens_GLHD = x_1HRD[0].transpose(0, 1).index_select(0, self.to_samples.flatten())
             samples: Tensor = tokens_GLHD.unflatten(0, self.to_samples.shape).transpose(1, 2)
             return samples
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            out_GHLD = inner(layer, apart(q), apart(k), apart(v))
+            out_GHLD = inner(layer, by_sample(q), by_sample(k), by_sample(v))
             return self.join(out_GHLD.transpose(1, 2)).transpose(1, 2)
 
         return attend

@@ -1,17 +1,16 @@
 """Ulysses sequence parallelism: the ranks of a group share each sequence, by tokens outside attention and by heads inside.
 
 In:  the stages' `sequence_parallel`, this process among the ranks.
-Out: `SequenceGroup`s; `Share`, which cuts rows, wraps attention and picks the video tokens that this rank answers for.
-Called by: train.py and evaluate.py (groups), objective.py (Share), loader.py (`size_of`).
+Out: `SequenceGroup`s; `SequenceShare`, which cuts rows, wraps attention and picks the video tokens whose loss this rank computes.
 
-Legend: B rows, S tokens of a row that a rank holds, H heads, D head dimension, W ranks of a group, N video tokens.
+Legend: B rows, L tokens of a row, S tokens of a row that a rank holds, H heads, D head dimension, W ranks of a group, N video tokens.
 
     tokens 0..S-1   ─ rank 0 ─┐ all-to-all   heads 0..H/W-1, all tokens ─ attention ─┐ all-to-all   tokens 0..S-1
     tokens S..2S-1  ─ rank 1 ─┘ (q, k, v)    heads H/W..H-1, all tokens ─ attention ─┘ (output)     tokens S..2S-1
 
-A rank's loss is the sum over its own tokens, weighted over the global batch, so sums over all ranks stay the global figures and
-ZeRO, which adds gradients over all ranks, needs to know nothing. DeepSpeed's `DistributedAttention` does not fit: it sends
-queries, keys and values one by one, wants another layout, and would bring `deepspeed` behind a second door.
+A rank's loss is the sum over its own tokens, weighted over the global batch, so an all-reduce still gives the loss of the global
+batch, and ZeRO, which adds gradients over all ranks, needs no change. DeepSpeed's own `DistributedAttention` is not used: it sends
+queries, keys and values one by one, needs another layout, and would import `deepspeed` in one more place.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cluster.runtime.process_group import Ranks
-from pretrain.data.config import Stage, size_of
+from pretrain.data.config import Stage, ranks_per_sequence
 from pretrain.data.curriculum import CurriculumError
 from pretrain.model.attention import Attend
 
@@ -37,17 +36,18 @@ class SequenceGroup:
     """The consecutive ranks that share a sequence, as one of them sees it."""
 
     size: int
+    """Ranks of the group."""
     index: int
-    """This rank among them."""
+    """Number of this rank among them."""
     handle: Any
     """torch's process group."""
 
 
 class SequenceGroups:
-    """The groups of a run, one set for each size that a stage uses. All ranks make it together."""
+    """The groups of a run, one set for each size that a stage uses. All ranks must create it together."""
 
     def __init__(self, ranks: Ranks, stages: Sequence[Stage], heads: int, timeout: float) -> None:
-        """Raise CurriculumError when the heads do not divide among a group's ranks. timeout: seconds of a collective."""
+        """Raise CurriculumError if the heads do not divide among the ranks of a group. timeout: of a collective, in seconds."""
         self._world = ranks.world
         self._groups: dict[int, SequenceGroup] = {}
         for stage in stages:
@@ -55,7 +55,7 @@ class SequenceGroups:
                 raise CurriculumError(
                     f"stage {stage.name}: sequence_parallel {stage.sequence_parallel} does not divide model.heads {heads}"
                 )
-        for size in sorted({size_of(stage, ranks.world) for stage in stages} - {1}):
+        for size in sorted({ranks_per_sequence(stage, ranks.world) for stage in stages} - {1}):
             for first in range(0, ranks.world, size):
                 members = list(range(first, first + size))
                 handle = torch.distributed.new_group(members, timeout=timedelta(seconds=timeout))
@@ -63,13 +63,13 @@ class SequenceGroups:
                     self._groups[size] = SequenceGroup(size, ranks.rank - first, handle)
 
     def of(self, stage: Stage) -> SequenceGroup | None:
-        """Return this rank's group in a stage; None where each rank has sequences of its own."""
-        return self._groups.get(size_of(stage, self._world))
+        """Return this rank's group in a stage; None if each rank has sequences of its own."""
+        return self._groups.get(ranks_per_sequence(stage, self._world))
 
 
 @dataclass(frozen=True)
-class Share:
-    """A rank's part of rows of `length` tokens; the last rank's end is padded."""
+class SequenceShare:
+    """One rank's part of rows of `length` tokens; the part of the last rank is padded."""
 
     group: SequenceGroup
     length: int
@@ -87,23 +87,23 @@ class Share:
         return F.pad(part, (0, 0) * (part.dim() - 2) + (0, missing)) if missing else part
 
     def attend(self, inner: Attend) -> Attend:
-        """Return attention that takes and gives this rank's tokens, and runs `inner` on whole rows of its share of heads."""
+        """Return attention over this rank's tokens, which runs `inner` on whole rows for this rank's share of the heads."""
         size, each = self.group.size, self.each
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            apart_WHBSD = torch.stack((q, k, v)).unflatten(2, (size, -1)).movedim(2, 0)
-            swapped = exchange(apart_WHBSD, self.group)  # by tokens now: (W, 3, B, H / W, S, D)
-            whole = swapped.movedim(0, 3).flatten(3, 4)[:, :, :, : self.length]
+            by_heads = torch.stack((q, k, v)).unflatten(2, (size, -1)).movedim(2, 0)  # (W, 3, B, H / W, S, D)
+            by_tokens = exchange(by_heads, self.group)  # same shape, W now along the sequence
+            whole = by_tokens.movedim(0, 3).flatten(3, 4)[:, :, :, : self.length]  # (3, B, H / W, L, D)
             out = F.pad(inner(layer, whole[0], whole[1], whole[2]), (0, 0, 0, size * each - self.length))
-            back = exchange(out.unflatten(2, (size, each)).movedim(2, 0), self.group)  # by heads: (W, B, H / W, S, D)
+            back = exchange(out.unflatten(2, (size, each)).movedim(2, 0), self.group)  # (W, B, H / W, S, D)
             return back.movedim(0, 1).flatten(1, 2)
 
         return attend
 
     def mine(self, places_BN: Tensor, rows_BN: Tensor) -> tuple[Tensor, Tensor]:
-        """Return which video tokens lie in this rank's part, bool (B, N), and where, int64 (their number) into rows x S.
+        """Return which video tokens are in this rank's part, bool (B, N), and their indices into rows x S, int64.
 
-        places_BN: place in its row of each video token. rows_BN: its row.
+        places_BN: place of each video token in its row. rows_BN: number of that row.
         """
         begin = self.group.index * self.each
         inside = (places_BN >= begin) & (places_BN < begin + self.each)
@@ -111,7 +111,7 @@ class Share:
 
 
 def exchange(x_Wx: Tensor, group: SequenceGroup) -> Tensor:
-    """Send part w of the first axis to rank w of the group; part w of the result came from it. Differentiable."""
+    """All-to-all: send part w of the first axis to rank w of the group, and receive part w of the result from it. Differentiable."""
     out: Tensor = _Exchange.apply(x_Wx, group)  # type: ignore[no-untyped-call]
     return out
 

@@ -1,20 +1,19 @@
 """Cross-Frame Error Correction (paper Eq. 8, Fig. 3): corrupt the history in training, and correct the labels.
 
-In:  stored bits of B x T latent frames (or also their continuous features), seeds of the samples.
-Out: label bits of every scale, and the features that feed each video token.
-Called by: pretrain.objective; `feed`, `resize` also by pretrain.sample.
+In:  stored bits of B x T latent frames (optionally also their continuous features), seeds of the samples.
+Out: label bits of every scale, and the features that each video token is fed.
 
-Legend: B samples, T latent frames, K scales, N = B * T frames (frame fastest), d bits a token, H x W the latent grid,
+Legend: B samples, T latent frames, K scales, N = B * T frames (time fastest), d bits per token, H x W the latent grid,
 h x w a scale, S tokens of one frame.
 
-One flip ratio a sample, frame and scale: Uniform(p_min + delta t, p_max + delta t) for frame t = 0, 1, ...; the first
-scale of a later frame draws from Uniform(ratio of the previous frame's last scale, p_max + delta t) (inheritance). The
-flips corrupt the accumulated features, which feed the finer scales of the frame and the first scale of the next; labels
-are re-quantised against that history (Infinity, Alg. 2). What a frame's last scale flips reaches the next frame only.
+Each sample, frame and scale has one flip ratio: Uniform(p_min + delta t, p_max + delta t) for frame t = 0, 1, ...; but the first
+scale of a later frame draws from Uniform(ratio of the previous frame's last scale, p_max + delta t) (inheritance). The flips
+corrupt the accumulated features, which are fed to the finer scales of the frame and to the first scale of the next; labels are
+re-quantized against that history (Infinity, Alg. 2). What a frame's last scale flips reaches the next frame only.
 
-A bit's sign depends on its own channel alone, so a label can differ from the stored bit only where the history of that
-channel was corrupted. Elsewhere the stored bit is kept as it is: with the shards' bfloat16 features, or with no features
-at all (the sum of the up-sampled codes stands in for them), re-quantising an undisturbed bit could turn it by rounding.
+The sign of a bit depends on its own channel alone, so a label can differ from the stored bit only where the history of that
+channel was corrupted. Elsewhere the stored bit is kept: re-quantizing it from the shards' bfloat16 features, or from the sum of
+the up-sampled codes that replaces absent features, could flip it by rounding.
 """
 
 from __future__ import annotations
@@ -25,12 +24,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrain.objective import counter_rng
+from pretrain.objective.config import ObjectiveConfig
 from tokenizer.quantization.bsq import codes
 from tokenizer.quantization.scale_schedule import Scales
 
 
+def corrupts(config: ObjectiveConfig) -> bool:
+    """Return whether the configuration corrupts anything."""
+    return config.flip_max > 0 or config.flip_min > 0 or (config.flip_delta > 0 and config.flip_time_dependent)
+
+
+def flip_ratios(config: ObjectiveConfig, seeds_B: Tensor, frames: int, scales: int) -> Tensor:
+    """Return the flip ratio of each sample, frame and scale, float32 (B, T, K) in [0, 1]."""
+    drawn_BTK = counter_rng.uniform(seeds_B, counter_rng.RATIO, (frames, scales))
+    delta = config.flip_delta if config.flip_time_dependent else 0.0
+    found: list[Tensor] = []
+    for frame in range(frames):
+        low_BK = torch.full_like(drawn_BTK[:, frame], min(1.0, config.flip_min + delta * frame))
+        high = min(1.0, config.flip_max + delta * frame)
+        if frame and config.flip_inherit:
+            low_BK[:, 0] = found[-1][:, -1]
+        # A lower end above the upper one (flip_min > flip_max) leaves no range: the lower end is taken.
+        found.append(low_BK + (high - low_BK).clamp(min=0) * drawn_BTK[:, frame])
+    return torch.stack(found, dim=1)
+
+
+def flips(seeds_B: Tensor, ratios_BTK: Tensor, scales: Scales, d: int) -> list[Tensor]:
+    """Return which bits are flipped, K bool maps (N, h, w, d): each bit independently, with the ratio of its scale."""
+    frames = ratios_BTK.shape[1]
+    areas = [rows * columns for rows, columns in scales]
+    ratio_BTS1 = ratios_BTK.repeat_interleave(torch.tensor(areas, device=ratios_BTK.device), dim=2).unsqueeze(-1)
+    flipped_BTSd = counter_rng.uniform(seeds_B, counter_rng.FLIP, (frames, sum(areas), d)) < ratio_BTS1
+    parts = flipped_BTSd.flatten(0, 1).split(areas, dim=1)
+    return [part.unflatten(1, scale) for part, scale in zip(parts, scales, strict=True)]
+
+
 def resize(x_NdHW: Tensor, scale: tuple[int, int], mode: str) -> Tensor:
-    """Accumulated features to a scale's size: `linear` (bilinear, no antialias) or `area` (mean)."""
+    """Resize accumulated features to a scale: `linear` (bilinear without antialiasing) or `area` (mean)."""
     if x_NdHW.shape[2:] == scale:
         return x_NdHW
     if mode == "area":
@@ -39,66 +70,68 @@ def resize(x_NdHW: Tensor, scale: tuple[int, int], mode: str) -> Tensor:
 
 
 def enlarge(codes_Ndhw: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Codes of a scale up-sampled (bilinear) to the latent grid: what the scale adds to the sum."""
+    """Up-sample the codes of a scale to the latent grid (bilinear): what the scale adds to the accumulated features."""
     return resize(codes_Ndhw, grid, "linear")
 
 
-def teach(
+def corrected_labels(
     bits: Sequence[Tensor],
     scales: Scales,
-    turned: Sequence[Tensor] | None = None,
+    flipped: Sequence[Tensor] | None = None,
     features_NdHW: Tensor | None = None,
     *,
-    requantise: bool = True,
+    requantize: bool = True,
     mode: str = "linear",
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Return (labels, inputs of scales 2..K, final sum) of N frames whose history has the bits `turned` flipped.
+    """Return (labels, inputs of scales 2..K, final sum) of N frames in whose history the bits `flipped` are flipped.
 
-    bits, turned, labels: K bool maps (N, h, w, d). inputs: K - 1 of float32 (N, d, h, w). final: float32 (N, d, H, W).
-    features_NdHW: continuous features; None takes the sum of the up-sampled codes. requantise=False keeps the stored
-    bits as labels (ablation). All arithmetic is float32.
+    bits, flipped, labels: K bool maps (N, h, w, d). inputs: K - 1 of float32 (N, d, h, w). final sum: float32 (N, d, H, W).
+    features_NdHW: continuous features; None takes the sum of the up-sampled codes. requantize: False keeps the stored bits as
+    labels (ablation). mode: of the resizing to a scale's input. All arithmetic is float32.
     """
     grid = scales[-1]
-    ups = [enlarge(codes(item), grid) for item in bits]
-    if turned is None:
-        sums = list(_running(ups))
+    added = [enlarge(codes(item), grid) for item in bits]
+    if flipped is None:
+        sums = _running_sums(added)
         return list(bits), [resize(total, size, mode) for total, size in zip(sums, scales[1:])], sums[-1]
-    exact = features_NdHW is not None
-    features = sum(ups[1:], ups[0]) if features_NdHW is None else features_NdHW.float()
-    clean = torch.zeros_like(ups[0])
-    off = torch.zeros_like(clean)  # corrupted sum less clean sum: exactly 0 where nothing was corrupted
+    is_exact = features_NdHW is not None
+    features = sum(added[1:], added[0]) if features_NdHW is None else features_NdHW.float()
+    clean = torch.zeros_like(added[0])
+    error = torch.zeros_like(clean)  # corrupted sum - clean sum: exactly 0 where nothing was corrupted
     labels: list[Tensor] = []
     inputs: list[Tensor] = []
     for k, scale in enumerate(scales):
         label = bits[k]
-        if requantise and k:
-            spoiled = resize(off.abs(), scale, "area").permute(0, 2, 3, 1) > 0
-            label = torch.where(spoiled, _again(features - clean, off, scale, None if exact else bits[k]), label)
+        if requantize and k:
+            is_corrupted = resize(error.abs(), scale, "area").permute(0, 2, 3, 1) > 0
+            label = torch.where(
+                is_corrupted, _requantized(features - clean, error, scale, None if is_exact else bits[k]), label
+            )
         labels.append(label)
-        off = off + enlarge(codes(label ^ turned[k]) - codes(bits[k]), grid)
-        clean = clean + ups[k]
+        error = error + enlarge(codes(label ^ flipped[k]) - codes(bits[k]), grid)
+        clean = clean + added[k]
         if k + 1 < len(scales):
-            inputs.append(resize(clean + off, scales[k + 1], mode))
-    return labels, inputs, clean + off
+            inputs.append(resize(clean + error, scales[k + 1], mode))
+    return labels, inputs, clean + error
 
 
-def _again(rest: Tensor, off: Tensor, scale: tuple[int, int], stored_Nhwd: Tensor | None) -> Tensor:
-    """Bits of the residual `rest` (features less the clean sum) once the corruption `off` is taken from it too.
+def _requantized(residual: Tensor, error: Tensor, scale: tuple[int, int], stored_Nhwd: Tensor | None) -> Tensor:
+    """Return the bits of a scale once `error` is taken from the residual (features - clean sum) too.
 
-    stored_Nhwd: with stand-in features, the stored bits, which are the true signs of `rest` at this scale: the
-    stand-in then gives its size only. (Agreement with labels from real features at 20 % flips: 85 % instead of 83 %.)
+    stored_Nhwd: the stored bits where the sum of codes replaces the features. They are the true signs of the residual at this
+    scale, so only its magnitude is taken from the sum. (Agreement with labels from real features at 20 % flips: 85 %, not 83 %.)
     """
     if stored_Nhwd is None:
-        return resize(rest - off, scale, "area").permute(0, 2, 3, 1) > 0
-    size = resize(rest, scale, "area").permute(0, 2, 3, 1).abs()
-    return torch.where(stored_Nhwd, size, -size) > resize(off, scale, "area").permute(0, 2, 3, 1)
+        return resize(residual - error, scale, "area").permute(0, 2, 3, 1) > 0
+    magnitude = resize(residual, scale, "area").permute(0, 2, 3, 1).abs()
+    return torch.where(stored_Nhwd, magnitude, -magnitude) > resize(error, scale, "area").permute(0, 2, 3, 1)
 
 
-def feed(inputs: Sequence[Tensor], final_NdHW: Tensor, frames: int, scales: Scales, mode: str = "linear") -> Tensor:
-    """Return what feeds each video token, float32 (B, T * S, d), frame by frame and scale by scale.
+def token_inputs(inputs: Sequence[Tensor], final_NdHW: Tensor, frames: int, scales: Scales, mode: str = "linear") -> Tensor:
+    """Return what each video token is fed, float32 (B, T * S, d), frame by frame and scale by scale.
 
-    The first scale of frame t is fed the final sum of frame t - 1 (paper: F~_t^0); that of frame 0 is 0, since the
-    start token takes its place.
+    The first scale of frame t is fed the final sum of frame t - 1 (paper: F~_t^0). That of frame 0 is fed 0, since the start
+    token replaces it.
     """
     count, d = final_NdHW.shape[:2]
     first = resize(final_NdHW, scales[0], mode).view(-1, frames, d, *scales[0])
@@ -107,7 +140,7 @@ def feed(inputs: Sequence[Tensor], final_NdHW: Tensor, frames: int, scales: Scal
     return tokens_NSd.reshape(count // frames, -1, d)
 
 
-def _running(parts: Sequence[Tensor]) -> Sequence[Tensor]:
+def _running_sums(parts: Sequence[Tensor]) -> list[Tensor]:
     sums = [parts[0]]
     for part in parts[1:]:
         sums.append(sums[-1] + part)

@@ -1,31 +1,51 @@
-"""Temporal-spatial adaptive guidance (paper A3, inference): how strongly the condition is pressed at each step.
+"""The section `sample`, and temporal-spatial adaptive guidance (paper A3, inference): its strength at each frame and scale.
 
-Pure functions. Called by: pretrain.sample.
+Pure functions; importing this file loads no torch.
 
-UCF-101: the first scale of each frame rises from 1 to 5 over the frames, then linearly to 10 inside the frame.
-Text to video: 5 falls to 3 over frames and scales together: guidance (5, 3), end 3.
+The paper's schedules. UCF-101: the first scale of each frame rises from 1 to 5 over the frames, and each frame's scales rise
+linearly from there to 10. Text to video: from 5 to 3 over frames and scales together: guidance (5, 3), guidance_end 3.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from pretrain.sampling.config import SampleConfig
+from pydantic import Field
+
+from cluster.config import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class SampleConfig(Section):
+    """`videoar sample`, and samples during training."""
+
+    guidance: tuple[float, float] = (1.0, 5.0)
+    """Guidance strength at each frame's first scale: of the first frame, and of the last (linear in between)."""
+    guidance_end: float = Field(default=10.0, ge=0)
+    """Guidance strength at each frame's last scale (linear over the scales of a frame)."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Temperature of the bit logits; 0 takes the more likely bit."""
+    seed: int = 0
+    """Seed of the samples."""
+    fps: float = Field(default=8.0, gt=0)
+    """Frames per second of the written videos."""
 
 
 def strength(config: SampleConfig, frame: int, frames: int, scale: int, scales: int) -> float:
-    """Return the guidance of (frame, scale), both counted from 0; 1 is the plain conditional model."""
+    """Return the guidance strength at (frame, scale), both counted from 0; 1 is the plain conditional model."""
     first, last = config.guidance
     start = first + (last - first) * (frame / (frames - 1) if frames > 1 else 0.0)
     return start + (config.guidance_end - start) * (scale / (scales - 1) if scales > 1 else 0.0)
 
 
 def needed(config: SampleConfig) -> bool:
-    """Whether any step is guided: else the null half of the batch is left out."""
+    """Return whether any step is guided; if not, the unconditional half of the batch is left out."""
     return config.guidance != (1.0, 1.0) or config.guidance_end != 1.0
 
 
 def guided(logits: Tensor, strength: float) -> Tensor:
-    """Join the logits of the condition (first half of the batch) and of the null token (second half)."""
+    """Combine the logits of the condition (first half of the batch) with those of the null token (second half)."""
     condition, null = logits.chunk(2)
     return null + strength * (condition - null)

@@ -1,10 +1,9 @@
-"""Videos on their way to disk: each frame goes to its mp4 as soon as it is decoded, and hardly any is kept.
+"""Videos on their way to disk: each frame is encoded as soon as it is decoded, and hardly any is kept; and their contact sheet.
 
 In:  frames of a batch of videos, a few at a time.
-Out: one mp4 a video; the last frames (for the next clip to go on from) and the pictures of a contact sheet.
-Called by: pretrain.generate.
+Out: one mp4 file per video; the last frames (which the next clip continues) and the pictures of a contact sheet.
 
-Legend: B videos, T frames.
+Legend: B videos, T frames, H x W pixels, C = 3 colors.
 """
 
 from __future__ import annotations
@@ -16,30 +15,36 @@ from types import TracebackType
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pipeline.video import VideoWriter
-from pretrain.sampling.contact_sheet import columns
+
+SHEET_COLUMNS = 9
+"""Most frames of a video on a contact sheet."""
+MARGIN = 4
+"""Pixels between the pictures of a contact sheet."""
+GREEN = (0, 160, 0)
 
 
-class Reel:
-    """A batch of videos being written. A context manager: files appear when the block ends, and none after an error.
+class VideoSink:
+    """A batch of videos being written. A context manager: the files appear when the block ends, and none after an error.
 
-    frames: how many each will have. tail: how many of the last ones `last` gives back. Memory is that of `tail` and
-    COLUMNS frames a video, and of the encoders, whatever the length.
+    frames: length of each video. tail: how many of the latest frames `last` returns. Memory is that of `tail` and SHEET_COLUMNS
+    frames per video, and of the encoders, whatever the length.
     """
 
     def __init__(self, files: Sequence[Path], fps: float, frames: int, tail: int = 0) -> None:
         self._writers = [VideoWriter(file, fps) for file in files]
-        self._columns = set(columns(frames))
+        self._on_sheet = set(sheet_frames(frames))
         self._frames, self._tail = frames, tail
         self._stack = ExitStack()
         self._last: Tensor | None = None
         self.written = 0
         self.pictures: list[list[np.ndarray]] = [[] for _ in files]
-        """The sheet's pictures of each video, so far."""
+        """The pictures of each video for the contact sheet, so far."""
 
-    def __enter__(self) -> Reel:
+    def __enter__(self) -> VideoSink:
         with ExitStack() as stack:
             for writer in self._writers:
                 stack.enter_context(writer)
@@ -54,15 +59,36 @@ class Reel:
         frames = frames_BTHWC.cpu()
         if self._tail:
             seen = frames if self._last is None else torch.cat((self._last, frames), dim=1)
-            self._last = seen[:, -self._tail :].clone()
+            self._last = seen[:, -self._tail :].clone()  # a view would keep all frames in memory
         for writer, pictures, video in zip(self._writers, self.pictures, frames.numpy(), strict=True):
             writer.append(video)
-            pictures += [image.copy() for at, image in enumerate(video, self.written) if at in self._columns]
+            pictures += [image.copy() for at, image in enumerate(video, self.written) if at in self._on_sheet]
         self.written += frames.shape[1]
         assert self.written <= self._frames
 
     @property
     def last(self) -> Tensor:
-        """The last `tail` frames, uint8 (B, tail, H, W, 3)."""
+        """The latest `tail` frames, uint8 (B, tail, H, W, 3)."""
         assert self._last is not None and self._last.shape[1] == self._tail
         return self._last
+
+
+def sheet_frames(frames: int) -> list[int]:
+    """Return the numbers of the frames that a contact sheet shows of a video of `frames` frames, evenly spaced."""
+    return [int(at) for at in np.linspace(0, frames - 1, min(SHEET_COLUMNS, frames)).round()]
+
+
+def contact_sheet(rows: Sequence[Sequence[np.ndarray]], given: Sequence[bool]) -> Image.Image:
+    """Return one picture of rows of equally many pictures, uint8 (H, W, 3).
+
+    given: by column, whether the frame was given to the sampler; such a column is marked with a green bar above it.
+    """
+    height, width = rows[0][0].shape[:2]
+    canvas = np.full((len(rows) * (height + MARGIN), len(given) * (width + MARGIN), 3), 255, dtype=np.uint8)
+    for row, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            y, x = row * (height + MARGIN) + MARGIN, column * (width + MARGIN)
+            canvas[y : y + height, x : x + width] = picture
+            if given[column]:
+                canvas[y - 3 : y - 1, x : x + width] = GREEN
+    return Image.fromarray(canvas)

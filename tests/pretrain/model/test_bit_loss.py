@@ -21,7 +21,7 @@ def test_weights_sum_to_one_and_follow_the_root_of_the_area() -> None:
 
 @pytest.mark.parametrize("rows", [7, 4096])
 def test_fused_equals_plain(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pretrain.model.bit_loss.ROWS", rows)
+    monkeypatch.setattr("pretrain.model.bit_loss.CHUNK_TOKENS", rows)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(2, 30, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(16, 8, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -42,8 +42,8 @@ def test_fused_equals_plain(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_logits_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No float32 tensor of tokens x bits is made: the largest product of the head has ROWS rows."""
-    monkeypatch.setattr(bit_loss, "ROWS", 16)
+    """No float32 tensor of tokens x bits is made: the largest product of the head has CHUNK_TOKENS rows."""
+    monkeypatch.setattr("pretrain.model.bit_loss.CHUNK_TOKENS", 16)
     seen: list[int] = []
     plain = F.linear
 

@@ -20,17 +20,17 @@ def test_norm_of_bfloat16_is_made_in_float32() -> None:
     assert torch.equal(fused_ops.norm(x.bfloat16(), weight.bfloat16(), 1e-6), expected)
 
 
-def test_heads_against_separate_steps() -> None:
+def test_split_heads_against_separate_steps() -> None:
     qkv, angles = torch.randn(2, 5, 3 * 16), torch.randn(2, 1, 5, 4)
     q_weight, k_weight = torch.rand(8), torch.rand(8)
-    q, k, v = fused_ops.heads(qkv, q_weight, k_weight, angles.cos(), angles.sin(), 2, 1e-6)
+    q, k, v = fused_ops.split_heads(qkv, q_weight, k_weight, angles.cos(), angles.sin(), 2, 1e-6)
     parts = [part.view(2, 5, 2, 8).transpose(1, 2) for part in qkv.split(16, dim=-1)]
     q_expected = rotate(F.rms_norm(parts[0], (8,), q_weight, 1e-6), angles.cos(), angles.sin()) / 8**0.5
     k_expected = rotate(F.rms_norm(parts[1], (8,), k_weight, 1e-6), angles.cos(), angles.sin())
     assert torch.allclose(q, q_expected, atol=1e-6) and torch.allclose(k, k_expected, atol=1e-6)
     assert torch.equal(v, parts[2])
     assert all(x.is_contiguous() for x in (q, k, v))
-    bare = fused_ops.heads(qkv, None, None, angles.cos(), angles.sin(), 2, 1e-6)[1]
+    bare = fused_ops.split_heads(qkv, None, None, angles.cos(), angles.sin(), 2, 1e-6)[1]
     assert torch.allclose(bare, rotate(parts[1], angles.cos(), angles.sin()), atol=1e-6)
 
 

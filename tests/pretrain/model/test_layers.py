@@ -7,9 +7,9 @@ import math
 import torch
 from torch import nn
 
-from pretrain.model.attention import Mask, plan
+from pretrain.model.attention import Mask, bind_mask
 from pretrain.model.config import ModelConfig
-from pretrain.model.layers import Block, FeedForward, Linear, RMSNorm, SelfAttention, Table, ffn_width, recomputed
+from pretrain.model.layers import Block, Embedding, FeedForward, Linear, RMSNorm, SelfAttention, checkpointed, ffn_width
 from pretrain.model.rope import positions, tables
 from pretrain.model.token_layout import Layout
 
@@ -44,19 +44,19 @@ def test_initial_deviations() -> None:
     linear = Linear(400, 500, gain=0.5, bias=True)
     assert abs(float(linear.weight.std()) - 0.5 / math.sqrt(400)) < 1e-3
     assert not linear.bias.any()
-    assert abs(float(Table(300, 300, std=0.5).weight.std()) - 0.5) < 0.01
+    assert abs(float(Embedding(300, 300, std=0.5).weight.std()) - 0.5) < 0.01
 
 
 def test_recomputing_changes_nothing() -> None:
     torch.manual_seed(0)
     layout = Layout(text=2, frames=2, scales=((1, 1), (2, 2)))
     length = torch.tensor([2, 1])
-    attend = plan("blocks", Mask((layout,), length.unsqueeze(1)))
+    attend = bind_mask("blocks", Mask((layout,), length.unsqueeze(1)))
     cos, sin = tables(positions(layout, length), CONFIG)
     block = Block(CONFIG, 0)
     x = torch.randn(2, layout.length, 32)
     gradients = []
-    for run in (lambda: block(x, cos, sin, attend), lambda: recomputed(block, x, cos, sin, attend)):
+    for run in (lambda: block(x, cos, sin, attend), lambda: checkpointed(block, x, cos, sin, attend)):
         block.zero_grad()
         run().square().sum().backward()
         gradients.append([parameter.grad.clone() for parameter in block.parameters() if parameter.grad is not None])
@@ -68,7 +68,7 @@ def test_every_parameter_is_made_by_its_own_module() -> None:
     """A wrapper that freezes each module's parameters when its `__init__` returns (as zero.Init cuts them up) loses nothing."""
     taken: dict[int, torch.Tensor] = {}
     originals = {}
-    kinds = [Linear, Table, RMSNorm, SelfAttention]
+    kinds = [Linear, Embedding, RMSNorm, SelfAttention]
     for kind in kinds:
         originals[kind] = kind.__init__
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cluster.config import load
-from pretrain.model.attention import Mask, plan
+from pretrain.model.attention import Mask, bind_mask
 from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
 from pretrain.model.token_layout import Layout
@@ -46,7 +46,9 @@ def test_causality_by_gradients(window: int, hide: bool) -> None:
         reach = (torch.matrix_power(sight, layers) > 0)[LAYOUT.text :, LAYOUT.text :]
         text, features, scale = _inputs(LAYOUT)
         features.requires_grad_()
-        hidden_states = model(model.embed(text, features, scale, True), model.positions(LAYOUT, length), plan("blocks", mask))
+        hidden_states = model(
+            model.embed(text, features, scale, True), model.positions(LAYOUT, length), bind_mask("blocks", mask)
+        )
         logits = model.head(hidden_states[:, LAYOUT.text :])[0]
         for frame in range(LAYOUT.frames):
             for k in range(len(LAYOUT.scales)):
@@ -67,14 +69,14 @@ def test_packed_rows_equal_single_samples() -> None:
         text, features, scale = _inputs(layout)
         x = model.embed(text, features, scale, True)
         place = model.positions(layout, lengths[:, number])
-        alone.append(model(x, place, plan("blocks", Mask((layout,), lengths[:, number : number + 1]))))
+        alone.append(model(x, place, bind_mask("blocks", Mask((layout,), lengths[:, number : number + 1]))))
         parts.append(x)
         positions.append(place)
     padding = 4
     parts.append(torch.randn(1, padding, 32))
     positions.append(torch.zeros(1, padding, 3))
     mask = Mask((first, second), lengths, padding=padding)
-    packed = model(torch.cat(parts, 1), torch.cat(positions, 1), plan("blocks", mask))
+    packed = model(torch.cat(parts, 1), torch.cat(positions, 1), bind_mask("blocks", mask))
     assert torch.allclose(packed[:, : first.length], alone[0], atol=1e-5)
     assert torch.allclose(packed[:, first.length : -padding], alone[1], atol=1e-5)
 
@@ -109,7 +111,7 @@ def test_switches_change_the_model_and_keep_it_trainable(change: dict[str, objec
     for config in (CONFIG, CONFIG.model_copy(update=change)):
         model = _model(config)
         text, features, scale = _inputs(layout)
-        attend = plan("blocks", Mask((layout,), length.unsqueeze(1)))
+        attend = bind_mask("blocks", Mask((layout,), length.unsqueeze(1)))
         hidden = model(model.embed(text, features, scale, True), model.positions(layout, length), attend)
         hidden.square().sum().backward()
         for name, parameter in model.named_parameters():
@@ -122,7 +124,7 @@ def test_initial_logits_are_near_chance() -> None:
     model = _model(ModelConfig(layers=4, width=128, heads=4))
     text, features, scale = _inputs(LAYOUT, 4)
     length = torch.full((4,), 3)
-    attend = plan("blocks", Mask((LAYOUT,), length.unsqueeze(1)))
+    attend = bind_mask("blocks", Mask((LAYOUT,), length.unsqueeze(1)))
     with torch.no_grad():
         logits = model.head(model(model.embed(text, features, scale, True), model.positions(LAYOUT, length), attend))[0]
     assert 0.1 < float(logits.std()) < 1.0

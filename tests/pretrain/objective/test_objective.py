@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.data.batch import Batch
-from pretrain.model.attention import plan
+from pretrain.model.attention import bind_mask
 from pretrain.model.bit_loss import token_weights
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import VideoAR
@@ -52,7 +52,7 @@ def test_loss_is_the_weighted_bit_cross_entropy() -> None:
     ready = objective.prepare(batch, 0, 0.0)
     model = objective.model
     x = model.embed(ready.text, ready.features, ready.scale, True)
-    hidden = model(x, model.positions(ready.layout, ready.text_length), plan("dense", ready.mask))
+    hidden = model(x, model.positions(ready.layout, ready.text_length), bind_mask("dense", ready.mask))
     logits = model.head(hidden[:, ready.layout.text :])[0]
     tokens = F.binary_cross_entropy_with_logits(logits, ready.labels.float(), reduction="none").mean(-1)
     expected = (tokens * token_weights(ready.layout, "sqrt-area")).sum(1).mean()
@@ -165,11 +165,11 @@ def test_features_replace_the_stand_in() -> None:
 
 
 def test_bad_input_is_named() -> None:
-    with pytest.raises(ObjectiveError, match="16 bits a token, the tokenizer 48"):
+    with pytest.raises(ObjectiveError, match="16 bits per token, the tokenizer 48"):
         Objective(VideoAR(MODEL, 16, 256), CLEAN, replace(SPEC, bits=48))
     with pytest.raises(ObjectiveError, match="null_token"):
         _objective(ObjectiveConfig(), MODEL.model_copy(update={"null_token": False}))
-    with pytest.raises(ObjectiveError, match=r"180 bytes a sample: grid \(1, 4, 4\) takes 60"):
+    with pytest.raises(ObjectiveError, match=r"180 bytes per sample: grid \(1, 4, 4\) takes 60"):
         _objective()(replace(_batch(), grid=(1, 4, 4)), 0, 0.0)
     with pytest.raises(ObjectiveError, match=r"6 scales, model\.max_scales is 4"):
         _objective()(_batch(grid=(1, 8, 8)), 0, 0.0)

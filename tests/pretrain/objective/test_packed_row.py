@@ -15,7 +15,7 @@ from pretrain.model.token_layout import Layout
 from pretrain.model.transformer import VideoAR
 from pretrain.objective.config import ObjectiveConfig
 from pretrain.objective.objective import Objective
-from pretrain.objective.packed_row import Pack
+from pretrain.objective.packed_row import PackedRow
 from tokenizer.quantization.codec_spec import CodecSpec
 
 SPEC = CodecSpec(bits=16, spatial_stride=16, temporal_stride=4, digest="x")
@@ -75,16 +75,16 @@ def test_no_sample_sees_another(backend: str) -> None:
     layout = Layout(text=8, frames=2, scales=SPEC.scales(4, 4))
     spans = tuple(max(1, length) for length in LENGTHS)
     row = sum(spans) + layout.video * len(spans) + 3
-    pack = Pack.make(layout, spans, row, torch.device("cpu"))
-    owner = pack.join(torch.arange(5).unsqueeze(1).expand(5, layout.length))[0]
+    shared = PackedRow.make(layout, spans, row, torch.device("cpu"))
+    owner = shared.join(torch.arange(5).unsqueeze(1).expand(5, layout.length))[0]
     owner[-3:] = -1
     mask = Mask((layout,), torch.tensor(spans).unsqueeze(1), 1, torch.rand(5, 1, 2) < 0.3)
     q, k, v = (torch.randn(1, 4, row, 8, requires_grad=backend != "flex") for _ in range(3))
-    attend = pack.attend(backend, mask)  # type: ignore[arg-type]
+    attend = shared.attend(backend, mask)  # type: ignore[arg-type]
     if backend == "flex":  # no backward pass on a CPU: change one sample's keys and values instead
         with torch.no_grad():
             base = attend(0, q, k, v)
-            reference = pack.attend("dense", mask)(0, q, k, v)
+            reference = shared.attend("dense", mask)(0, q, k, v)
             assert torch.allclose(base[:, :, owner >= 0], reference[:, :, owner >= 0], atol=1e-5)
             for sample in range(5):
                 own = (owner == sample)[:, None]
@@ -92,7 +92,7 @@ def test_no_sample_sees_another(backend: str) -> None:
                 changed = (attend(0, q, *others) != base).any(3)[0].any(0)
                 assert set(owner[changed].tolist()) == {sample}
         return
-    out = pack.video(attend(0, q, k, v).transpose(1, 2))
+    out = shared.video(attend(0, q, k, v).transpose(1, 2))
     for sample in range(5):
         for gradient in torch.autograd.grad(out[sample].sum(), (q, k, v), retain_graph=True):
             touched = gradient.abs().sum((0, 1, 3)) > 0

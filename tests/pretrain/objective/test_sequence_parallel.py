@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from cluster.runtime.process_group import Ranks
 from pretrain.data.config import Mix, Stage
 from pretrain.data.curriculum import CurriculumError
-from pretrain.objective.sequence_parallel import SequenceGroup, SequenceGroups, Share
+from pretrain.objective.sequence_parallel import SequenceGroup, SequenceGroups, SequenceShare
 from tests.helpers import ulysses_worker
 
 
@@ -45,7 +45,7 @@ def test_ranks_that_share_sequences_compute_what_one_computes(root: Path, tmp_pa
 
 def test_a_share_cuts_rows_evenly_and_pads_the_last() -> None:
     rows = torch.arange(22).view(2, 11, 1)
-    shares = [Share(SequenceGroup(4, index, None), 11) for index in range(4)]
+    shares = [SequenceShare(SequenceGroup(4, index, None), 11) for index in range(4)]
     parts = [share.cut(rows) for share in shares]
     assert [part.shape for part in parts] == [(2, 3, 1)] * 4
     joined = torch.cat(parts, dim=1)

@@ -19,16 +19,15 @@ from pipeline.video import VideoWriter, iter_frames, probe, write_video
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import VideoAR
 from pretrain.objective.config import ObjectiveConfig
-from pretrain.sampling import generate
-from pretrain.sampling.generate import Setting, clip, read_prefix, run
-from pretrain.sampling.generate import load as load_setting
-from pretrain.sampling.sampler import SampleError, Step, sample
+from pretrain.sampling.generate import SampleRequest, VideoGenerator, run
+from pretrain.sampling.sampler import SampledScale, SampleError, Sampler
 from tokenizer.codec import save
 from tokenizer.config import NetworkConfig
 from tokenizer.network.network import Network
 
 NETWORK = NetworkConfig(bits=8, width=8, multipliers=(1, 1, 2, 2), blocks=1, groups=4)
 MODEL = ModelConfig(layers=1, width=16, heads=2, text_length=12)
+BUCKET = "f009x32x40"
 
 
 @pytest.fixture
@@ -48,10 +47,7 @@ def config(tmp_path: Path) -> Config:
         "averaged": False,
     }
     (tmp_path / "run" / "model.json").write_text(json.dumps(plain))
-    (tmp_path / "c.yaml").write_text(
-        f"run: {{dir: {tmp_path / 'run'}}}\ntokenizer: {{weights: {tmp_path / 'tokenizer'}}}\n"
-        "pipeline: {buckets: [{frames: 9, height: 32, width: 40}]}\n"
-    )
+    (tmp_path / "c.yaml").write_text(f"run: {{dir: {tmp_path / 'run'}}}\ntokenizer: {{weights: {tmp_path / 'tokenizer'}}}\n")
     return load(tmp_path / "c.yaml")
 
 
@@ -59,15 +55,15 @@ def _frames(path: Path) -> np.ndarray:
     return np.stack([frame for _, frame in iter_frames(path)])
 
 
-def made(setting: Setting, prompts: list[str], seed: int) -> torch.Tensor:
+def made(generator: VideoGenerator, prompts: list[str], seed: int) -> torch.Tensor:
     """A whole clip a prompt, uint8 (B, T, H, W, 3)."""
     parts: list[torch.Tensor] = []
-    clip(setting, prompts, None, parts.append, seed=seed)
+    generator.clip(prompts, None, parts.append, seed=seed)
     return torch.cat(parts, dim=1)
 
 
 def test_text_to_video(config: Config, tmp_path: Path) -> None:
-    files = run(config, ["a cat", "a dog", ""], tmp_path / "out", batch=2)
+    files = run(config, SampleRequest(["a cat", "a dog", ""], batch=2), tmp_path / "out", bucket=BUCKET)
     assert [file.name for file in files] == ["000.mp4", "001.mp4", "002.mp4"]
     for file in files:
         assert _frames(file).shape == (9, 32, 40, 3)
@@ -79,19 +75,19 @@ def test_text_to_video(config: Config, tmp_path: Path) -> None:
 
 
 def test_what_else_is_in_the_batch_has_no_part_in_a_sample(config: Config) -> None:
-    setting = load_setting(config)
-    cat, dog = made(setting, ["a cat", "a dog"], seed=3).float()
-    again, cow = made(setting, ["a cat", "a cow"], seed=3).float()
+    generator = VideoGenerator.load(config, bucket=BUCKET)
+    cat, dog = made(generator, ["a cat", "a dog"], seed=3).float()
+    again, cow = made(generator, ["a cat", "a cow"], seed=3).float()
     # The sums of float32 may be taken in another order (threads of a busy machine): a level or two, never another picture.
     assert float((again - cat).abs().mean()) < 0.5
     assert float((cow - dog).abs().mean()) > 1
 
 
 def test_streamed_frames_equal_decoding_the_whole(config: Config) -> None:
-    setting = load_setting(config)
-    streamed = made(setting, ["x"], seed=3)
-    bits = sample(setting.model, setting.codec.spec, setting.text, ["x"], setting.grid, setting.config, seed=3)
-    whole = setting.codec.decode(bits, 32, 40)
+    generator = VideoGenerator.load(config, bucket=BUCKET)
+    streamed = made(generator, ["x"], seed=3)
+    bits = generator.sampler.sample(["x"], generator.grid, seed=3)
+    whole = generator.codec.decode(bits, 32, 40)
     assert int((streamed.int() - whole.int()).abs().max()) <= 1  # float32 sums in another order may round one level apart
 
 
@@ -99,7 +95,7 @@ def test_continuation_and_extension(config: Config, tmp_path: Path) -> None:
     video = tmp_path / "in.mp4"
     ramp = np.arange(12, dtype=np.uint8)[:, None, None, None] * 15
     write_video(video, np.broadcast_to(ramp, (12, 32, 40, 3)).copy(), 8)
-    files = run(config, ["x"], tmp_path / "out", prefix=video, extend=2)
+    files = run(config, SampleRequest(["x"], prefix=video, extend=2), tmp_path / "out", bucket=BUCKET)
     # 9 frames, 5 of them given; each extension encodes the last 5 anew and adds 4.
     assert _frames(files[0]).shape[0] == 9 + 2 * 4
     said = json.loads((tmp_path / "out" / "samples.json").read_text())
@@ -108,7 +104,7 @@ def test_continuation_and_extension(config: Config, tmp_path: Path) -> None:
 
 def test_image_to_video(config: Config, tmp_path: Path) -> None:
     Image.fromarray(np.full((50, 60, 3), 90, dtype=np.uint8)).save(tmp_path / "in.png")
-    files = run(config, ["x"], tmp_path / "out", prefix=tmp_path / "in.png")
+    files = run(config, SampleRequest(["x"], prefix=tmp_path / "in.png"), tmp_path / "out", bucket=BUCKET)
     assert _frames(files[0]).shape[0] == 9
     assert json.loads((tmp_path / "out" / "samples.json").read_text())["prefix_frames"] == 1
 
@@ -116,19 +112,19 @@ def test_image_to_video(config: Config, tmp_path: Path) -> None:
 def test_a_prefix_shorter_than_a_chunk_is_refused(config: Config, tmp_path: Path) -> None:
     video = tmp_path / "short.mp4"
     write_video(video, np.zeros((3, 32, 40, 3), dtype=np.uint8), 8)
-    setting = load_setting(config)
+    generator = VideoGenerator.load(config, bucket=BUCKET)
     with pytest.raises(SampleError, match=r"short\.mp4: 3 frames .* the prefix takes 5"):
-        read_prefix(video, setting)
-    assert read_prefix(video, setting, 1).shape == (1, 32, 40, 3)
+        generator.read_prefix(video)
+    assert generator.read_prefix(video, 1).shape == (1, 32, 40, 3)
     with pytest.raises(ValueError, match=r"1 \+ 4n"):
-        read_prefix(video, setting, 3)
+        generator.read_prefix(video, 3)
 
 
 def test_weights_of_another_tokenizer_are_refused(config: Config, tmp_path: Path) -> None:
     torch.manual_seed(1)
     save(tmp_path / "tokenizer", NETWORK, Network(NETWORK).state_dict(), {})
     with pytest.raises(SampleError, match=r"set tokenizer\.weights"):
-        run(config, ["x"], tmp_path / "out")
+        run(config, SampleRequest(["x"]), tmp_path / "out", bucket=BUCKET)
 
 
 def test_guidance_needs_a_trained_null_token(config: Config, tmp_path: Path) -> None:
@@ -137,8 +133,9 @@ def test_guidance_needs_a_trained_null_token(config: Config, tmp_path: Path) -> 
     plain["objective"]["condition_drop"] = 0
     path.write_text(json.dumps(plain))
     with pytest.raises(SampleError, match="condition_drop 0"):
-        load_setting(config)
-    assert load_setting(load(tmp_path / "c.yaml", ["sample.guidance=[1,1]", "sample.guidance_end=1"])).window == 0
+        VideoGenerator.load(config, bucket=BUCKET)
+    plain = load(tmp_path / "c.yaml", ["sample.guidance=[1,1]", "sample.guidance_end=1"])
+    assert VideoGenerator.load(plain, bucket=BUCKET).window == 0
 
 
 def test_frames_are_with_the_encoder_before_the_last_latent_is_begun(
@@ -147,26 +144,26 @@ def test_frames_are_with_the_encoder_before_the_last_latent_is_begun(
     """9 frames are 3 latents: the first frame's picture must be written while the third latent is still to be made."""
     written = threading.Event()
     seen: list[bool] = []
-    append, steps = VideoWriter.append, generate.steps
+    append, steps = VideoWriter.append, Sampler.steps
 
     def appended(writer: VideoWriter, frames: np.ndarray) -> None:
         append(writer, frames)
         written.set()
 
-    def watched(*given: Any, **named: Any) -> Iterator[Step]:
+    def watched(*given: Any, **named: Any) -> Iterator[SampledScale]:
         for step in steps(*given, **named):
             if step.frame == 2 and step.scale == 0:
                 seen.append(written.wait(60))
             yield step
 
     monkeypatch.setattr(VideoWriter, "append", appended)
-    monkeypatch.setattr(generate, "steps", watched)
-    files = run(config, ["x"], tmp_path / "out")
+    monkeypatch.setattr(Sampler, "steps", watched)
+    files = run(config, SampleRequest(["x"]), tmp_path / "out", bucket=BUCKET)
     assert seen == [True] and _frames(files[0]).shape[0] == 9
 
 
 def test_a_full_disk_ends_the_sampling(config: Config) -> None:
-    setting = load_setting(config)
+    generator = VideoGenerator.load(config, bucket=BUCKET)
     taken: list[int] = []
 
     def take(frames: torch.Tensor) -> None:
@@ -174,5 +171,14 @@ def test_a_full_disk_ends_the_sampling(config: Config) -> None:
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space left"):
-        clip(setting, ["x"], None, take, seed=1)
+        generator.clip(["x"], None, take, seed=1)
     assert taken[0] == 1
+
+
+def test_the_shape_is_the_longest_of_the_last_stage_or_has_to_be_named(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(SampleError, match=r"curriculum\.stages is empty; name one with --bucket"):
+        VideoGenerator.load(config)
+    mix = "[{bucket: f017x32x40, frames: 5, batch: 1}, {bucket: f009x32x40, batch: 1}, {bucket: f009x32x32, batch: 1}]"
+    stages = f"curriculum.stages=[{{name: a, steps: 1, mix: {mix}, window: 2}}]"
+    generator = VideoGenerator.load(load(tmp_path / "c.yaml", [stages]))
+    assert generator.bucket.name == "f009x32x40" and generator.window == 2

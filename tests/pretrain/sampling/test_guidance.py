@@ -7,8 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pretrain.sampling.config import SampleConfig
-from pretrain.sampling.guidance import guided, needed, strength
+from pretrain.sampling.guidance import SampleConfig, guided, needed, strength
 
 
 def test_ucf_schedule() -> None:

@@ -1,25 +1,24 @@
-"""The cache holds what its formula says, and lets go of frames behind the window."""
+"""The cache takes the memory that its layout says, and drops frames behind the window."""
 
 from __future__ import annotations
 
 import torch
 
-from pretrain.model.attention import Mask, plan
+from pretrain.model.attention import Mask, bind_mask
 from pretrain.model.config import ModelConfig
 from pretrain.model.token_layout import Layout
-from pretrain.sampling.kv_cache import Cache, cache_bytes, kept_frames
+from pretrain.sampling.kv_cache import KVCache
 
 CONFIG = ModelConfig(layers=2, width=16, heads=2)
 LAYOUT = Layout(text=3, frames=6, scales=((1, 1), (2, 2)))
 
 
 def test_bytes_equal_the_formula() -> None:
-    for window in (0, 2, 9):
+    for window, frames in ((0, 6), (2, 3), (9, 6)):
         for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
-            cache = Cache(CONFIG, LAYOUT, torch.tensor([3, 1]), window, dtype)
-            assert cache.bytes == cache_bytes(CONFIG, LAYOUT, 2, window, size)
-    assert cache_bytes(CONFIG, LAYOUT, 2, 2, 4) == 2 * 2 * 2 * (3 + 3 * 5) * 16 * 4
-    assert [kept_frames(6, w) for w in (0, 2, 9)] == [6, 3, 6]
+            cache = KVCache(CONFIG, LAYOUT, torch.tensor([3, 1]), window, dtype)
+            # Keys and values, 2 layers, 2 rows, text and frames of 5 tokens, width 16.
+            assert cache.room == frames and cache.data.nbytes == 2 * 2 * 2 * (3 + frames * 5) * 16 * size
 
 
 def test_stepwise_attention_equals_the_whole_under_the_mask() -> None:
@@ -27,15 +26,15 @@ def test_stepwise_attention_equals_the_whole_under_the_mask() -> None:
         for known in (0, 1, 4):
             length = torch.tensor([3, 1])
             q, k, v = (torch.randn(2, 2, LAYOUT.length, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))
-            whole = plan("dense", Mask((LAYOUT,), length.unsqueeze(1), window))(0, q, k, v)
-            cache = Cache(CONFIG, LAYOUT, length, window, torch.float32)
+            whole = bind_mask("dense", Mask((LAYOUT,), length.unsqueeze(1), window))(0, q, k, v)
+            cache = KVCache(CONFIG, LAYOUT, length, window, torch.float32)
             for frame in range(known, LAYOUT.frames):
                 for scale in range(2):
                     begin, end = LAYOUT.span(frame, scale)
                     if frame == known and scale == 0:
                         begin = 0
                         start = Mask((LAYOUT.cut(known + 1, last=1),), length.unsqueeze(1), window)
-                        attend = cache.prefill(plan("dense", start), frame)
+                        attend = cache.prefill(bind_mask("dense", start), frame)
                     else:
                         attend = cache.step(frame, scale)
                     for layer in (0, 1):

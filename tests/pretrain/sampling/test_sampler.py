@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from pretrain.data.batch import Batch
+from pretrain.model.attention import bind_mask
 from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextError, TextTokenizer
 from pretrain.model.transformer import VideoAR
 from pretrain.objective.config import ObjectiveConfig
 from pretrain.objective.objective import Objective
-from pretrain.sampling import sampler as sampling
-from pretrain.sampling.config import SampleConfig
-from pretrain.sampling.sampler import SampleError, forwards, sample, steps
+from pretrain.sampling.guidance import SampleConfig
+from pretrain.sampling.sampler import SampleError, Sampler, forwards
 from tokenizer.quantization.bit_packing import pack
 from tokenizer.quantization.codec_spec import CodecSpec
 
@@ -42,7 +42,7 @@ def _teacher_forced(model: VideoAR, bits: torch.Tensor, captions: list[str], win
     count = len(captions)
     batch = Batch(bits, text, length, torch.ones(count), torch.arange(count), GRID, ("",) * count)
     ready = objective.prepare(batch, window, 0.0)
-    attend = sampling.plan("dense", ready.mask)
+    attend = bind_mask("dense", ready.mask)
     x = model.embed(ready.text, ready.features, ready.scale, True)
     hidden = model(x, model.positions(ready.layout, ready.text_length), attend)
     return model.head(hidden[:, ready.layout.text :])[0]
@@ -56,9 +56,9 @@ def test_cached_logits_equal_teacher_forced_ones(options: dict[str, object], win
     """At every frame and scale, with captions of different lengths, a window and a prefix."""
     model = _model(CONFIG.model_copy(update=options))
     size = SPEC.frame_bytes(*GRID[1:])
-    source = sample(model, SPEC, TEXT, CAPTIONS, GRID, PLAIN, seed=9)
+    source = Sampler(model, SPEC, TEXT, PLAIN).sample(CAPTIONS, GRID, seed=9)
     prefix = source[:, : known * size] if known else None
-    made = list(steps(model, SPEC, TEXT, CAPTIONS, GRID, PLAIN, prefix=prefix, seed=1, window=window))
+    made = list(Sampler(model, SPEC, TEXT, PLAIN).steps(CAPTIONS, GRID, prefix=prefix, seed=1, window=window))
     assert [(s.frame, s.scale) for s in made] == [(f, k) for f in range(known, 4) for k in range(4)]
     bits = [pack([s.bits for s in made if s.frame == f]) for f in range(known, 4)]
     whole = torch.cat(([prefix] if prefix is not None else []) + bits, dim=1)
@@ -71,7 +71,7 @@ def test_cached_logits_equal_teacher_forced_ones(options: dict[str, object], win
 def test_guided_logits_join_condition_and_null() -> None:
     model = _model()
     config = SampleConfig(guidance=(2, 3), guidance_end=6)
-    made = list(steps(model, SPEC, TEXT, ["a cat"], GRID, config, seed=1))
+    made = list(Sampler(model, SPEC, TEXT, config).steps(["a cat"], GRID, seed=1))
     bits = torch.cat([pack([s.bits for s in made if s.frame == f]) for f in range(4)], dim=1)
     condition, null = (_teacher_forced(model, bits, [caption], 0) for caption in ("a cat", ""))
     at = 0
@@ -91,54 +91,54 @@ def test_forwards_are_frames_times_scales(frames: int, known: int, monkeypatch: 
     monkeypatch.setattr(VideoAR, "forward", lambda *args: (calls.append(1), plain(*args))[1])
     size = SPEC.frame_bytes(8, 8)
     prefix = torch.zeros(1, known * size, dtype=torch.uint8) if known else None
-    out = sample(model, SPEC, TEXT, ["x"], (frames, 8, 8), SampleConfig(), prefix=prefix, seed=0)
+    out = Sampler(model, SPEC, TEXT, SampleConfig()).sample(["x"], (frames, 8, 8), prefix=prefix, seed=0)
     assert out.shape == (1, frames * size)
     assert len(calls) == forwards(frames, 6, known) == (frames - known) * 6
     if not known and frames == 5:
         assert len(calls) == 30
 
 
-def test_a_sample_depends_on_seed_and_place_only() -> None:
+def test_a_sample_depends_on_seed_and_number_only() -> None:
     model = _model()
-    together = sample(model, SPEC, TEXT, CAPTIONS, GRID, SampleConfig(), seed=5)
-    assert torch.equal(sample(model, SPEC, TEXT, CAPTIONS, GRID, SampleConfig(), seed=5), together)
-    assert not torch.equal(sample(model, SPEC, TEXT, CAPTIONS, GRID, SampleConfig(), seed=6), together)
-    alone = sample(model, SPEC, TEXT, CAPTIONS[:1], GRID, SampleConfig(), seed=5)
+    together = Sampler(model, SPEC, TEXT, SampleConfig()).sample(CAPTIONS, GRID, seed=5)
+    assert torch.equal(Sampler(model, SPEC, TEXT, SampleConfig()).sample(CAPTIONS, GRID, seed=5), together)
+    assert not torch.equal(Sampler(model, SPEC, TEXT, SampleConfig()).sample(CAPTIONS, GRID, seed=6), together)
+    alone = Sampler(model, SPEC, TEXT, SampleConfig()).sample(CAPTIONS[:1], GRID, seed=5)
     assert torch.equal(alone, together[:1])
 
 
 def test_temperature_zero_takes_the_likelier_bit() -> None:
     model = _model()
     config = PLAIN.model_copy(update={"temperature": 0.0})
-    made = list(steps(model, SPEC, TEXT, ["x"], GRID, config, seed=0))
+    made = list(Sampler(model, SPEC, TEXT, config).steps(["x"], GRID, seed=0))
     assert all(torch.equal(s.bits.flatten(1, 2), s.logits > 0) for s in made)
-    again = list(steps(model, SPEC, TEXT, ["x"], GRID, config, seed=1))
+    again = list(Sampler(model, SPEC, TEXT, config).steps(["x"], GRID, seed=1))
     assert all(torch.equal(a.bits, b.bits) for a, b in zip(made, again, strict=True))
 
 
 def test_the_prefix_is_kept() -> None:
     model, size = _model(), SPEC.frame_bytes(4, 4)
     prefix = torch.randint(0, 256, (1, 2 * size), dtype=torch.uint8)
-    out = sample(model, SPEC, TEXT, ["x"], GRID, SampleConfig(), prefix=prefix, seed=0)
+    out = Sampler(model, SPEC, TEXT, SampleConfig()).sample(["x"], GRID, prefix=prefix, seed=0)
     assert torch.equal(out[:, : 2 * size], prefix)
 
 
 def test_bad_requests_are_named() -> None:
     model, size = _model(), SPEC.frame_bytes(4, 4)
     with pytest.raises(TextError, match="text_length 8"):
-        sample(model, SPEC, TEXT, ["far too long a caption"], GRID, PLAIN, seed=0)
+        Sampler(model, SPEC, TEXT, PLAIN).sample(["far too long a caption"], GRID, seed=0)
     with pytest.raises(SampleError, match="no caption"):
-        sample(model, SPEC, TEXT, [], GRID, PLAIN, seed=0)
+        Sampler(model, SPEC, TEXT, PLAIN).sample([], GRID, seed=0)
     with pytest.raises(SampleError, match="ask for more frames"):
-        sample(model, SPEC, TEXT, ["x"], GRID, PLAIN, prefix=torch.zeros(1, 4 * size, dtype=torch.uint8), seed=0)
+        Sampler(model, SPEC, TEXT, PLAIN).sample(["x"], GRID, prefix=torch.zeros(1, 4 * size, dtype=torch.uint8), seed=0)
     with pytest.raises(SampleError, match=r"n \* 60"):
-        sample(model, SPEC, TEXT, ["x"], GRID, PLAIN, prefix=torch.zeros(1, 7, dtype=torch.uint8), seed=0)
+        Sampler(model, SPEC, TEXT, PLAIN).sample(["x"], GRID, prefix=torch.zeros(1, 7, dtype=torch.uint8), seed=0)
     bare = _model(CONFIG.model_copy(update={"null_token": False}))
     with pytest.raises(SampleError, match="null token"):
-        sample(bare, SPEC, TEXT, ["x"], GRID, SampleConfig(), seed=0)
-    assert sample(bare, SPEC, TEXT, ["x"], GRID, PLAIN, seed=0).shape == (1, 4 * size)
+        Sampler(bare, SPEC, TEXT, SampleConfig()).sample(["x"], GRID, seed=0)
+    assert Sampler(bare, SPEC, TEXT, PLAIN).sample(["x"], GRID, seed=0).shape == (1, 4 * size)
     with pytest.raises(SampleError, match="max_scales"):
         small = _model(CONFIG.model_copy(update={"max_scales": 3}))
-        sample(small, SPEC, TEXT, ["x"], GRID, PLAIN, seed=0)
+        Sampler(small, SPEC, TEXT, PLAIN).sample(["x"], GRID, seed=0)
     with pytest.raises(ValueError, match="ratio over 8:1"):
-        sample(model, replace(SPEC), TEXT, ["x"], (1, 1, 20), PLAIN, seed=0)
+        Sampler(model, replace(SPEC), TEXT, PLAIN).sample(["x"], (1, 1, 20), seed=0)
