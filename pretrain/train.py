@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from cluster.config import Config, MetricsConfig, RunConfig, load
@@ -38,7 +37,7 @@ from pretrain.engine.deepspeed_config import check_compiler
 from pretrain.engine.ema import Ema
 from pretrain.engine.engine import Engine
 from pretrain.engine.optimizer import learning_rate
-from pretrain.estimate import hardware
+from pretrain.estimate.flops import peak_flops
 from pretrain.loop import resume
 from pretrain.loop.guard import Guard
 from pretrain.loop.job import Job, banner, build, enter_stage, open_datasets
@@ -123,7 +122,7 @@ def run(config: Config) -> int:
             saver=Checkpoints(run_dir, ranks, train.keep_checkpoints, logger.log),
             validation=Validation.make(config, curriculum, text, ranks, groups),
             samples=PeriodicSamples(config, datasets, text, ranks, logger.log),
-            peak_flops=hardware.peak_flops(ranks.device, engine.dtype, torch.get_num_threads()) * ranks.world,
+            peak_flops=peak_flops(ranks.device, engine.dtype) * ranks.world,
         )  # fmt: skip
         order = Order(seed, curriculum, {name: datasets.sources(name) for name in curriculum.streams()}, train.shuffle_window)
         loading = LoaderConfig(

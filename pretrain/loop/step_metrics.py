@@ -17,8 +17,9 @@ from pretrain.data.curriculum import StreamName
 from pretrain.data.loader import StepData
 from pretrain.data.token_datasets import TokenDatasets
 from pretrain.engine.engine import Engine
-from pretrain.estimate import flops
+from pretrain.estimate.flops import attended_pairs, training_flops
 from pretrain.model.config import ModelConfig
+from pretrain.model.token_layout import Layout
 from pretrain.runs.run_logger import RunLogger
 
 
@@ -108,8 +109,6 @@ def read_ids(item: StepData, any_replaced: bool, ranks: Ranks, logger: RunLogger
 def step_flops(config: Config, engine: Engine, datasets: TokenDatasets, item: StepData, window: int) -> float:
     """Return the model FLOPs of one global batch."""
     model, (frames, rows, columns) = config.get(ModelConfig), datasets.grid(item.curriculum_step.stream)
-    scales = [r * c for r, c in datasets.spec.scales(rows, columns)]
-    text, count = round(item.text), item.curriculum_step.mix.batch
-    tokens = count * (text + frames * sum(scales))
-    pairs = count * flops.causal_pairs(text, frames, scales, window)
-    return flops.training_flops(engine.parameters, tokens, model.layers, model.width, pairs)
+    layout, count = Layout(round(item.text), frames, datasets.spec.scales(rows, columns)), item.curriculum_step.mix.batch
+    pairs = count * attended_pairs(layout, window)
+    return training_flops(engine.parameters, count * layout.length, model.layers, model.width, pairs)
