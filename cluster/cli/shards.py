@@ -25,7 +25,7 @@ def verify(folder: Shards) -> None:
     typer.echo(
         f"{folder}: {'sound' if report.sound else 'DAMAGED'}: {report.shards} shards ({len(report.damaged)} damaged), "
         f"{report.videos_used} of {report.videos} videos used, "
-        f"{report.clips} clips = {report.encoded} encoded + {report.refused_clips} refused"
+        f"{report.clips} clips = {report.encoded} encoded + {report.refused_clips} rejected"
     )
     if report.damaged:
         typer.echo("damaged: " + " ".join(report.damaged), err=True)
