@@ -1,8 +1,7 @@
-"""Captions and other columns of a table, found by a video's name.
+"""A table of captions and other columns, looked up by a video's name.
 
-In:  a CSV, JSONL or parquet file with the column `file` and mostly `caption`.
+In:  a CSV, JSONL or parquet file with the column `file`, and usually `caption`.
 Out: `CaptionTable.look_up(source)`.
-Called by: pipeline.source.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ class CaptionError(ValueError):
 
 @dataclass(frozen=True)
 class CaptionTable:
-    """Rows by `file`; `columns` are carried into the manifest beside the caption."""
+    """Rows by `file`; `columns` are carried into clips.parquet beside the caption."""
 
     rows: Mapping[str, Mapping[str, str]]
     columns: tuple[str, ...]
 
     @classmethod
     def read(cls, path: str | Path, columns: Sequence[str] = ()) -> CaptionTable:
-        """Read a table by its ending. Raises CaptionError for a missing file, column or a broken line."""
+        """Read a table in the format of its extension. Raises CaptionError for a missing file or column, or a broken line."""
         path = Path(path)
         readers = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
         reader = readers.get(path.suffix.lower())
         if reader is None:
-            raise CaptionError(f"{path}: a caption table ends in .csv, .jsonl or .parquet")
+            raise CaptionError(f"{path}: a caption table must end in .csv, .jsonl or .parquet")
         try:
             records = reader(path)
         except OSError as error:
@@ -50,7 +49,7 @@ class CaptionTable:
         return cls({record["file"]: record for record in records}, tuple(columns))
 
     def look_up(self, source: str) -> tuple[str, dict[str, str]]:
-        """Return (caption, carried columns) of a video: by its whole name, else by ever shorter endings down to the file's name."""
+        """Return (caption, carried columns) of a video: by its whole name, else by the longest ending of it that the table has."""
         parts = PurePosixPath(source).parts
         for begin in range(-1, len(parts)):
             row = self.rows.get(source if begin < 0 else str(PurePosixPath(*parts[begin:])))
@@ -78,7 +77,7 @@ def _jsonl(path: Path) -> list[dict[str, str]]:
         except json.JSONDecodeError as error:
             raise CaptionError(f"{path}:{number}: not valid JSON: {error.msg}") from error
         if not isinstance(record, dict) or "file" not in record:
-            raise CaptionError(f"{path}:{number}: each line is an object with the key `file`")
+            raise CaptionError(f"{path}:{number}: each line must be an object with the key `file`")
         records.append(_text(record))
     return records
 

@@ -1,8 +1,7 @@
-"""Which videos a corpus holds, and a local file of each.
+"""Which videos a corpus holds.
 
 In:  the `corpus` section: files, folders, globs, fsspec URLs; lists of videos (parquet, csv, jsonl); WebDataset tars.
-Out: `SourceVideo` records in a fixed order; `local` gives a path that the decoder can open.
-Called by: pipeline.ray_job (listing), pipeline.plan and pipeline.encode (local files), the tokenizer's training.
+Out: `SourceVideo` records in a fixed order; fetch.py turns each into a local file.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from pipeline.corpus.caption_table import CaptionTable
 from pipeline.records import SourceVideo
 
 LISTS = (".csv", ".jsonl", ".parquet")
+"""Extensions of entries that are lists of videos."""
 _GLOB = frozenset("*?[")
 
 
@@ -29,10 +29,10 @@ class SourceError(ValueError):
 
 
 def find(config: CorpusConfig) -> list[SourceVideo]:
-    """List the corpus in order: entries as configured, each folder sorted, a name that comes twice only once.
+    """List the corpus: entries in the order of the configuration, each folder sorted, repeated names dropped.
 
-    Captions come from the table here; a sidecar NAME.txt is looked for when the video is planned.
-    Raises SourceError for an entry that is missing, unreadable or holds no video, and for a corpus without entries.
+    Captions come from the table; a sidecar file (NAME.txt, NAME.json) is read only when the video is planned.
+    Raises SourceError for a corpus without entries and for an entry that is missing, unreadable or holds no video.
     """
     if not config.videos:
         raise SourceError("corpus.videos is empty; name files, folders, globs or URLs")
@@ -46,14 +46,14 @@ def find(config: CorpusConfig) -> list[SourceVideo]:
             names = [inner for name in names for inner in (_members(name, config.extensions) if _is_tar(name) else [name])]
             found = [SourceVideo(name, *table.look_up(name)) for name in names]
         if not found:
-            raise SourceError(f"corpus.videos: {entry} holds no video (endings that count: {' '.join(config.extensions)})")
+            raise SourceError(f"corpus.videos: {entry} holds no video (extensions that count: {' '.join(config.extensions)})")
         for video in found:
             videos.setdefault(video.source, video)
     return list(videos.values())
 
 
 def _listed(path: Path, columns: tuple[str, ...]) -> list[SourceVideo]:
-    """Read a list of videos: the column `file` (relative names are below the list's folder), `caption` and carried columns."""
+    """Read a list of videos: the column `file` (relative to the folder of the list), `caption` and the carried columns."""
     rows = CaptionTable.read(path, columns).rows
     found = []
     for name, row in rows.items():
@@ -67,7 +67,7 @@ def _is_tar(name: str) -> bool:
 
 
 def _members(tar: str, extensions: tuple[str, ...]) -> list[str]:
-    """Videos inside of a tar, as fsspec names them: tar://MEMBER::TAR."""
+    """Return the videos inside a tar, as fsspec names them: tar://MEMBER::TAR."""
     try:
         filesystem, _ = fsspec.core.url_to_fs(f"tar://::{tar}")
         names = sorted(retried(lambda: filesystem.find("")))

@@ -1,8 +1,7 @@
-"""A contact sheet of refusals: an HTML page of thumbnails by reason, to see at a glance whether thresholds are right.
+"""A contact sheet of rejects: an HTML page of thumbnails by reason, to see at a glance whether the thresholds are right.
 
-In:  rejects.parquet of a SHARDS folder, and the videos where they can still be read.
-Out: one HTML file that needs no other.
-Called by: `videoar shards rejects`.
+In:  rejects.parquet of a SHARDS folder, and those of its videos that can still be read.
+Out: one self-contained HTML file.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ _STYLE = (
 
 
 def contact_sheet(folder: str | Path, out: str | Path, *, each: int = 12, limits: DecodeLimits | None = None) -> Path:
-    """Write the page: for each stage and reason its count and up to `each` thumbnails, spread over the refusals.
+    """Write the page: for each stage and reason its count and up to `each` thumbnails, spread evenly over the rejects.
 
-    A video that cannot be shown has an empty frame with its message; one that was taken down is named nowhere.
+    A video that cannot be shown has an empty frame with its message; one that was taken down is not mentioned.
     """
     folder, path = Path(folder), Path(out)
     gone = excluded(folder)
@@ -66,7 +65,7 @@ def _figure(reject: Reject, decoder: DecoderProcess) -> str:
 
 
 def _thumbnail(reject: Reject, decoder: DecoderProcess) -> str:
-    """JPEG in base64 of the middle of the refused stretch (the first frame of a whole video), or nothing."""
+    """Return the middle frame of the refused span (the first frame of a whole video) as a base64 JPEG; empty if unreadable."""
     at = 0.0 if reject.begin is None or reject.end is None else (reject.begin + reject.end) / 2
     try:
         with fetch.local(reject.source) as path:

@@ -1,8 +1,7 @@
-"""Taking sources down: hidden from every reader at once, and later removed from the shards.
+"""Taking sources down: they are hidden from every reader at once, and later removed from the shards.
 
 In:  a SHARDS folder and names of sources.
-Out: excluded.json; shards without the excluded samples.
-Called by: `videoar shards exclude` and `compact`.
+Out: excluded.json (`exclude`); shards without the excluded samples (`compact`).
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from pipeline.shards.writer import EncodedClip, write_shard
 
 
 def exclude(folder: str | Path, sources: Iterable[str]) -> int:
-    """Take sources down: every reader leaves their samples out from its next opening on; no shard is rewritten.
+    """Take sources down: every reader skips their samples from the next time it opens the folder; no shard is rewritten.
 
-    A name that ends in / takes all sources below it. Returns the number of samples that are hidden now.
+    A name that ends in / stands for all sources below it. Returns the number of samples that are now hidden.
     Raises DatasetError for a source that the folder does not hold.
     """
     folder = Path(folder)
@@ -34,17 +33,17 @@ def exclude(folder: str | Path, sources: Iterable[str]) -> int:
         wanted = list(sources)
         for name in wanted:
             if not (any(source.startswith(name) for source in known) if name.endswith("/") else name in known):
-                raise DatasetError(f"{folder}: holds nothing of `{name}`; sources are named as in clips.parquet")
+                raise DatasetError(f"{folder}: holds nothing of `{name}`; name sources as clips.parquet does")
         write_json(folder / EXCLUDED, sorted({*excluded(folder), *wanted}))
     total = pq.read_metadata(folder / INDEX).num_rows
     return int(total - len(ShardDataset.open(folder)))
 
 
 def compact(folder: str | Path) -> int:
-    """Remove the bytes of excluded sources: the shards that hold them are written anew without them.
+    """Remove the bytes of excluded sources: the shards that hold them are rewritten without them.
 
-    Their clips stay in clips.parquet as planned and are recorded as refused (exclude/taken_down), so that counts add up;
-    their captions are blanked. Returns the number of samples removed. Killed midway, run it again, or `videoar tokenize`.
+    Their clips stay in clips.parquet as planned and are recorded as rejects (exclude/taken_down), so that counts add up; their
+    captions are blanked. Returns the number of samples removed. If it is killed midway, run it or `videoar tokenize` again.
     """
     folder = Path(folder)
     info, spec = open_folder(folder)
@@ -69,7 +68,7 @@ def compact(folder: str | Path) -> int:
                         sample = read_sample(folder / f"{name}.tar", row, shard=name)
                         kept.append(EncodedClip(clips[row["key"]], sample.bits, sample.features))
                 rejects = [Reject(**plain) for plain in read_info(folder / f"{name}.parquet").rejects]
-                # The record goes first: a tar without one is made again, a record never speaks of another tar.
+                # The record goes first: a tar without a record is recomputed, and no record ever describes another tar.
                 (folder / f"{name}.parquet").unlink()
                 (folder / f"{name}.tar").unlink()
                 write_shard(folder, name, kept, [*rejects, *map(taken_down, dropped)], spec, zstd_level=level)

@@ -1,8 +1,7 @@
-"""Checks and views of a SHARDS folder: verify, stat, digest, show.
+"""Checks of a SHARDS folder, down to every byte: `verify` and `digest`.
 
 In:  a SHARDS folder.
-Out: damaged shards by name, counts that add up, one digest, a grid of decoded samples.
-Called by: `videoar shards ...`, tests, pretrain's preflight.
+Out: what is wrong with it, damaged shards by name, counts that add up; one digest over its content.
 """
 
 from __future__ import annotations
@@ -44,16 +43,16 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        """Nothing is wrong."""
+        """Whether no problem was found."""
         return not self.problems
 
 
 def verify(folder: str | Path) -> Report:
     """Read every byte of a folder and check it against the plan, the commit records and the index.
 
-    Checked: each planned shard is committed; each tar has its recorded sha256; each member its checksum and length; each
-    planned clip is a sample or a refusal, not both; each video has an outcome; index.parquet holds exactly the committed
-    rows; the digest. Raises DatasetError for a folder that is no dataset at all.
+    Checked: each planned shard is committed; each tar has its recorded sha256, and each member its checksum and length; each
+    planned clip is either a sample or a reject; each video has an outcome; index.parquet holds exactly the committed rows; the
+    digest. Raises DatasetError for a folder that is not a dataset at all.
     """
     folder = Path(folder)
     info, spec = open_folder(folder)
@@ -81,7 +80,7 @@ def verify(folder: str | Path) -> Report:
             found = rows["key"].to_pylist()
             if shard.samples + len(shard.rejects) != planned[name] or not set(found) <= keys_of[name]:
                 problems.append(
-                    f"{name}: {planned[name]} clips planned, {shard.samples} encoded and {len(shard.rejects)} refused: they do not add up"
+                    f"{name}: {planned[name]} clips planned, {shard.samples} encoded and {len(shard.rejects)} refused: the numbers do not add up"
                 )
                 damaged.append(name)
             twice = keys.intersection(found)
@@ -117,7 +116,7 @@ def _planned_sources(folder: Path) -> set[str]:
 
 
 def _check_shard(folder: Path, name: str, spec: CodecSpec) -> ShardInfo:
-    """Check one shard to the last byte. Raises CorruptSample."""
+    """Check every byte of one shard. Raises CorruptSample."""
     path, tar = folder / f"{name}.parquet", folder / f"{name}.tar"
     try:
         info = read_info(path)
@@ -131,20 +130,20 @@ def _check_shard(folder: Path, name: str, spec: CodecSpec) -> ShardInfo:
     if not rows:
         return info
     if not tar.exists():
-        raise CorruptSample(f"{name}: {tar.name} is missing; make it again with `videoar tokenize --repair`")
+        raise CorruptSample(f"{name}: {tar.name} is missing; recompute it with `videoar tokenize --repair`")
     if tar.stat().st_size != info.tar_bytes:
         raise CorruptSample(
-            f"{name}: {tar.name} has {tar.stat().st_size} bytes instead of {info.tar_bytes}; make it again with `videoar tokenize --repair`"
+            f"{name}: {tar.name} has {tar.stat().st_size} bytes instead of {info.tar_bytes}; recompute it with `videoar tokenize --repair`"
         )
     for row in rows:
         sample = read_sample(tar, row, shard=name)
         bucket = Bucket.parse(row["bucket"])
         latents, height, width = spec.grid(bucket.frames, bucket.height, bucket.width)
         if len(sample.bits) != latents * spec.frame_bytes(height, width) or sample.meta["key"] != row["key"]:
-            raise CorruptSample(f"{name}: sample {row['key']}: its contents are not those of a {bucket.name} clip")
+            raise CorruptSample(f"{name}: sample {row['key']}: its content is not that of a {bucket.name} clip")
     if tar_digest(tar) != info.tar_sha256:
         raise CorruptSample(
-            f"{name}: {tar.name} has another sha256 than its record; make it again with `videoar tokenize --repair`"
+            f"{name}: {tar.name} has another sha256 than its record; recompute it with `videoar tokenize --repair`"
         )
     return info
 
@@ -157,7 +156,7 @@ def _check_index(folder: Path, info: dict[str, Any], infos: Sequence[ShardInfo],
     wrong = f"{INDEX} does not hold exactly the committed rows; delete it and run the same `videoar tokenize` again"
     try:
         with pq.ParquetFile(folder / INDEX) as index:
-            # One row group a shard, in order of name: compared one by one, so that memory does not grow with the folder.
+            # One row group per shard, sorted by name: compared one by one, so that memory does not grow with the folder.
             if index.num_row_groups != len(names):
                 return [wrong]
             for number, name in enumerate(names):
@@ -174,7 +173,7 @@ def _check_index(folder: Path, info: dict[str, Any], infos: Sequence[ShardInfo],
 
 
 def digest(folder: str | Path) -> str:
-    """Return one sha256 over all committed content, computed from the bytes of the tars as they are now.
+    """Return one sha256 over all committed content, computed from the current bytes of the tars.
 
     Raises DatasetError for an unfinished folder, CorruptSample for an unreadable commit record.
     """

@@ -1,8 +1,7 @@
 """A finished SHARDS folder, opened for reading: buckets, rows in a fixed order, samples by number.
 
-In:  a folder with dataset.json and index.parquet; or its URL, and a local folder that holds what is being read of it.
-Out: `ShardDataset`.
-Called by: pretrain.loader, pipeline.verify, the command line. No torch and no `ray` here.
+In:  a folder with dataset.json and index.parquet; or its URL, and a local folder that caches what is read of it.
+Out: `ShardDataset`. Needs neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -22,17 +21,18 @@ import pyarrow.parquet as pq
 from cluster.runtime.atomic_files import read_json
 from pipeline.records import Bucket, TokenSample
 from pipeline.shards.layout import DATASET, EXCLUDED, FORMAT, INDEX, META, DatasetError, excluded
-from pipeline.shards.reader import read_bits, read_features, read_sample_at
+from pipeline.shards.reader import Member, read_bits, read_features, read_sample_at
 from tokenizer.quantization.codec_spec import CodecSpec
 
 if TYPE_CHECKING:
     from pipeline.shards.remote_cache import ShardCache
 
 _OPEN_TARS = 256
+"""Tars that a dataset keeps open; the least recently used ones are closed."""
 
 
 class _Tar:
-    """An open tar; closed when the last reader lets go of it, so eviction never pulls it from under a read."""
+    """An open tar; closed when its last reader drops it, so that eviction never closes it during a read."""
 
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDONLY)
@@ -60,9 +60,9 @@ class ShardDataset:
 
     @classmethod
     def open(cls, folder: str | Path, cache: Path | None = None, limit: int = 0) -> ShardDataset:
-        """Open a folder. Raises DatasetError for one that is missing, unfinished, damaged or of another format.
+        """Open a folder. Raises DatasetError if it is missing, unfinished, damaged or of another format.
 
-        A URL needs `cache`, a local folder in which at most `limit` bytes of tars are held.
+        A URL needs `cache`, a local folder in which at most `limit` bytes of tars are kept.
         """
         held = None
         if "://" in str(folder):
@@ -91,7 +91,7 @@ class ShardDataset:
             ) from error
         gone = excluded(folder)
         if gone:
-            # Other rows are other data: whatever remembers the digest must notice.
+            # With other rows it is another dataset: whoever has stored the digest must notice.
             digest = hashlib.sha256(json.dumps([digest, gone]).encode()).hexdigest()
         return cls(folder, info, _without(table, gone), digest, held)
 
@@ -99,11 +99,11 @@ class ShardDataset:
         return int(self._table.num_rows)
 
     def buckets(self) -> list[Bucket]:
-        """Buckets that hold samples, sorted by name."""
+        """Return the buckets that hold samples, sorted by name."""
         return [Bucket.parse(name) for name in sorted(pc.unique(self._table["bucket"]).to_pylist())]
 
     def rows(self, bucket: Bucket) -> pa.Table:
-        """Rows of one bucket in shard order (columns: pipeline.tables.ROWS)."""
+        """Return the rows of one bucket in shard order (columns: pipeline.shards.schemas.ROWS)."""
         if bucket.name not in self._rows:
             self._rows[bucket.name] = self._table.filter(pc.equal(self._table["bucket"], bucket.name)).combine_chunks()
         return self._rows[bucket.name]
@@ -111,9 +111,9 @@ class ShardDataset:
     def read(self, bucket: Bucket, number: int, *, meta: bool = True) -> TokenSample:
         """Read sample `number` of a bucket and check every byte that is read.
 
-        Without `meta` KEY.json and KEY.txt are left unread; the caption is the index's. That is what training reads, tens of
-        thousands of samples a second, so its way is short.
-        Raises IndexError for a number outside, CorruptSample (naming shard and key) for damaged bytes, DatasetError for a
+        Without `meta`, KEY.json and KEY.txt are not read and the caption is taken from the index. Training reads this way, tens of
+        thousands of samples per second, so that path is short.
+        Raises IndexError for a number out of range, CorruptSample (naming shard and key) for damaged bytes, DatasetError for a
         missing tar.
         """
         cells = self._cells.get(bucket)
@@ -128,13 +128,12 @@ class ShardDataset:
             return read_sample_at(tar.fd, row, shard=shard)
         cell = cells.cell
         key = cell("key", number)
-        bits = read_bits(
-            tar.fd, cell("bits_offset", number), cell("bits_size", number), cell("bits_xxh3", number),
-            cell("bits_raw", number), shard, key,
-        )  # fmt: skip
-        features, at = None, cell("feat_offset", number)
-        if at is not None:
-            features = read_features(tar.fd, at, cell("feat_size", number), cell("feat_xxh3", number), shard, key)
+        member = Member(cell("bits_offset", number), cell("bits_size", number), cell("bits_xxh3", number))
+        bits = read_bits(tar.fd, member, cell("bits_raw", number), shard=shard, key=key)
+        features = None
+        if cell("feat_offset", number) is not None:
+            member = Member(cell("feat_offset", number), cell("feat_size", number), cell("feat_xxh3", number))
+            features = read_features(tar.fd, member, shard=shard, key=key)
         return TokenSample(key, bits, bucket, cell("caption", number) or "", {}, features)
 
     def _tar(self, shard: str) -> _Tar:
@@ -156,24 +155,24 @@ class ShardDataset:
             return _Tar(self.folder / name)
         while True:
             try:
-                made = _Tar(self._cache.get(name))
+                opened = _Tar(self._cache.get(name))
                 break
             except FileNotFoundError:
-                # Another rank may have made room in the moment between; a file that the store lacks is no such case.
+                # Another rank may have evicted it in between; a file that the store lacks is another case.
                 if not self._cache.has(name):
                     raise
-        # Tars that made room are let go, so that their bytes are free.
+        # Evicted tars are closed, so that their space is freed.
         for shard in [shard for shard, tar in self._tars.items() if os.fstat(tar.fd).st_nlink == 0]:
             del self._tars[shard]
-        return made
+        return opened
 
 
 def _remote(url: str, cache: Path | None, limit: int) -> tuple[ShardCache, Path]:
-    """Fetch what describes the dataset behind a URL; returns the cache of its shards and the local folder."""
+    """Fetch the files that describe the dataset behind a URL. Returns the cache of its shards and the local folder."""
     from pipeline.shards.remote_cache import ShardCache
 
     if cache is None:
-        raise DatasetError(f"{url}: shards of an object store are read through a local folder: set curriculum.cache")
+        raise DatasetError(f"{url}: shards in an object store are read through a local folder: set curriculum.cache")
     try:
         held = ShardCache(url, cache, limit)
         for name in (DATASET, INDEX, EXCLUDED):
@@ -185,7 +184,7 @@ def _remote(url: str, cache: Path | None, limit: int) -> tuple[ShardCache, Path]
 
 
 class _Cells:
-    """Single cells of one bucket's rows: numbers from numpy arrays, since a cell of an Arrow column costs several times as much."""
+    """Single cells of one bucket's rows: numbers are taken from numpy arrays, several times cheaper than from Arrow columns."""
 
     _NUMBERS = ("bits_offset", "bits_size", "bits_raw", "feat_offset", "feat_size")
     _TEXTS = ("key", "bits_xxh3", "feat_xxh3", "caption")
@@ -205,7 +204,7 @@ class _Cells:
                 self._texts[name] = cells
 
     def cell(self, name: str, number: int) -> Any:
-        """Return one cell; None where it is empty."""
+        """Return one cell; None if it is empty."""
         if name in self._numbers:
             return int(self._numbers[name][number])
         cells = self._texts.get(name)
@@ -223,7 +222,7 @@ def _without(table: pa.Table, gone: list[str]) -> pa.Table:
 
 
 def open_folder(folder: Path) -> tuple[dict[str, Any], CodecSpec]:
-    """Return dataset.json and the codec's spec. Raises DatasetError for a folder without one."""
+    """Return dataset.json and the codec's spec, of a folder that may be unfinished. Raises DatasetError for one not yet planned."""
     try:
         info = read_json(folder / DATASET)
     except FileNotFoundError as error:

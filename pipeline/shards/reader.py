@@ -1,4 +1,8 @@
-"""DOC from pipeline/shards/writer.py."""
+"""Reading one sample from a shard's tar, with every byte checked.
+
+In:  an open tar or its path, and the sample's row (index.parquet, or the shard's parquet).
+Out: `TokenSample`, or only its bits or features; damage is `CorruptSample`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import xxhash
 import zstandard
@@ -17,16 +21,21 @@ from pipeline.records import Bucket, TokenSample
 from pipeline.shards.schemas import MEMBERS
 
 SUFFIX: Mapping[str, str] = {"bits": "bits.zst", "feat": "feat.zst", "json": "json", "txt": "txt"}
-
-
-_own = threading.local()
-
-
+"""Name of each member of a sample in the tar, after KEY and a dot."""
+_per_thread = threading.local()
 _bucket = functools.cache(Bucket.parse)
 
 
 class CorruptSample(ValueError):
-    """A sample whose stored bytes are not what its row says; the message names shard and key."""
+    """A sample whose stored bytes do not match its row; the message names shard and key."""
+
+
+class Member(NamedTuple):
+    """Where the data of one member of a sample lies in the tar, and its checksum."""
+
+    offset: int
+    size: int
+    xxh3: str
 
 
 def read_sample(shard_path: str | Path, row: Mapping[str, Any], *, shard: str | None = None) -> TokenSample:
@@ -39,12 +48,12 @@ def read_sample(shard_path: str | Path, row: Mapping[str, Any], *, shard: str | 
 
 
 def read_sample_at(fd: int, row: Mapping[str, Any], *, shard: str) -> TokenSample:
-    """As `read_sample`, from an open tar; safe to call from several threads."""
+    """Read one sample as `read_sample` does, from an open tar; thread-safe."""
     key = row["key"]
     data: dict[str, bytes | None] = {}
-    for member in MEMBERS:
-        offset, size = row[f"{member}_offset"], row[f"{member}_size"]
-        data[member] = None if offset is None else _checked(fd, offset, size, row[f"{member}_xxh3"], member, shard, key)
+    for name in MEMBERS:
+        member = Member(row[f"{name}_offset"], row[f"{name}_size"], row[f"{name}_xxh3"])
+        data[name] = None if member.offset is None else _checked(fd, name, member, shard, key)
     bits = _decompress(data["bits"], row["bits_raw"], shard, key)
     features = None if data["feat"] is None else _decompress(data["feat"], None, shard, key)
     described = json.loads(data["json"]) if data["json"] is not None else {}
@@ -52,33 +61,33 @@ def read_sample_at(fd: int, row: Mapping[str, Any], *, shard: str) -> TokenSampl
     return TokenSample(key, bits, _bucket(row["bucket"]), caption, described, features)
 
 
-def read_bits(fd: int, offset: int, size: int, xxh3: str, raw: int, shard: str, key: str) -> bytes:
-    """Read one sample's packed bits alone, checked. Raises CorruptSample."""
-    return _decompress(_checked(fd, offset, size, xxh3, "bits", shard, key), raw, shard, key)
+def read_bits(fd: int, member: Member, size: int, *, shard: str, key: str) -> bytes:
+    """Read only the packed bits of a sample, `size` bytes of them, and check them. Raises CorruptSample."""
+    return _decompress(_checked(fd, "bits", member, shard, key), size, shard, key)
 
 
-def read_features(fd: int, offset: int, size: int, xxh3: str, shard: str, key: str) -> bytes:
-    """Read one sample's features alone, checked. Raises CorruptSample."""
-    return _decompress(_checked(fd, offset, size, xxh3, "feat", shard, key), None, shard, key)
+def read_features(fd: int, member: Member, *, shard: str, key: str) -> bytes:
+    """Read only the features of a sample, and check them. Raises CorruptSample."""
+    return _decompress(_checked(fd, "feat", member, shard, key), None, shard, key)
 
 
-def _checked(fd: int, offset: int, size: int, xxh3: str, member: str, shard: str, key: str) -> bytes:
-    read = os.pread(fd, size, offset)
-    if xxhash.xxh3_64_hexdigest(read) != xxh3:
+def _checked(fd: int, name: str, member: Member, shard: str, key: str) -> bytes:
+    read = os.pread(fd, member.size, member.offset)
+    if xxhash.xxh3_64_hexdigest(read) != member.xxh3:
         raise CorruptSample(
-            f"{shard}: sample {key}: {SUFFIX[member]} is damaged (checksum); make it again with `videoar tokenize --repair`"
+            f"{shard}: sample {key}: {SUFFIX[name]} is damaged (checksum); recompute it with `videoar tokenize --repair`"
         )
     return read
 
 
 def _decompress(data: bytes | None, size: int | None, shard: str, key: str) -> bytes:
     try:
-        # A decompressor holds a native context that threads must not share and that is slow to make.
-        if not hasattr(_own, "decompressor"):
-            _own.decompressor = zstandard.ZstdDecompressor()
-        found: bytes = _own.decompressor.decompress(data or b"")
+        # A decompressor holds a native context that threads must not share and that is slow to create.
+        if not hasattr(_per_thread, "decompressor"):
+            _per_thread.decompressor = zstandard.ZstdDecompressor()
+        found: bytes = _per_thread.decompressor.decompress(data or b"")
     except zstandard.ZstdError as error:
         raise CorruptSample(f"{shard}: sample {key}: {error}") from error
     if size is not None and len(found) != size:
-        raise CorruptSample(f"{shard}: sample {key}: {len(found)} bytes of bits, {size} expected")
+        raise CorruptSample(f"{shard}: sample {key}: {len(found)} bytes of bits instead of {size}")
     return found

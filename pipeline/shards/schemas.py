@@ -1,8 +1,7 @@
-"""The parquet files of a SHARDS folder: their columns, and records to rows and back.
+"""Columns of the parquet files of a SHARDS folder, and the conversion of records to rows and back.
 
 In:  `Clip`, `Reject` and shard rows.
 Out: Arrow tables with fixed schemas.
-Called by: pipeline.ledger, pipeline.shards, pipeline.index, pipeline.verify.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ CLIPS = pa.schema(
         ("extra", _EXTRA),
     ]
 )
-"""clips.parquet: one row a planned clip, one row group a shard group."""
+"""clips.parquet: one row per planned clip, one row group per shard group."""
 
 REJECTS = pa.schema(
     [
@@ -49,13 +48,13 @@ REJECTS = pa.schema(
         ("key", pa.string()),
     ]
 )
-"""rejects.parquet: one row a refused video (begin and end empty) or stretch of one."""
+"""rejects.parquet: one row per refused video (begin and end empty) or span of one."""
 
 COMPACT: Mapping[str, Any] = {"compression": "zstd", "write_statistics": False}
-"""How tables of many row groups are written: minima and maxima of every column would be most of what a writer holds in memory."""
+"""Writer options of tables with many row groups: column statistics would take most of the writer's memory."""
 
 MEMBERS = ("bits", "feat", "json", "txt")
-"""Members of a sample; the columns MEMBER_offset, MEMBER_size and MEMBER_xxh3 say where the data of each lies in the tar."""
+"""Members of a sample; the columns MEMBER_offset, MEMBER_size and MEMBER_xxh3 locate and check the data of each in the tar."""
 
 ROWS = pa.schema(
     [
@@ -76,17 +75,17 @@ ROWS = pa.schema(
         ("tar_sha256", pa.string()),
     ]
 )
-"""Shard parquet and index.parquet: one row a sample, in the order of the tar."""
+"""Shard parquet and index.parquet: one row per sample, in the order of the tar."""
 
 
 def clip_rows(clips: Iterable[Clip], group: int) -> pa.Table:
-    """Return rows of clips.parquet."""
+    """Return clips as rows of clips.parquet."""
     rows = [{**clip.plain(), "group": group, "scores": _pairs(clip.scores), "extra": _pairs(clip.extra)} for clip in clips]
     return pa.Table.from_pylist(rows, schema=CLIPS)
 
 
 def clips_of(table: pa.Table) -> list[Clip]:
-    """Read rows of clips.parquet."""
+    """Return rows of clips.parquet as clips."""
     found = []
     for row in table.to_pylist():
         row.pop("group")
@@ -97,17 +96,17 @@ def clips_of(table: pa.Table) -> list[Clip]:
 
 
 def reject_rows(rejects: Iterable[Reject]) -> pa.Table:
-    """Return rows of rejects.parquet."""
+    """Return rejects as rows of rejects.parquet."""
     return pa.Table.from_pylist([{**asdict(reject), "scores": _pairs(reject.scores)} for reject in rejects], schema=REJECTS)
 
 
 def rejects_of(table: pa.Table) -> list[Reject]:
-    """Read rows of rejects.parquet."""
+    """Return rows of rejects.parquet as rejects."""
     return [Reject(**{**row, "scores": dict(row["scores"])}) for row in table.to_pylist()]
 
 
 def sample_rows(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Return rows of a shard's parquet; maps may be given as dicts."""
+    """Return the rows of a shard's parquet; `scores` and `extra` are dicts."""
     plain = [{**row, "scores": _pairs(row["scores"]), "extra": _pairs(row["extra"])} for row in rows]
     return pa.Table.from_pylist(plain, schema=ROWS)
 

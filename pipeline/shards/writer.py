@@ -1,11 +1,10 @@
-"""Shards: deterministic tars of packed tokens with a parquet beside each, and reading one sample back.
+"""Committing a shard: a deterministic tar of packed tokens, and the parquet beside it.
 
-In:  encoded samples of one shard; or a tar and a row of its parquet.
-Out: SHARDS/<bucket>/shard-NNNNNN.tar and .parquet; `TokenSample`.
-Called by: pipeline.encode (write), pipeline.index and pipeline.verify (read).
+In:  the encoded samples of one shard, and the clips of it that were refused.
+Out: SHARDS/<bucket>/shard-NNNNNN.tar and .parquet (reader.py reads a sample back).
 
-Members of a sample, in this order: KEY.bits.zst, optional KEY.feat.zst, KEY.json, KEY.txt; samples sorted by key; USTAR,
-times and owners 0. So the plain `webdataset` package reads a shard, and equal samples make equal bytes.
+Members of a sample, in this order: KEY.bits.zst, optional KEY.feat.zst, KEY.json, KEY.txt; samples sorted by key; USTAR, times and
+owners 0. So the plain `webdataset` package reads a shard, and equal samples give equal bytes.
 """
 
 from __future__ import annotations
@@ -49,9 +48,9 @@ def write_shard(
     zstd_level: int = 3,
     min_free_gb: float = 0.0,
 ) -> ShardInfo:
-    """Commit one shard: the tar under a temporary name, checked, renamed; then its parquet, which is the commit record.
+    """Commit one shard: write the tar, check it and rename it into place; then write its parquet, which is the commit record.
 
-    shard: `bucket/shard-000000`. A shard without samples has a parquet of no rows and no tar.
+    shard: `bucket/shard-000000`. A shard without samples has a parquet without rows, and no tar.
     """
     rows: list[dict[str, Any]] = []
     tar_bytes, digest = 0, ""
@@ -119,7 +118,7 @@ def _write_tar(file: Any, shard: str, samples: Sequence[EncodedClip], spec: Code
 
 
 def _describe(sample: EncodedClip, spec: CodecSpec) -> dict[str, Any]:
-    """KEY.json: enough to decode the sample without our code."""
+    """Return KEY.json: all that is needed to decode the sample without our code."""
     clip = sample.clip
     latents, rows, columns = spec.grid(*_shape(clip.bucket))
     return {

@@ -11,9 +11,12 @@ from pipeline.config import PipelineConfig
 from pipeline.planning.merge import merge
 from pipeline.records import Bucket, Reject, SourceVideo, VideoPlan
 from pipeline.shards.manifest import Manifest
-from tests.helpers.fakes import clip
+from pipeline.shards.writer import EncodedClip, write_shard
+from tests.helpers.fakes import FakeCodec, clip
 
 BUCKET = Bucket(frames=5, height=16, width=16)
+SHARDS = [f"{BUCKET.name}/shard-00000{number}" for number in range(3)]
+"""Shards of the `finished` folder."""
 
 
 def plan(source: str, numbers: Sequence[int], digest: str = "") -> VideoPlan:
@@ -34,3 +37,19 @@ def merged(folder: Path, plans: Sequence[VideoPlan], size: int = 2, **fields: ob
     settings = PipelineConfig(clips_per_shard=3, min_free_gb=0, **fields)  # type: ignore[arg-type]
     merge(manifest, settings, len(parts))
     return manifest
+
+
+def finished(folder: Path) -> Path:
+    """Make a finished folder: three shards of two videos, one refused video, one clip refused by the encoder."""
+    manifest = merged(folder, [plan("v/a", [0, 1, 2, 3]), plan("bad", []), plan("v/b", [4, 5, 6])])
+    spec = FakeCodec.spec
+    plain = {"format": 1, "spec": spec.plain(), "fps": 8.0, "buckets": [BUCKET.name], "features": False}
+    write_json(folder / "dataset.json", plain)
+    size = 2 * spec.frame_bytes(2, 2)
+    for group, (name,), _ in manifest.shards():
+        clips = manifest.clips(group)
+        rejects = [Reject(c.source, "encode", "damaged", "", c.begin, c.end) for c in clips if c.begin == 5]
+        samples = [EncodedClip(c, bytes([round(c.begin)]) * size) for c in clips if c.begin != 5]
+        write_shard(folder, name, samples, rejects, spec)
+    manifest.finish()
+    return folder

@@ -3,12 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from pipeline import video
 from pipeline.analysis.scan import ScanOptions, scan
-from pipeline.analysis.shots import shots
-from pipeline.config import CutConfig
 
 
 def test_scan_agrees_with_probe(clips: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from pipeline import video
 from pipeline.analysis import transnet
-from pipeline.analysis.shots import marks, shots
+from pipeline.analysis.shots import shots
 from pipeline.config import CutConfig, DecodeLimits
 from pipeline.decoding.process import DecoderProcess
 from tokenizer.evaluation import pretrained
@@ -76,20 +76,6 @@ def test_both_detectors_find_a_hard_cut_and_the_network_a_dissolve(clips: Path, 
         first, second = shots(decoder.scan(soft, network), network)
     # Frames 26 to 39 are mixed (1.04 to 1.6 s); the shots on both sides leave them out.
     assert first == pytest.approx((0, 1.04), abs=0.081) and second == pytest.approx((1.6, 2.64), abs=0.081)
-
-
-def test_marks() -> None:
-    quiet = np.zeros((20, 2))
-    assert not marks(quiet, 0.5, 4).any()
-    quiet[5, 0] = 0.9
-    assert np.flatnonzero(marks(quiet, 0.5, 4)).tolist() == [6], "the shot ends with picture 5, the next begins with 6"
-    quiet[7] = 0.9
-    assert np.flatnonzero(marks(quiet, 0.5, 4)).tolist() == [6], "a flash is one boundary"
-    quiet[10:14, 1] = 0.7
-    assert not marks(quiet, 0.5, 4)[7:].any(), "a slow change without a boundary is none"
-    quiet[12, 0] = 0.6
-    assert marks(quiet, 0.5, 4)[10:16].tolist() == [0, -1, -1, -1, 1, 0], "a dissolve belongs to no shot"
-    assert marks(np.ones((3, 2)), 0.5, 4).tolist() == [0, -1, -1]
 
 
 def test_missing_weights_name_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

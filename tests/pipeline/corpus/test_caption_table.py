@@ -35,10 +35,10 @@ def test_all_forms_read_alike(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.txt", "x", "ends in .csv, .jsonl or .parquet"),
+        ("t.txt", "x", "must end in .csv, .jsonl or .parquet"),
         ("t.csv", "name,caption\nx,y\n", "no column `file`; the table has caption, name"),
         ("t.jsonl", '{"file": "a"}\n{"file": \n', "t.jsonl:2: not valid JSON"),
-        ("t.jsonl", '["a"]\n', "t.jsonl:1: each line is an object"),
+        ("t.jsonl", '["a"]\n', "t.jsonl:1: each line must be an object"),
         ("t.parquet", "no parquet", "not a readable caption table"),
     ],
 )

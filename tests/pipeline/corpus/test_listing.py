@@ -49,9 +49,9 @@ def test_an_entry_without_video_is_one_clear_error(folder: Path, entry: str) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_with_no_video_names_the_endings(tmp_path: Path) -> None:
+def test_a_folder_with_no_video_names_the_extensions(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").touch()
-    with pytest.raises(SourceError, match=r"holds no video \(endings that count: \.mp4"):
+    with pytest.raises(SourceError, match=r"holds no video \(extensions that count: \.mp4"):
         names(tmp_path)
     with pytest.raises(SourceError, match=r"corpus\.videos is empty"):
         names()
