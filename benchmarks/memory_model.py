@@ -3,9 +3,9 @@
     python benchmarks/memory_model.py [--width 128] [--layers 2] [--policy none|selective|full] [--compile]
 
 The thin model runs forward and backward in bfloat16 at the full length. Prints the most bytes that PyTorch's allocator had out at
-once (its own count, taken from the profiler) beside `pretrain.plan.peak_bytes`, the rise of the process's resident bytes, the
-largest tensor that any operation made (the mask, were it dense, would have tokens x tokens elements), and the planned bytes of
-recipe L. The last line is one JSON object. Exit code 1 when the plan is off by more than 15 %, or for an L x L tensor.
+once (its own count, taken from the profiler) beside `pretrain.estimate.memory.peak_bytes`, the rise of the process's resident
+bytes, the largest tensor that any operation made (the mask, were it dense, would have tokens x tokens elements), and the planned
+bytes of recipe L. The last line is one JSON object. Exit code 1 when the plan is off by more than 15 %, or for an L x L tensor.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ StreamName = tuple[str, int]
 
 
 class CurriculumError(ConfigError):
-    """A curriculum that cannot run; the message names the key and the mend."""
+    """A curriculum that cannot run; the message names the key and how to fix it."""
 
 
 @lru_cache(maxsize=256)

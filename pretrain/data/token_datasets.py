@@ -24,7 +24,7 @@ from tokenizer.quantization.codec_spec import CodecSpec
 
 
 class DataError(ValueError):
-    """Token shards that cannot be trained on; the message names the folder and the mend."""
+    """Token shards that cannot be trained on; the message names the folder and how to fix it."""
 
 
 class Dataset(Protocol):

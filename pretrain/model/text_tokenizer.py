@@ -21,7 +21,7 @@ PADDING = 0
 
 
 class TextError(ValueError):
-    """A caption or a tokenizer file that cannot be used; the message names it and the mend."""
+    """A caption or a tokenizer file that cannot be used; the message names it and how to fix it."""
 
 
 @dataclass(frozen=True)
