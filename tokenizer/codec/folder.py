@@ -86,7 +86,7 @@ def save(
 
 
 def read_json(folder: str | Path) -> tuple[NetworkConfig, CodecSpec, dict[str, Any]]:
-    """Read tokenizer.json: network configuration, spec, provenance. Raises CodecError naming the file and the mend."""
+    """Read tokenizer.json: network configuration, spec, provenance. Raises CodecError naming the file and what to do."""
     path = Path(folder) / JSON_NAME
     try:
         record = json.loads(path.read_text())

