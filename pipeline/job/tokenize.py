@@ -40,7 +40,7 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Su
 
     retry: videos that could not be probed and clips that could not be encoded get another attempt, in new shards.
     repair: check every byte first, and encode damaged or missing shards again from their videos.
-    Raises SourceError, FolderError (Locked, ConfigChanged), DiskFull, CodecError, JobError; nothing committed is lost.
+    Raises CorpusError, FolderError (Locked, ConfigChanged), DiskFull, CodecError, JobError; nothing committed is lost.
     """
     pipeline = config.get(PipelineConfig)
     spec = _spec(config)

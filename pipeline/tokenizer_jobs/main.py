@@ -1,8 +1,8 @@
-"""The process of the tokenizer's jobs: `deepspeed --num_gpus N --module pipeline.tokenizer_jobs.main train -c CFG [section.key=value ...]`.
+"""The process of the tokenizer's jobs: `python -m pipeline.tokenizer_jobs.main train -c CFG [section.key=value ...]`.
 
-In:  words of the command line; `videoar tokenizer train` and the deepspeed launcher pass them.
+In:  words of the command line. Training is started by `videoar tokenizer train`, or by the deepspeed launcher with `--module`.
 Out: a tokenizer folder, a side-by-side mp4, or scores; exit code 0 finished, 2 a configuration that cannot run, 1 any other error.
-     What ends a training rank is written to RUN/log/tokenizer-rank-N.log too.
+     The error that ends a rank of training is kept in RUN/log/tokenizer-rank-N.log too.
 """
 
 from __future__ import annotations

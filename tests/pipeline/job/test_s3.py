@@ -11,9 +11,10 @@ import fsspec
 import pytest
 import s3fs
 
+from cluster.runtime import remote_files
 from pipeline.config import CorpusConfig
-from pipeline.corpus import fetch, listing
-from pipeline.corpus.listing import SourceError, find
+from pipeline.corpus import fetch
+from pipeline.corpus.listing import CorpusError, find
 from pipeline.video import VideoError
 from tests.helpers import s3_server
 
@@ -50,7 +51,7 @@ def test_faults_cost_tries_not_data(server: s3_server.Unreliable, clips: Path, t
 
 def test_what_a_dead_or_foreign_server_says(server: s3_server.Unreliable, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line each: a bucket that is not there, an object that is not there, a server that only fails."""
-    with pytest.raises(SourceError, match=r"corpus\.videos: .*nobucket") as caught:
+    with pytest.raises(CorpusError, match=r"corpus\.videos: .*nobucket") as caught:
         find(CorpusConfig(videos=("s3://nobucket/",)))
     assert "\n" not in str(caught.value)
     s3_server.fill("here", [("a.mp4", b"123")])
@@ -59,8 +60,8 @@ def test_what_a_dead_or_foreign_server_says(server: s3_server.Unreliable, monkey
     assert gone.value.reason == "not_found"
     with fsspec.open("s3://here/a.mp4") as file:
         assert file.read() == b"123"
-    monkeypatch.setattr(listing, "_PAUSE", 0.0)
-    monkeypatch.setattr(listing, "_TRIES", 2)
+    monkeypatch.setattr(remote_files, "_PAUSE", 0.0)
+    monkeypatch.setattr(remote_files, "_TRIES", 2)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3fs.S3FileSystem.clear_instance_cache()

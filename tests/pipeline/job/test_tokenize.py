@@ -23,10 +23,10 @@ import torch
 from cluster.config import ConfigError, load
 from cluster.metrics import Meter
 from cluster.runtime.atomic_files import DiskFull
-from pipeline.corpus.listing import SourceError
+from pipeline.corpus.listing import CorpusError
 from pipeline.job import tokenize
 from pipeline.job.dataset_json import ConfigChanged
-from pipeline.maintenance import preview, verify
+from pipeline.maintenance import inspect, verify
 from pipeline.records import Bucket
 from pipeline.shards.dataset import ShardDataset
 from pipeline.shards.layout import FolderLock, Locked
@@ -116,7 +116,7 @@ def test_two_workers_give_the_same_digest(
     sample = dataset.read(SECOND, 0)
     frames = VideoCodec.load(weights).decode(torch.frombuffer(bytearray(sample.bits), dtype=torch.uint8)[None], 32, 48)
     assert frames.shape == (1, 9, 32, 48, 3)
-    grid = preview.show(tmp_path / "shards", weights, tmp_path / "grid.mp4", count=4)
+    grid = inspect.show(tmp_path / "shards", weights, tmp_path / "grid.mp4", count=4)
     assert grid.stat().st_size > 0
 
     with monkeypatch.context() as patch:
@@ -184,7 +184,7 @@ def test_user_errors_are_one_line(config: Path, tmp_path: Path, weights: Path, c
     with pytest.raises(tokenize.JobError, match=r"pipeline\.buckets: f004x32x32 does not fit the tokenizer"):
         tokenize.tokenize(load(config, ["pipeline.buckets=[{frames: 4, height: 32, width: 32}]"]))
     (tmp_path / "void").mkdir()
-    with pytest.raises(SourceError, match="holds no video"):
+    with pytest.raises(CorpusError, match="holds no video"):
         tokenize.tokenize(load(config, [f"corpus.videos=[{tmp_path / 'void'}]"]))
     with FolderLock(tmp_path / "shards"), pytest.raises(Locked, match="held by"):
         tokenize.tokenize(load(config))
