@@ -71,7 +71,7 @@ def test_scores_that_cannot_be_computed_are_null_and_the_reason_is_given(clips: 
     real = real_clips(clips, 2)
     scores = quality(real, real, note=notes.append)
     assert scores["psnr"] == 100 and [scores[key] for key in ("lpips_alex", "lpips_vgg", "rfvd")] == [None] * 3
-    assert len(notes) == 1 and "python -m tokenizer.evaluation.fetch fetch" in notes[0]
+    assert len(notes) == 1 and "python -m tokenizer.evaluation.fetch`" in notes[0]
     assert quality(real[:, :5, :8, :8], real[:, :5, :8, :8], note=notes.append)["ssim"] is None
     assert "rFVD needs clips of at least 9 frames" in notes
 
