@@ -134,6 +134,7 @@ class Trainer:
         """Write the checkpoint of `step` finished steps."""
         tensors = {"generator": self.generator.full_state()}
         if self.discriminator is not None:
+            self.discriminator.module.requires_grad_(True)  # ZeRO-3 returns no state of frozen parameters
             tensors["discriminator"] = self.discriminator.full_state()
         if self.ranks.first:
             tensors["ema"] = {name: value.contiguous() for name, value in self.ema.items()}
