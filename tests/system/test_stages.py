@@ -51,7 +51,7 @@ def test_three_stages_the_last_with_ulysses_with_kills_between(tmp_path: Path) -
     lines = training.metrics(undisturbed)
     assert [line["stage_name"] for line in lines] == ["low"] * 4 + ["high"] * 4 + ["long"] * 5
     # One rank has nobody to share with, and packs other rows: the same losses, samples and counts.
-    assert "sequence_parallel 2 does not divide 1 ranks: 1 taken" in training.train(
+    assert "sequence_parallel 2 does not divide 1 ranks: using 1" in training.train(
         config, 1, alone, "train.activation_checkpointing=none", "train.pack_tokens=0"
     )
     training.compare(undisturbed, alone, exact_to=0)
