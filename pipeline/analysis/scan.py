@@ -103,10 +103,10 @@ def scan(
     with video.Reader(path, max_pixels=options.max_pixels, beat=beat, device=device) as reader:
 
         def measured() -> Iterator[tuple[float, Any]]:
-            for index, (time, frame) in enumerate(reader.frames()):
+            for number, (time, frame) in enumerate(reader.frames()):
                 small = video.thumbnail(frame, *_small(frame.height, frame.width))
                 grey = np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), np.uint8)
-                view = _View(index, time, frame, small, grey)
+                view = _View(number, time, frame, small, grey)
                 for measurement in measurements:
                     measurement.add(view)
                 yield time, frame
@@ -157,7 +157,7 @@ def _small(height: int, width: int) -> tuple[int, int]:
 class _View(NamedTuple):
     """A decoded frame with the small pictures that several measurements share."""
 
-    index: int
+    number: int
     time: float
     frame: Any
     small: NDArray[np.uint8]
@@ -191,7 +191,7 @@ class _Cuts:
     def add(self, view: _View) -> None:
         if self._detector is not None:
             bgr = np.ascontiguousarray(view.small[..., ::-1])
-            found = self._detector.process_frame(FrameTimecode(view.index, fps=25.0), bgr)
+            found = self._detector.process_frame(FrameTimecode(view.number, fps=25.0), bgr)
             self._begins.update(cut.frame_num for cut in found)
 
     def column(self, count: int) -> NDArray[np.float64]:

@@ -24,7 +24,7 @@ LISTS = (".csv", ".jsonl", ".parquet")
 _GLOB = frozenset("*?[")
 
 
-class SourceError(ValueError):
+class CorpusError(ValueError):
     """A corpus that cannot be listed; the message names the entry and the mend."""
 
 
@@ -32,10 +32,10 @@ def find(config: CorpusConfig) -> list[SourceVideo]:
     """List the corpus: entries in the order of the configuration, each folder sorted, repeated names dropped.
 
     Captions come from the table; a sidecar file (NAME.txt, NAME.json) is read only when the video is planned.
-    Raises SourceError for a corpus without entries and for an entry that is missing, unreadable or holds no video.
+    Raises CorpusError for a corpus without entries and for an entry that is missing, unreadable or holds no video.
     """
     if not config.videos:
-        raise SourceError("corpus.videos is empty; name files, folders, globs or URLs")
+        raise CorpusError("corpus.videos is empty; name files, folders, globs or URLs")
     table = CaptionTable.read(config.captions, config.columns) if config.captions else CaptionTable({}, ())
     videos: dict[str, SourceVideo] = {}
     for entry in config.videos:
@@ -46,7 +46,7 @@ def find(config: CorpusConfig) -> list[SourceVideo]:
             names = [inner for name in names for inner in (_members(name, config.extensions) if _is_tar(name) else [name])]
             found = [SourceVideo(name, *table.look_up(name)) for name in names]
         if not found:
-            raise SourceError(f"corpus.videos: {entry} holds no video (extensions that count: {' '.join(config.extensions)})")
+            raise CorpusError(f"corpus.videos: {entry} holds no video (extensions that count: {' '.join(config.extensions)})")
         for video in found:
             videos.setdefault(video.source, video)
     return list(videos.values())
@@ -72,7 +72,7 @@ def _members(tar: str, extensions: tuple[str, ...]) -> list[str]:
         filesystem, _ = fsspec.core.url_to_fs(f"tar://::{tar}")
         names = sorted(retried(lambda: filesystem.find("")))
     except (OSError, tarfile.TarError) as error:
-        raise SourceError(f"corpus.videos: cannot read {tar}: {error}") from error
+        raise CorpusError(f"corpus.videos: cannot read {tar}: {error}") from error
     return [f"tar://{name}::{tar}" for name in names if _counts(name, extensions)]
 
 
@@ -81,7 +81,7 @@ def _local(entry: str, extensions: tuple[str, ...]) -> list[str]:
     if path.is_dir():
 
         def refuse(error: OSError) -> None:
-            raise SourceError(f"corpus.videos: cannot list {error.filename}: {error.strerror}") from error
+            raise CorpusError(f"corpus.videos: cannot list {error.filename}: {error.strerror}") from error
 
         found = []
         for folder, folders, files in os.walk(path, onerror=refuse, followlinks=True):
@@ -92,7 +92,7 @@ def _local(entry: str, extensions: tuple[str, ...]) -> list[str]:
         return [str(path)]
     if _GLOB & set(entry):
         return sorted(name for name in glob.glob(entry, recursive=True) if Path(name).is_file())  # noqa: PTH207 - absolute patterns
-    raise SourceError(f"corpus.videos: {entry} does not exist")
+    raise CorpusError(f"corpus.videos: {entry} does not exist")
 
 
 def _remote(entry: str, extensions: tuple[str, ...]) -> list[str]:
@@ -102,9 +102,9 @@ def _remote(entry: str, extensions: tuple[str, ...]) -> list[str]:
             return [str(filesystem.unstrip_protocol(name)) for name in sorted(retried(lambda: filesystem.glob(inner)))]
         listed: list[Any] = sorted(retried(lambda: filesystem.find(inner)))
     except (ImportError, ValueError) as error:
-        raise SourceError(f"corpus.videos: {entry}: {error}") from error
+        raise CorpusError(f"corpus.videos: {entry}: {error}") from error
     except NETWORK as error:
-        raise SourceError(f"corpus.videos: cannot list {entry}: {error}") from error
+        raise CorpusError(f"corpus.videos: cannot list {entry}: {error}") from error
     if listed == [inner]:
         return [entry]
     return [str(filesystem.unstrip_protocol(name)) for name in listed if _counts(name, extensions)]

@@ -1,4 +1,4 @@
-"""The format of token shards: what lies in a SHARDS folder, who writes it, and how training reads it.
+"""The format of token shards: what a SHARDS folder contains, how it is written, and how training reads it.
 
 In: encoded clips, or a finished folder (local or at a URL). Out: tars with their commit records and index.parquet, or samples.
 Read layout.py (files and their order of commitment) and schemas.py (columns) first; then writer.py, manifest.py and dataset.py.

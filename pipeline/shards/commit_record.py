@@ -1,6 +1,6 @@
 """What a committed shard records of itself, and the figures computed over all records of a folder.
 
-A shard's parquet is its commit record: `ShardInfo` lies in the parquet's metadata, the rows are the samples. The digest of a
+A shard's parquet is its commit record: `ShardInfo` is in the metadata, the rows are the samples. The digest of a
 folder and its sums need nothing else.
 """
 

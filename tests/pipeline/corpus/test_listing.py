@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config import CorpusConfig
 from pipeline.corpus import fetch
-from pipeline.corpus.listing import SourceError, find
+from pipeline.corpus.listing import CorpusError, find
 from pipeline.video import VideoError
 
 
@@ -44,16 +44,16 @@ def test_files_globs_and_repeats(folder: Path) -> None:
 
 @pytest.mark.parametrize("entry", ["nothing", "nothing/*.mp4", "sub/deep/*.mp4"])
 def test_an_entry_without_video_is_one_clear_error(folder: Path, entry: str) -> None:
-    with pytest.raises(SourceError, match="corpus.videos: .*" + entry.split("*")[0]) as caught:
+    with pytest.raises(CorpusError, match="corpus.videos: .*" + entry.split("*")[0]) as caught:
         names(folder, folder / entry)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_with_no_video_names_the_extensions(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").touch()
-    with pytest.raises(SourceError, match=r"holds no video \(extensions that count: \.mp4"):
+    with pytest.raises(CorpusError, match=r"holds no video \(extensions that count: \.mp4"):
         names(tmp_path)
-    with pytest.raises(SourceError, match=r"corpus\.videos is empty"):
+    with pytest.raises(CorpusError, match=r"corpus\.videos is empty"):
         names()
 
 
@@ -67,7 +67,7 @@ def test_an_unreadable_folder_is_an_error(folder: Path, monkeypatch: pytest.Monk
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(SourceError, match=r"cannot list .*sub: Permission denied"):
+    with pytest.raises(CorpusError, match=r"cannot list .*sub: Permission denied"):
         names(folder)
 
 
@@ -88,11 +88,11 @@ def test_fsspec_urls_are_listed_and_copied(clips: Path) -> None:
         with pytest.raises(VideoError) as caught, fetch.local("memory://corpus/absent.mp4"):
             pass
         assert caught.value.reason == "not_found"
-        with pytest.raises(SourceError, match="holds no video"):
+        with pytest.raises(CorpusError, match="holds no video"):
             names("memory://nothing-here")
     finally:
         memory.rm("/corpus", recursive=True)
-    with pytest.raises(SourceError, match="nosuch"):
+    with pytest.raises(CorpusError, match="nosuch"):
         names("nosuch://bucket/x")
 
 
@@ -145,5 +145,5 @@ def test_webdataset_tars_of_videos(tmp_path: Path, clips: Path) -> None:
     with fetch.local(found[4].source) as path:
         assert path.read_bytes() == content and path.suffix == ".mp4"
     (tmp_path / "broken.tar").write_bytes(b"no tar at all" * 100)
-    with pytest.raises(SourceError, match=r"cannot read .*broken\.tar"):
+    with pytest.raises(CorpusError, match=r"cannot read .*broken\.tar"):
         names(tmp_path / "broken.tar")
