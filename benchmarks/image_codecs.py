@@ -27,7 +27,7 @@ def webp(clips: Tensor, bits: float) -> Coded:
             made.append(np.array(Image.open(data).convert("RGB")))
         return torch.from_numpy(np.stack(made)).view_as(clips), 8 * size / len(made)
 
-    return search(at, range(0, 101), bits)
+    return search(at, range(101), bits)
 
 
 def h264(clips: Tensor, bits: float) -> Coded:

@@ -45,12 +45,24 @@ from tokenizer.evaluation.metrics import frechet
 SYSTEMS: dict[str, dict[str, Any]] = {
     "ours": {"bits": 24, "width": 16, "patch": 2, "multipliers": [1, 2, 4], "blocks": 1, "groups": 1},
     "2d": {
-        **{"bits": 8, "width": 28, "patch": 2, "multipliers": [1, 2, 4], "blocks": 1, "groups": 1},
-        **{"temporal_stride": 1, "kernel_t": 1},
+        "bits": 8,
+        "width": 28,
+        "patch": 2,
+        "multipliers": [1, 2, 4],
+        "blocks": 1,
+        "groups": 1,
+        "temporal_stride": 1,
+        "kernel_t": 1,
     },
     "2d-narrow": {
-        **{"bits": 8, "width": 16, "patch": 2, "multipliers": [1, 2, 4], "blocks": 1, "groups": 1},
-        **{"temporal_stride": 1, "kernel_t": 1},
+        "bits": 8,
+        "width": 16,
+        "patch": 2,
+        "multipliers": [1, 2, 4],
+        "blocks": 1,
+        "groups": 1,
+        "temporal_stride": 1,
+        "kernel_t": 1,
     },
 }
 STEPS = {"ours": (2500, 4700), "2d": (1650, 3350), "2d-narrow": (2500, 4700)}

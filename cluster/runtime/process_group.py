@@ -24,7 +24,7 @@ from cluster.runtime.ports import free_port
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place in the job, and its collectives."""
+    """The place of a process in its job, and the collectives that it takes part in."""
 
     rank: int
     world: int

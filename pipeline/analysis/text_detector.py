@@ -27,7 +27,7 @@ _MEAN, _SPREAD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0
 
 @cache
 def text_network() -> str:
-    """Return the path of the network, verified, for the child to open. Raises WeightsError naming the mend."""
+    """Return the path of the network, verified, for the child to open. Raises WeightsError saying how to fix it."""
     from tokenizer.evaluation import pretrained  # loads torch, which the child does not need
 
     return str(pretrained.file("text"))

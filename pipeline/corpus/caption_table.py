@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 
 class CaptionError(ValueError):
-    """A caption table that cannot be read; the message names the file, the line or column, and the mend."""
+    """A caption table that cannot be read; the message names the file, the line or column and the fix."""
 
 
 @dataclass(frozen=True)

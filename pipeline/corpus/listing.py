@@ -25,7 +25,7 @@ _GLOB = frozenset("*?[")
 
 
 class CorpusError(ValueError):
-    """A corpus that cannot be listed; the message names the entry and the mend."""
+    """A corpus that cannot be listed; the message names the entry and the fix."""
 
 
 def find(config: CorpusConfig) -> list[SourceVideo]:

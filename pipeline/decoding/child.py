@@ -27,7 +27,7 @@ from pipeline.video import Device, DeviceError, Request, VideoError
 
 
 def _serve(limits: DecodeLimits, device: Device, requests: queue.Queue[bytes], out: BinaryIO) -> None:
-    """Answer requests one after the other, for ever."""
+    """Answer requests one after the other, forever."""
     size = int(limits.memory_gb * 2**30)
     # A CUDA context reserves far more addresses than it uses; RLIMIT_DATA counts only what it writes to.
     resource.setrlimit(resource.RLIMIT_DATA if device.hardware else resource.RLIMIT_AS, (size, size))

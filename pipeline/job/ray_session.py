@@ -1,7 +1,7 @@
 """The Ray session of a job: the cluster that RAY_ADDRESS names, or one on this machine for as long as the job lasts.
 
 In:  the configuration and the environment.
-Out: an initialised Ray, or a `JobError` that names the address and the mend.
+Out: an initialised Ray, or a `JobError` that names the address and the fix.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def session(config: PipelineConfig) -> Iterator[None]:
 
 
 def _join(address: str) -> None:
-    mend = "start it with `ray start --head`, correct RAY_ADDRESS, or unset it to run on this machine alone"
+    remedy = "start it with `ray start --head`, correct RAY_ADDRESS, or unset it to run on this machine alone"
     if refusal := _refusal(address):
-        raise JobError(f"cannot join the Ray cluster at RAY_ADDRESS={address}: {refusal}; {mend}")
+        raise JobError(f"cannot join the Ray cluster at RAY_ADDRESS={address}: {refusal}; {remedy}")
     try:
         ray.init(address="auto", log_to_driver=True)
     except Exception as error:  # Ray raises many kinds, `Exception` itself among them
-        raise JobError(f"cannot join the Ray cluster at RAY_ADDRESS={address}: {first_line(error)}; {mend}") from error
+        raise JobError(f"cannot join the Ray cluster at RAY_ADDRESS={address}: {first_line(error)}; {remedy}") from error
     print(f"ray: joined the cluster at {address}", flush=True)
 
 

@@ -33,7 +33,7 @@ COLUMN = "captioner"
 
 
 class CaptionerError(ValueError):
-    """A captioner that cannot be loaded or used; the message names the folder and the mend."""
+    """A captioner that cannot be loaded or used; the message names the folder and the fix."""
 
 
 class Captioner(Protocol):

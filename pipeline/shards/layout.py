@@ -29,7 +29,7 @@ META = b"videoar"
 
 
 class FolderError(ValueError):
-    """An output folder that cannot be used; the message names it and the mend."""
+    """An output folder that cannot be used; the message names it and the fix."""
 
 
 class Locked(FolderError):
@@ -37,7 +37,7 @@ class Locked(FolderError):
 
 
 class DatasetError(ValueError):
-    """A folder that is not a finished dataset; the message names it and the mend."""
+    """A folder that is not a finished dataset; the message names it and the fix."""
 
 
 class FolderLock(FileLock):

@@ -33,7 +33,7 @@ ATTEMPTS = 64
 
 
 class ClipError(ValueError):
-    """A corpus or bucket that yields no clip; the message names the mend."""
+    """A corpus or bucket that yields no clip; the message says how to fix it."""
 
 
 class ClipSampler:

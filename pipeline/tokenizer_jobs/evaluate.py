@@ -40,7 +40,7 @@ CHUNK = 32
 
 
 class ScoreError(ValueError):
-    """A corpus that cannot be scored; the message names the mend."""
+    """A corpus that cannot be scored; the message says how to fix it."""
 
 
 # ---- scores -------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ _PROBE = "h264"
 
 
 class DeviceError(RuntimeError):
-    """The decoding device cannot be used; the message names the key and the mend. It is not the fault of a video."""
+    """The decoding device cannot be used; the message names the key and the fix. It is not the fault of a video."""
 
 
 class Device:

@@ -227,7 +227,7 @@ class Reader:
 
 
 def regular(path: str | Path) -> int:
-    """Return the size of a file in bytes. Raises OSError, and VideoError for a pipe, socket or device, which may block for ever."""
+    """Return the size of a file in bytes. Raises OSError, and VideoError for a pipe, socket or device, which may block forever."""
     status = Path(path).stat()
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise VideoError("unreadable", f"{path}: not a regular file")

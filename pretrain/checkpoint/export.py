@@ -34,7 +34,7 @@ FORMAT = 1
 
 
 class ExportError(ValueError):
-    """A folder that cannot be exported or loaded; the message names it and the mend."""
+    """A folder that cannot be exported or loaded; the message names it and the fix."""
 
 
 @dataclass(frozen=True)

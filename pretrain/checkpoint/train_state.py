@@ -17,7 +17,7 @@ from pretrain.model.config import ModelConfig
 
 
 class ResumeError(ConfigError):
-    """A checkpoint that this configuration cannot continue; the message names the difference and the mend."""
+    """A checkpoint that this configuration cannot continue; the message names the difference and the fix."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class TrainState:
         Raises ResumeError for a difference; it names the key and both values.
         """
 
-        def refuse(key: str, old: object, new: object, mend: str) -> None:
-            raise ResumeError(f"{folder}: `{key}` was {old} in this run and is {new} now; {mend}")
+        def refuse(key: str, old: object, new: object, remedy: str) -> None:
+            raise ResumeError(f"{folder}: `{key}` was {old} in this run and is {new} now; {remedy}")
 
         # A key that an older version did not have counts as its default.
         defaults = ModelConfig().model_dump(mode="json")

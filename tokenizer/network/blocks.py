@@ -49,7 +49,7 @@ class FrameAttention(nn.Module):
         self.proj_out = CausalConv(channels, channels, 1, kernel_t=1)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        """Same shape."""
+        """Return the result, of the same shape."""
         if x_BCTHW.shape[2] == 0:
             return x_BCTHW
         h = self.norm(x_BCTHW)
@@ -70,7 +70,7 @@ class Middle(nn.Module):
         self.block_2 = ResidualBlock(channels, channels, groups=groups, kernel_t=kernel_t)
 
     def forward(self, x_BCTHW: Tensor, stream: Stream | None = None) -> Tensor:
-        """Same shape."""
+        """Return the result, of the same shape."""
         x_BCTHW = self.block_1(x_BCTHW, stream)
         if self.attn_1 is not None:
             x_BCTHW = self.attn_1(x_BCTHW)

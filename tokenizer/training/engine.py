@@ -147,7 +147,7 @@ class ZeroEngine:
         return optimizer
 
     def _partitions(self) -> list[Tensor]:
-        """The tensors that the torch optimizer updates on this rank: parameters, or ZeRO's flat partitions of them."""
+        """Return the tensors that the torch optimizer updates on this rank: parameters, or ZeRO's flat partitions of them."""
         if self.stage == 0:
             return list(self.module.parameters())
         zero = self._engine.optimizer
@@ -194,7 +194,7 @@ class ZeroEngine:
             safe_set_full_optimizer_state(parameter, value, moment)
 
     def _own_part(self, parameter: Any, value: Tensor) -> Tensor:
-        """This rank's part of a parameter under ZeRO-3: equal parts of the flat tensor, the last ones filled with zeros."""
+        """Return this rank's part of a parameter under ZeRO-3: equal parts of the flat tensor, the last ones filled with zeros."""
         size = parameter.ds_tensor.numel()
         own = value.flatten()[size * self.ranks.rank : size * (self.ranks.rank + 1)]
         return nn.functional.pad(own, (0, size - own.numel()))

@@ -65,7 +65,7 @@ def train(config: Config, clips: ClipSource) -> None:
 
 
 def _run(config: Config, clips: ClipSource, ranks: Ranks, recipe: str) -> None:
-    """The loop."""
+    """Run the loop, from the newest checkpoint to the last step."""
     tokenizer, run = config.get(TokenizerConfig), config.get(RunConfig)
     training, checkpoints = tokenizer.training, run.dir / CHECKPOINTS
     torch.manual_seed(run.seed)
@@ -139,7 +139,7 @@ def recipe_digest(config: Config) -> str:
 
 
 def _corpus(config: Config) -> dict[str, Any]:
-    """The `corpus` section as plain values: its model belongs to the pipeline, which this package must not import."""
+    """Return the `corpus` section as plain values: its model belongs to the pipeline, which this package must not import."""
     corpus: dict[str, Any] = config.plain()["corpus"]
     return corpus
 
