@@ -6,36 +6,9 @@ import pytest
 import yaml
 from pydantic import Field, ValidationError
 
-from cluster.config import SECTIONS, ConfigError, Section, load, section_class
+from cluster.config import SECTIONS, Section, section_class
 from cluster.config.errors import explain, key_lines
-
-GOOD = """\
-run:
-  name: trial
-  seed: 7
-curriculum:
-  stages:
-    - name: images
-      steps: 3
-      mix:
-        - {bucket: f005x32x32, batch: 2, frames: 1}
-    - name: videos
-      steps: 4
-      mix: [{bucket: f005x32x32, batch: 2}]
-"""
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "job.yaml"
-    path.write_text(GOOD)
-    return path
-
-
-def refused(path: Path, *overrides: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load(path, overrides)
-    return str(caught.value)
+from tests.helpers.job_config import GOOD, refused
 
 
 @pytest.mark.parametrize(

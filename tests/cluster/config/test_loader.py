@@ -2,35 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import SECTIONS, ConfigError, MetricsConfig, RunConfig, Section, load
-
-GOOD = """\
-run:
-  name: trial
-  seed: 7
-curriculum:
-  stages:
-    - name: images
-      steps: 3
-      mix:
-        - {bucket: f005x32x32, batch: 2, frames: 1}
-    - name: videos
-      steps: 4
-      mix: [{bucket: f005x32x32, batch: 2}]
-"""
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "job.yaml"
-    path.write_text(GOOD)
-    return path
-
-
-def refused(path: Path, *overrides: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load(path, overrides)
-    return str(caught.value)
+from cluster.config import SECTIONS, MetricsConfig, RunConfig, Section, load
+from tests.helpers.job_config import GOOD, refused
 
 
 def test_every_section_is_filled_in_and_reachable_by_its_model(file: Path) -> None:

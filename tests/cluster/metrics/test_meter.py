@@ -1,4 +1,3 @@
-import math
 import socket
 import urllib.request
 from pathlib import Path
@@ -6,24 +5,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.metrics import Meter, MetricsPortError, StepReport
-
-REPORT = StepReport(
-    step=3,
-    stage=1,
-    stage_name="videos",
-    bucket="f009x64x64",
-    loss=0.5,
-    scale_loss={"1x1": 0.7, "2x2": 0.6},
-    bit_accuracy={"1x1": 0.55, "2x2": 0.75},
-    grad_norm=1.5,
-    learning_rate=1e-4,
-    tokens=640,
-    seconds={"total": 2.0, "data": 0.25, "forward": 0.75},
-    memory={"resident": 1000, "peak": 2000},
-    skipped="nonfinite",
-    mfu=math.nan,
-)
+from cluster.metrics import Meter, MetricsPortError
+from tests.helpers.step_report import REPORT
 
 
 def scrape(address: str) -> dict[str, float]:
