@@ -15,7 +15,7 @@ import sys
 
 import numpy as np
 import torch
-from proof_tokenizer import strips
+from proof_clips import strips
 
 from tokenizer.evaluation.i3d import I3d
 from tokenizer.evaluation.metrics import frechet

@@ -36,7 +36,7 @@ config_app = typer.Typer(help="The configuration.", no_args_is_help=True, rich_m
 
 def demo(
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="Folder foreverything that the demo writes.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path("runs/demo"),
     videos: Annotated[Path | None, typer.Option(help="Folder of videos to use instead of the default clips.")] = None,
 ) -> None:
     """Run the whole path from videos to samples on real video, on the CPU.

@@ -77,7 +77,7 @@ def preflight(
     job: Annotated[Literal["tokenize", "train"], typer.Option("--for", help="The job to check for.")] = "train",
     hostfile: Annotated[Path | None, typer.Option(help="File with one line `HOST slots=N` per host.")] = None,
 ) -> None:
-    """Check foreverything that would stop a job before it starts; exit code 1 if something would.
+    """Check for everything that would stop a job before it starts; exit code 1 if something would.
 
     Example: videoar preflight -c configs/demo.yaml --for tokenize
     """

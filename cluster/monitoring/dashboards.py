@@ -23,7 +23,7 @@ _PROMQL_WORDS = frozenset(
     ["and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right", "bool", "offset", "inf", "nan"]
 )
 _BUILT_IN = frozenset({"up"})
-"""Metrics that Prometheus itself records forevery target."""
+"""Metrics that Prometheus itself records for every target."""
 
 
 class DashboardError(ValueError):

@@ -90,7 +90,7 @@ class Epochs:
 
 
 class Order:
-    """The order of a whole run. streams: a non-empty list of sources forevery stream of the curriculum."""
+    """The order of a whole run. streams: a non-empty list of sources for every stream of the curriculum."""
 
     def __init__(
         self, seed: int, curriculum: Curriculum, streams: Mapping[StreamName, Sequence[SampleSource]], window: int

@@ -20,7 +20,7 @@ class ObjectiveConfig(Section):
     flip_delta: float = Field(default=0.01, ge=0)
     """delta of Eq. 8: how far both ends rise per latent frame."""
     flip_time_dependent: bool = True
-    """Ratios grow with time by flip_delta (false: the same range forevery frame, an ablation)."""
+    """Ratios grow with time by flip_delta (false: the same range for every frame, an ablation)."""
     flip_inherit: bool = True
     """The first scale of a frame draws its ratio from no less than the last ratio of the previous frame (false: an ablation)."""
     requantise: bool = True
