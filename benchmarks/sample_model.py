@@ -32,7 +32,7 @@ from pretrain.sampling.guidance import SampleConfig
 from pretrain.sampling.kv_cache import KVCache
 from pretrain.sampling.sampler import Sampler
 from tokenizer.quantization.bit_packing import pack
-from tokenizer.quantization.bsq import codes
+from tokenizer.quantization.bsq import codes, resize_linear
 from tokenizer.quantization.codec_spec import CodecSpec
 
 GRID = (5, 8, 8)
@@ -67,7 +67,7 @@ def without_cache(sampler: Sampler, captions: list[str], seed: int) -> tuple[Ten
                 counter_rng.fold(seeds, frame * len(scales) + scale), counter_rng.SAMPLE, logits.shape[1:]
             )
             maps.append((drawn < (logits / config.temperature).sigmoid()).unflatten(1, (rows, columns)))
-            total = total + teacher_forcing.enlarge(codes(maps[-1]), scales[-1])
+            total = total + resize_linear(codes(maps[-1]), scales[-1])
         packed.append(pack(maps))
     return torch.cat(packed, dim=1), forwards
 

@@ -21,12 +21,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.objective import counter_rng
 from pretrain.objective.config import ObjectiveConfig
-from tokenizer.quantization.bsq import codes
+from tokenizer.quantization.bsq import codes, resize_area, resize_linear
 from tokenizer.quantization.scale_schedule import Scales
 
 
@@ -62,16 +61,7 @@ def flips(seeds_B: Tensor, ratios_BTK: Tensor, scales: Scales, d: int) -> list[T
 
 def resize(x_NdHW: Tensor, scale: tuple[int, int], mode: str) -> Tensor:
     """Resize accumulated features to a scale: `linear` (bilinear without antialiasing) or `area` (mean)."""
-    if x_NdHW.shape[2:] == scale:
-        return x_NdHW
-    if mode == "area":
-        return F.interpolate(x_NdHW, size=scale, mode="area")
-    return F.interpolate(x_NdHW, size=scale, mode="bilinear", align_corners=False)
-
-
-def enlarge(codes_Ndhw: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Up-sample the codes of a scale to the latent grid (bilinear): what the scale adds to the accumulated features."""
-    return resize(codes_Ndhw, grid, "linear")
+    return resize_area(x_NdHW, scale) if mode == "area" else resize_linear(x_NdHW, scale)
 
 
 def corrected_labels(
@@ -90,7 +80,7 @@ def corrected_labels(
     labels (ablation). mode: of the resizing to a scale's input. All arithmetic is float32.
     """
     grid = scales[-1]
-    added = [enlarge(codes(item), grid) for item in bits]
+    added = [resize_linear(codes(item), grid) for item in bits]
     if flipped is None:
         sums = _running_sums(added)
         return list(bits), [resize(total, size, mode) for total, size in zip(sums, scales[1:])], sums[-1]
@@ -108,7 +98,7 @@ def corrected_labels(
                 is_corrupted, _requantized(features - clean, error, scale, None if is_exact else bits[k]), label
             )
         labels.append(label)
-        error = error + enlarge(codes(label ^ flipped[k]) - codes(bits[k]), grid)
+        error = error + resize_linear(codes(label ^ flipped[k]) - codes(bits[k]), grid)
         clean = clean + added[k]
         if k + 1 < len(scales):
             inputs.append(resize(clean + error, scales[k + 1], mode))

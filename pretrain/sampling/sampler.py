@@ -24,12 +24,12 @@ from pretrain.model.text_tokenizer import TextTokenizer
 from pretrain.model.token_layout import Layout
 from pretrain.model.transformer import VideoAR
 from pretrain.objective import counter_rng
-from pretrain.objective.teacher_forcing import corrected_labels, enlarge, resize, token_inputs
+from pretrain.objective.teacher_forcing import corrected_labels, resize, token_inputs
 from pretrain.sampling import guidance
 from pretrain.sampling.guidance import SampleConfig
 from pretrain.sampling.kv_cache import KVCache
 from tokenizer.quantization.bit_packing import pack, unpack
-from tokenizer.quantization.bsq import codes
+from tokenizer.quantization.bsq import codes, resize_linear
 from tokenizer.quantization.codec_spec import CodecSpec
 
 
@@ -147,7 +147,7 @@ class Sampler:
                     logits = guidance.guided(logits, guidance.strength(self.config, frame, frames, scale, len(scales)))
                 bits_BSd = self._draw(logits, counter_rng.fold(seeds_B, frame * len(scales) + scale))
                 chosen = bits_BSd.unflatten(1, (rows, columns))
-                total_BdHW = total_BdHW + enlarge(codes(chosen), scales[-1])
+                total_BdHW = total_BdHW + resize_linear(codes(chosen), scales[-1])
                 yield SampledScale(frame, scale, logits, chosen)
 
     def conditions(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
