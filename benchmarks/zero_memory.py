@@ -16,7 +16,6 @@ import argparse
 import gc
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from cluster.runtime.ports import free_port
 from cluster.runtime.process_group import connect
 from pretrain.data.batch import Batch
 from pretrain.engine.config import DeepSpeedConfig, TrainConfig
@@ -104,11 +104,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = {}
         for stage in (0, 2, 3):
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
             command = [str(Path(sys.executable).with_name("deepspeed")), "--hostfile", os.devnull, "--no_local_rank"]
-            command += ["--num_gpus", str(given.ranks), "--master_port", str(port), __file__, "--worker", str(stage), folder]
+            command += [
+                "--num_gpus",
+                str(given.ranks),
+                "--master_port",
+                str(free_port()),
+                __file__,
+                "--worker",
+                str(stage),
+                folder,
+            ]
             command += ["--width", str(given.width), "--layers", str(given.layers)]
             env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
             subprocess.run(command, env=env, check=True, capture_output=True)

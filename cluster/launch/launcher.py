@@ -32,14 +32,13 @@ from cluster.launch.ssh_launcher import ssh_command
 from cluster.launch.supervisor import Attempt, Policy, Supervisor
 from cluster.launch.watchdog import StallLimit
 from cluster.runtime.atomic_files import write_text
+from cluster.runtime.exit_codes import RESTARTS
 from cluster.runtime.file_lock import FileLock
 from cluster.runtime.ports import free_port
 
 Via = Literal["local", "ssh"]
 TRAIN = "pretrain.train"
 """Module of a rank of pre-training."""
-RESTARTS = "VIDEOAR_RESTARTS"
-"""Environment variable that tells the job how many times it was restarted (metric train_restarts_total)."""
 
 
 class LaunchError(ConfigError):

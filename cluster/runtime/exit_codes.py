@@ -1,6 +1,8 @@
-"""The exit codes of every command and of every rank."""
+"""What a job and its launcher tell each other: the exit codes of every command and rank, and the number of restarts."""
 
 from __future__ import annotations
+
+import os
 
 DONE = 0
 """The job is finished."""
@@ -10,3 +12,11 @@ USAGE = 2
 """A wrong command line, or a configuration that cannot run; a restart would fail the same way."""
 STOPPED = 75
 """Stopped cleanly with a checkpoint (EX_TEMPFAIL); the same command continues from it."""
+
+RESTARTS = "VIDEOAR_RESTARTS"
+"""Environment variable that tells a job how many times its launcher has restarted it (metric train_restarts_total)."""
+
+
+def restarts() -> int:
+    """Return how many times the launcher has restarted this job; 0 without a launcher."""
+    return int(os.environ.get(RESTARTS, "0"))

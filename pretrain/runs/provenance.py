@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 from cluster.config import Config
 from cluster.config.differences import flat
 from cluster.runtime.atomic_files import write_text
+from cluster.runtime.exit_codes import restarts
 from cluster.runtime.source_tree import PACKAGES as OUR_PACKAGES
 from cluster.runtime.source_tree import source_root
 
@@ -98,7 +98,7 @@ def write_provenance(run: Path, config: Config, *, data_digest: str, hosts: Sequ
             "data_digest": data_digest,
             "config_digest": config.digest(),
             "resumed_from": resumed_from,
-            "restarts": int(os.environ.get("VIDEOAR_RESTARTS", "0")),
+            "restarts": restarts(),
         }
     )
     write_text(path, json.dumps({"starts": starts}, indent=1) + "\n")

@@ -21,6 +21,7 @@ from rich.console import Console
 from cluster.config import MetricsConfig
 from cluster.metrics import JsonLines, Meter, StepReport
 from cluster.runtime.atomic_files import write_text
+from cluster.runtime.exit_codes import restarts
 
 
 def log_file(run: Path, rank: int) -> Path:
@@ -43,7 +44,7 @@ class RunLogger:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._log = path.open("a")
         self._lines = JsonLines(run / "metrics.jsonl")
-        self.meter.inc("train_restarts_total", int(os.environ.get("VIDEOAR_RESTARTS", "0")))
+        self.meter.inc("train_restarts_total", restarts())
         if metrics.enabled:
             address = self.meter.serve(metrics.host, metrics.port, run / "metrics-address")
             self.log(f"metrics at http://{address}/metrics")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from cluster.runtime.ports import free_port
 from tests.helpers import made_shards
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,12 +43,6 @@ def prepare(folder: Path) -> Path:
     path = folder / "config.yaml"
     path.write_text(CONFIG.replace("DIR", str(folder)))
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def environment() -> dict[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.runtime.ports import free_port
 from tests.helpers import training
 
 pytestmark = pytest.mark.system
@@ -221,7 +222,7 @@ def test_validation_samples_bf16_and_a_corrupt_sample_in_one_run(tmp_path: Path)
 
 
 def test_ranks_that_differ_are_refused_by_name(config: Path) -> None:
-    port, run = training.free_port(), config.parent / "differ"
+    port, run = free_port(), config.parent / "differ"
     both = [alone(config, run, f"train.clip={1.0 + rank}", rank=rank, world=2, port=port) for rank in range(2)]
     said = [process.communicate(timeout=training.PATIENCE)[0] for process in both]
     assert [process.returncode for process in both] == [1, 1]

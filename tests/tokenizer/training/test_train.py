@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import safetensors.torch
 import torch
 
 from cluster.config import load
+from cluster.runtime.ports import free_port
 from tokenizer.training.engine import TrainingError
 from tokenizer.training.train import finished, recipe_digest
 
@@ -57,10 +57,8 @@ def run(words: list[str], *, ranks: int = 1, folder: Path = ROOT) -> subprocess.
     if ranks == 1:
         command = [sys.executable, "-m", DRIVER, *words]
     else:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", port]
+        launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]
+        launcher += ["--master_port", str(free_port())]
         command = [*launcher, "--module", DRIVER, *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, cwd=folder)
 
