@@ -17,6 +17,6 @@ RESTARTS = "VIDEOAR_RESTARTS"
 """Environment variable that tells a job how many times its launcher has restarted it (metric train_restarts_total)."""
 
 
-def restarts() -> int:
+def restart_count() -> int:
     """Return how many times the launcher has restarted this job; 0 without a launcher."""
     return int(os.environ.get(RESTARTS, "0"))

@@ -39,7 +39,7 @@ CHUNK = 32
 """Pixel frames that go through the codec at once; the stream's memory does not grow with the length of the video."""
 
 
-class ScoreError(ValueError):
+class EvaluationError(ValueError):
     """A corpus that cannot be scored; the message says how to fix it."""
 
 
@@ -58,7 +58,7 @@ def evaluate(config: Config, *, clips: int = 64, report: Path | None = None) -> 
             continue
         chosen = list(held_out_clips(videos, tokenizer.training.fps, bucket, clips))
         if not chosen:
-            raise ScoreError(
+            raise EvaluationError(
                 f"no video of the corpus has {bucket.frames} frames at {tokenizer.training.fps} fps; name longer videos"
             )
         found[name] = score(codec, chosen)

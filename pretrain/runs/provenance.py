@@ -18,7 +18,7 @@ from typing import Any
 from cluster.config import Config
 from cluster.config.differences import flat
 from cluster.runtime.atomic_files import write_text
-from cluster.runtime.exit_codes import restarts
+from cluster.runtime.exit_codes import restart_count
 from cluster.runtime.source_tree import PACKAGES as OUR_PACKAGES
 from cluster.runtime.source_tree import source_root
 
@@ -98,7 +98,7 @@ def write_provenance(run: Path, config: Config, *, data_digest: str, hosts: Sequ
             "data_digest": data_digest,
             "config_digest": config.digest(),
             "resumed_from": resumed_from,
-            "restarts": restarts(),
+            "restarts": restart_count(),
         }
     )
     write_text(path, json.dumps({"starts": starts}, indent=1) + "\n")

@@ -21,7 +21,7 @@ from rich.console import Console
 from cluster.config import MetricsConfig
 from cluster.metrics import JsonLines, Meter, StepReport
 from cluster.runtime.atomic_files import write_text
-from cluster.runtime.exit_codes import restarts
+from cluster.runtime.exit_codes import restart_count
 
 
 def log_file(run: Path, rank: int) -> Path:
@@ -44,7 +44,7 @@ class RunLogger:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._log = path.open("a")
         self._lines = JsonLines(run / "metrics.jsonl")
-        self.meter.inc("train_restarts_total", restarts())
+        self.meter.inc("train_restarts_total", restart_count())
         if metrics.enabled:
             address = self.meter.serve(metrics.host, metrics.port, run / "metrics-address")
             self.log(f"metrics at http://{address}/metrics")

@@ -10,7 +10,7 @@ import torch
 
 from cluster.config import load
 from pipeline.tokenizer_jobs import evaluate as module
-from pipeline.tokenizer_jobs.evaluate import ScoreError, evaluate, held_out_clips, quality, reconstruct, roundtrip, score
+from pipeline.tokenizer_jobs.evaluate import EvaluationError, evaluate, held_out_clips, quality, reconstruct, roundtrip, score
 from pipeline.video import probe
 from tokenizer.codec import VideoCodec
 from tokenizer.config import TrainingBucket
@@ -98,5 +98,5 @@ def test_scores_of_one_shape_count_bits(config: Path, tmp_path: Path, clips: Pat
 
 
 def test_a_corpus_of_short_videos_cannot_be_scored(config: Path) -> None:
-    with pytest.raises(ScoreError, match=r"no video of the corpus has 9 frames at 0\.1 fps; name longer videos"):
+    with pytest.raises(EvaluationError, match=r"no video of the corpus has 9 frames at 0\.1 fps; name longer videos"):
         evaluate(load(config, ["tokenizer.training.fps=0.1"]))
