@@ -44,7 +44,7 @@ def one(count: int) -> dict[str, float]:
         spec = FakeCodec.spec.plain()
         write_json(folder / "dataset.json", {"format": 1, "spec": spec, "fps": 8.0, "buckets": [SHAPE.name], "features": False})
         manifest = Manifest(folder)
-        manifest.begin_generation([SourceVideo(f"video-{number:06d}.mp4") for number in range(count)])
+        generation = manifest.begin_generation([SourceVideo(f"video-{number:06d}.mp4") for number in range(count)])
         for part in range(0, count, PART):
             plans = [
                 VideoPlan(f"video-{number:06d}.mp4", f"{number:032x}", (clip(number, source=f"video-{number:06d}.mp4"),), ())
@@ -52,7 +52,7 @@ def one(count: int) -> dict[str, float]:
             ]
             write_json(manifest.part(part // PART), [plan.plain() for plan in plans])
         began = time.process_time()
-        merge(manifest, config, count // PART)
+        merge(manifest, generation, config, count // PART)
         merged = time.process_time() - began
         began = time.process_time()
         for group, (name,), _ in manifest.shards():

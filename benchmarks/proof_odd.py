@@ -95,7 +95,7 @@ def outcomes(files: list[Path], shards: Path) -> float:
     config = PipelineConfig(output=shards, buckets=BUCKETS, limits=LIMITS, min_free_gb=0, damaged="prefix")
     manifest = Manifest(shards)
     sources = [SourceVideo(str(path)) for path in files]
-    manifest.begin_generation(sources)
+    generation = manifest.begin_generation(sources)
     plans, worst = [], 0.0
     with DecoderProcess(LIMITS) as decoder:
         for source in sources:
@@ -103,7 +103,7 @@ def outcomes(files: list[Path], shards: Path) -> float:
             plans.append(plan_video(source, config, decoder))
             worst = max(worst, time.monotonic() - began)
     write_json(manifest.part(0), [plan.plain() for plan in plans])
-    merge(manifest, config, 1)
+    merge(manifest, generation, config, 1)
     spec = FakeCodec.spec
     buckets = [bucket.name for bucket in BUCKETS]
     write_json(

@@ -21,11 +21,10 @@ from pipeline.corpus.listing import find
 from pipeline.job import dataset_json, ray_session
 from pipeline.job.repair import check_repaired, discard_damaged
 from pipeline.job.summary import RunTotals, Summary, describe, summarize
-from pipeline.records import SourceVideo
 from pipeline.shards import layout
 from pipeline.shards.commit_record import read_info
 from pipeline.shards.layout import ADDRESS, INDEX, FolderLock
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.manifest import Generation, Manifest
 from pipeline.workers.encode_pool import Pool
 from pipeline.workers.errors import JobError
 from pipeline.workers.job_metrics import Fallbacks, count_plan, count_shard
@@ -48,15 +47,15 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Su
         layout.remove_leftovers(pipeline.output)
         dataset_json.begin(pipeline.output, dataset_json.dataset(config, spec), dataset_json.defaults())
         manifest = Manifest(pipeline.output)
-        videos = manifest.generation()  # that an earlier run began to plan
-        if videos is None:
-            videos = _begin_generation(config.get(CorpusConfig), manifest, retry)
-        damaged = discard_damaged(manifest) if repair and videos is None else {}
+        generation = manifest.generation()  # that an earlier run began to plan
+        if generation is None:
+            generation = _begin_generation(config.get(CorpusConfig), manifest, retry)
+        damaged = discard_damaged(manifest) if repair and generation is None else {}
         # A finished folder needs no Ray.
-        busy = videos is not None or not all(manifest.committed(names) for _, names, _ in manifest.shards())
+        busy = generation is not None or not all(manifest.committed(names) for _, names, _ in manifest.shards())
         with ray_session.session(pipeline) if busy else nullcontext():
-            if videos is not None:
-                plan_videos(videos, pipeline, manifest, meter)
+            if generation is not None:
+                plan_videos(generation, pipeline, manifest, meter)
             totals = encode_groups(config, manifest, meter)
         # Left by workers that died during the job.
         layout.remove_leftovers(pipeline.output)
@@ -91,10 +90,10 @@ def _meter(config: Config) -> Iterator[Meter]:
         (folder / ADDRESS).unlink(missing_ok=True)
 
 
-def _begin_generation(corpus: CorpusConfig, manifest: Manifest, retry: bool) -> list[SourceVideo] | None:
+def _begin_generation(corpus: CorpusConfig, manifest: Manifest, retry: bool) -> Generation | None:
     """List the corpus and begin a generation with the videos that have no outcome yet; with `retry` also quarantined ones.
 
-    Returns its videos, None where there is nothing to plan and no clip to encode again.
+    Returns None where there is nothing to plan and no clip to encode again.
     """
     known = manifest.known()
     again, clips = manifest.quarantined() if retry else (set(), [])
@@ -107,8 +106,7 @@ def _begin_generation(corpus: CorpusConfig, manifest: Manifest, retry: bool) -> 
     if not new and not clips:
         return None
     (manifest.folder / INDEX).unlink(missing_ok=True)
-    manifest.begin_generation(new, clips)
-    return new
+    return manifest.begin_generation(new, clips)
 
 
 def encode_groups(config: Config, manifest: Manifest, meter: Meter) -> RunTotals:

@@ -18,19 +18,18 @@ from pipeline.config import PipelineConfig
 from pipeline.planning.duplicates import ContentIndex, NearDuplicates, without_exact_copies
 from pipeline.records import Clip, VideoPlan
 from pipeline.shards.layout import CLIPS, FINGERPRINTS, SOURCES
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.manifest import Generation, Manifest
 from pipeline.shards.schemas import CLIPS as CLIP_SCHEMA
 from pipeline.shards.schemas import COMPACT, clip_rows
 
 
-def merge(manifest: Manifest, config: PipelineConfig, parts: int) -> tuple[int, int]:
+def merge(manifest: Manifest, generation: Generation, config: PipelineConfig, parts: int) -> tuple[int, int]:
     """Turn the generation's parts into clips.parquet and rejects.parquet, then remove the parts.
 
     Returns (videos with clips, videos without) of the generation. Idempotent: after a kill at any moment, call it again.
     """
-    listing = read_json(manifest.parts / SOURCES)
-    first_group = listing["first_group"]
-    names = {video["source"] for video in listing.pop("videos")}
+    first_group = generation.first_group
+    names = {video.source for video in generation.videos}
     rejects = [reject for reject in manifest.rejects() if reject.source not in names]
     used = 0
     with (
@@ -46,7 +45,7 @@ def merge(manifest: Manifest, config: PipelineConfig, parts: int) -> tuple[int, 
                 grouper.add(plan.clips)
                 rejects += plan.rejects
                 used += bool(plan.clips)
-        grouper.add([Clip.parse(plain) for plain in listing["clips"]])
+        grouper.add(generation.clips)
         grouper.flush()
     manifest.write_rejects(rejects)
     near.save()

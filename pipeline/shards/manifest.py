@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,6 +28,18 @@ from pipeline.shards.schemas import COMPACT, ROWS, clip_rows, clips_of, reject_r
 
 FROM_SHARDS = ("encode", "exclude")
 """Stages whose rejects come from commit records; those of all other stages come from planning."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A list of videos that is being planned, fixed before the first of them is looked at."""
+
+    first_group: int
+    """Number of its first shard group."""
+    videos: tuple[SourceVideo, ...]
+    """New videos, and refused ones that are tried again."""
+    clips: tuple[Clip, ...] = ()
+    """Refused clips that are tried again; they go into new groups unchanged."""
 
 
 class Manifest:
@@ -67,25 +79,25 @@ class Manifest:
             clips.update((clip.key, clip) for clip in self.clips(group) if clip.key in keys)
         return {reject.source for reject in rejects if reject.stage == "probe"}, list(clips.values())
 
-    def generation(self) -> list[SourceVideo] | None:
-        """Return the videos of the generation that is being planned, None when there is none."""
+    def generation(self) -> Generation | None:
+        """Read the generation that is being planned, None when there is none. The list is long: call it once a start."""
         try:
             plain = read_json(self.parts / SOURCES)
         except FileNotFoundError:
             return None
-        return [SourceVideo(**video) for video in plain["videos"]]
+        videos = tuple(SourceVideo(**video) for video in plain["videos"])
+        return Generation(plain["first_group"], videos, tuple(Clip.parse(clip) for clip in plain["clips"]))
 
-    def begin_generation(self, videos: Sequence[SourceVideo], retried: Sequence[Clip] = ()) -> None:
-        """Fix the list of videos of a new generation.
-
-        videos: new ones, and refused ones that are tried again. retried: refused clips that go into new groups unchanged.
-        """
+    def begin_generation(self, videos: Sequence[SourceVideo], clips: Sequence[Clip] = ()) -> Generation:
+        """Fix the list of videos of a new generation, with refused clips that are tried again."""
+        made = Generation(self.groups(), tuple(videos), tuple(replace(clip, shard="") for clip in clips))
         plain = {
-            "first_group": self.groups(),
-            "videos": [asdict(video) for video in videos],
-            "clips": [replace(clip, shard="").plain() for clip in retried],
+            "first_group": made.first_group,
+            "videos": [asdict(video) for video in made.videos],
+            "clips": [clip.plain() for clip in made.clips],
         }
         write_json(self.parts / SOURCES, plain)
+        return made
 
     def part(self, number: int) -> Path:
         """Return the path of a planned part."""

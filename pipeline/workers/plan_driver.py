@@ -1,6 +1,6 @@
 """Planning on Ray, the driver's side: a generation's videos go to tasks in parts, and a task that dies or hangs is replaced.
 
-In:  the videos of a generation, the configuration.
+In:  a generation, the configuration.
 Out: a part file per part (plan_task.py writes them), merged into clips.parquet and rejects.parquet. Only names, numbers and paths
      pass through Ray.
 """
@@ -21,7 +21,7 @@ from cluster.runtime.progress import ProgressBar
 from pipeline.config import PipelineConfig
 from pipeline.planning.merge import merge
 from pipeline.records import SourceVideo
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.manifest import Generation, Manifest
 from pipeline.workers.errors import LOST, JobError, cause
 from pipeline.workers.heartbeat import StallDetector
 from pipeline.workers.job_metrics import Fallbacks
@@ -33,16 +33,16 @@ POLL_SECONDS = 5.0
 """Seconds between two checks of the tasks' heartbeats."""
 
 
-def plan_videos(videos: Sequence[SourceVideo], config: PipelineConfig, manifest: Manifest, meter: Meter) -> None:
+def plan_videos(generation: Generation, config: PipelineConfig, manifest: Manifest, meter: Meter) -> None:
     """Plan a generation to its end and merge it. Raises JobError; finished parts are kept."""
-    size = config.videos_per_task
+    videos, size = generation.videos, config.videos_per_task
     parts = [videos[at : at + size] for at in range(0, len(videos), size)]
     todo = [number for number in range(len(parts)) if not manifest.part(number).exists()]
     meter.inc("pipeline_retries_total", 0, stage="plan")
     meter.inc("pipeline_decoder_deaths_total", 0, stage="plan")
     with ProgressBar("plan", len(videos), done=len(videos) - sum(len(parts[number]) for number in todo)) as progress:
         _Tasks(parts, todo, config, manifest, meter).run(progress)
-    merge(manifest, config, len(parts))
+    merge(manifest, generation, config, len(parts))
 
 
 class _Tasks:

@@ -28,7 +28,7 @@ def planned(folder: Path, videos: Sequence[Path], config: PipelineConfig, move: 
     for name in ("clips.parquet", "rejects.parquet"):
         (folder / name).unlink(missing_ok=True)
     sources = [SourceVideo(str(path)) for path in videos]
-    manifest.begin_generation(sources)
+    generation = manifest.begin_generation(sources)
     with DecoderProcess(config.limits) as decoder:
         plans = [plan_video(video, config, decoder) for video in sources]
     parts = [plan.plain() for plan in plans]
@@ -38,7 +38,7 @@ def planned(folder: Path, videos: Sequence[Path], config: PipelineConfig, move: 
                 if planned_clip["source"].endswith(move):
                     planned_clip["source"] = f"/gone/{move}"
     write_json(manifest.part(0), parts)
-    merge(manifest, config, 1)
+    merge(manifest, generation, config, 1)
     return folder
 
 

@@ -30,12 +30,12 @@ def plan(source: str, numbers: Sequence[int], digest: str = "") -> VideoPlan:
 def merged(folder: Path, plans: Sequence[VideoPlan], size: int = 2, **fields: object) -> Manifest:
     """Merge made-up plans as a new generation, `size` videos in a part."""
     manifest = Manifest(folder)
-    manifest.begin_generation([SourceVideo(p.source) for p in plans])
+    generation = manifest.begin_generation([SourceVideo(p.source) for p in plans])
     parts = [plans[at : at + size] for at in range(0, len(plans), size)]
     for number, part in enumerate(parts):
         write_json(manifest.part(number), [p.plain() for p in part])
     settings = PipelineConfig(clips_per_shard=3, min_free_gb=0, **fields)  # type: ignore[arg-type]
-    merge(manifest, settings, len(parts))
+    merge(manifest, generation, settings, len(parts))
     return manifest
 
 

@@ -110,10 +110,10 @@ def job(corpus: str, shards: Path) -> tuple[str, dict[str, str], int]:
     config = PipelineConfig(output=shards, buckets=(Bucket(frames=5, height=32, width=32),), dedup=False, min_free_gb=0)
     manifest = Manifest(shards)
     sources = find(CorpusConfig(videos=(corpus,)))
-    manifest.begin_generation(sources)
+    generation = manifest.begin_generation(sources)
     with DecoderProcess(config.limits) as decoder:
         write_json(manifest.part(0), [plan_video(source, config, decoder).plain() for source in sources])
-    merge(manifest, config, 1)
+    merge(manifest, generation, config, 1)
     buckets = [bucket.name for bucket in config.buckets]
     write_json(
         shards / "dataset.json",

@@ -23,10 +23,10 @@ def test_refusals_are_shown_by_reason(tmp_path: Path, clips: Path) -> None:
     videos = [clips / "bikes.mp4", broken]
     config = PipelineConfig(buckets=(Bucket(frames=5, height=32, width=32),), filters=FilterConfig(min_luma=250), min_free_gb=0)
     manifest = Manifest(tmp_path / "shards")
-    manifest.begin_generation([SourceVideo(str(path)) for path in videos])
+    generation = manifest.begin_generation([SourceVideo(str(path)) for path in videos])
     with DecoderProcess(DecodeLimits()) as decoder:
         write_json(manifest.part(0), [plan_video(SourceVideo(str(path)), config, decoder).plain() for path in videos])
-    merge(manifest, config, 1)
+    merge(manifest, generation, config, 1)
     refused = len([r for r in manifest.rejects() if r.reason == "black"])
     page = contact_sheet(tmp_path / "shards", tmp_path / "rejects.html", each=3).read_text()
     assert f"filters/black: {refused}" in page and "probe/unreadable: 1" in page and refused > 3

@@ -42,9 +42,9 @@ def test_near_copies_are_refused_span_by_span_across_generations(clips: Path, tm
     barred = copy(clips / "carphone_pristine.mp4", tmp_path / "barred.mp4", bars=(30, 30, 0, 0))
     with DecoderProcess(DecodeLimits()) as decoder:
         for path in (clips / "carphone_pristine.mp4", again, barred, clips / "bigbuckbunny.mp4"):
-            manifest.begin_generation([SourceVideo(str(path))])
+            generation = manifest.begin_generation([SourceVideo(str(path))])
             write_json(manifest.part(0), [plan_video(SourceVideo(str(path)), config, decoder).plain()])
-            merge(manifest, config, 1)
+            merge(manifest, generation, config, 1)
     near = [r for r in manifest.rejects() if r.reason == "near_copy"]
     assert (
         {r.source for r in near} == {str(again), str(barred)}

@@ -48,8 +48,9 @@ def test_merging_again_after_a_kill_gives_the_same(tmp_path: Path, monkeypatch: 
         with pytest.raises(KeyboardInterrupt):
             merged(tmp_path, [plan("b", [2, 3]), plan("bad", [])])
     assert manifest.groups() == 2, "clips.parquet was replaced before the kill"
-    assert [video.source for video in manifest.generation() or ()] == ["b", "bad"]
-    merge(manifest, PipelineConfig(clips_per_shard=3, min_free_gb=0), 1)
+    generation = manifest.generation()
+    assert generation is not None and [video.source for video in generation.videos] == ["b", "bad"]
+    merge(manifest, generation, PipelineConfig(clips_per_shard=3, min_free_gb=0), 1)
     assert manifest.groups() == 2 and len(manifest.rejects()) == 1 and manifest.generation() is None
 
 

@@ -48,9 +48,9 @@ def test_retried_clips_and_videos_get_new_shards_and_one_outcome(tmp_path: Path)
 
     videos, clips = manifest.quarantined()
     assert videos == {"bad"} and [c.key for c in clips] == [lost.key]
-    manifest.begin_generation([SourceVideo("bad")], clips)
+    generation = manifest.begin_generation([SourceVideo("bad")], clips)
     write_json(manifest.part(0), [plan("bad", [7]).plain()])
-    merge(manifest, PipelineConfig(clips_per_shard=3, min_free_gb=0), 1)
+    merge(manifest, generation, PipelineConfig(clips_per_shard=3, min_free_gb=0), 1)
     assert [c.key for c in manifest.clips(1)] == [plan("bad", [7]).clips[0].key, lost.key] and manifest.groups() == 2
     write_shard(tmp_path, second, [EncodedClip(c, b"2") for c in manifest.clips(1)], [], spec)
     manifest.finish()

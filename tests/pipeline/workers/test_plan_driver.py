@@ -69,13 +69,11 @@ def test_a_video_that_planning_hangs_over_is_quarantined_alone(
             f"http://127.0.0.1:{silent.getsockname()[1]}/video.mp4",
             str(clips / "bikes.mp4"),
         ]
-        manifest.begin_generation([SourceVideo(name) for name in names])
-        videos = manifest.generation()
-        assert videos is not None
+        generation = manifest.begin_generation([SourceVideo(name) for name in names])
         suspended: list[psutil.Process] = []
         if frozen:
             threading.Thread(target=freeze, args=(plan_driver.heartbeat_path(manifest.part(0)), suspended), daemon=True).start()
-        plan_driver.plan_videos(videos, config, manifest, meter)
+        plan_driver.plan_videos(generation, config, manifest, meter)
     assert len(suspended) == frozen and psutil.wait_procs(suspended, timeout=30)[1] == [], "the frozen worker is gone"
     assert capfd.readouterr().out.count(f"no progress for pipeline.stall_seconds = 12 s over {names[1]}") == 2
     (reject,) = [r for r in manifest.rejects() if r.reason != "too_short"]
@@ -91,9 +89,9 @@ def test_a_card_that_is_not_there_stops_the_job_and_refuses_no_video(clips: Path
     """Ray is told of a card that nobody can open; a corpus must not be quarantined for that."""
     config = PipelineConfig(output=tmp_path, decode_device="cuda:63", gpus_per_worker=0.5, min_free_gb=0)
     manifest = Manifest(tmp_path)
-    manifest.begin_generation([SourceVideo(str(clips / "bikes.mp4"))])
-    videos = manifest.generation()
-    assert videos is not None
+    generation = manifest.begin_generation([SourceVideo(str(clips / "bikes.mp4"))])
     with pytest.raises(DeviceError, match=r"pipeline\.decode_device: cannot open cuda:63 .* set pipeline\.decode_device=cpu"):
-        plan_driver.plan_videos(videos, config, manifest, Meter())
-    assert manifest.rejects() == [] and manifest.groups() == 0 and manifest.generation() == videos, "running again goes on"
+        plan_driver.plan_videos(generation, config, manifest, Meter())
+    assert manifest.rejects() == [] and manifest.groups() == 0 and manifest.generation() == generation, (
+        "running again continues"
+    )
