@@ -163,7 +163,7 @@ def test_a_second_demo_in_the_same_folder_is_refused_and_says_who_holds_it(demo:
         file.flush()
         refused = videoar("demo", "--out", str(demo.out), "--videos", str(demo.videos), *SMALL)
     assert refused.returncode == 1
-    assert "a demo is running here already (pid 4242)" in refused.stderr
+    assert "a demo is already running here (4242)" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
@@ -189,7 +189,7 @@ def test_a_metrics_port_in_use_is_one_clear_line(demo: Demo) -> None:
 
 def test_clear_lines_for_folders_that_hold_no_video(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for folder, message in (("empty", "holds no video file"), ("absent", "no such folder")):
+    for folder, message in (("empty", "contains no video file"), ("absent", "no such folder")):
         refused = videoar("demo", "--out", str(tmp_path / "out"), "--videos", str(tmp_path / folder))
         assert refused.returncode == 1
         assert message in refused.stderr and "Traceback" not in refused.stderr
