@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from cluster.config.differences import differences
+from cluster.runtime.atomic_files import DamagedFile, read_json
 
 
 class CompareError(ValueError):
@@ -87,7 +88,7 @@ def _yaml(run: Path) -> Any:
 
 def _start(run: Path) -> Any:
     path = run / "run.json"
-    return json.loads(path.read_text())["starts"][-1] if path.is_file() else {}
+    return read_json(path)["starts"][-1] if path.is_file() else {}
 
 
 def lines(found: Comparison, first: Path, second: Path) -> list[str]:
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     try:
         found = compare(given.first, given.second)
-    except CompareError as error:
+    except (CompareError, DamagedFile) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n".join(lines(found, given.first, given.second)))

@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster.config import Config
 from cluster.config.differences import flat
-from cluster.runtime.atomic_files import write_text
+from cluster.runtime.atomic_files import read_json, write_text
 from cluster.runtime.exit_codes import restart_count
 from cluster.runtime.source_tree import PACKAGES as OUR_PACKAGES
 from cluster.runtime.source_tree import source_root
@@ -87,7 +87,7 @@ def write_provenance(run: Path, config: Config, *, data_digest: str, hosts: Sequ
     """Write RUN/config.yaml and append this start to RUN/run.json."""
     write_text(run / "config.yaml", config.yaml())
     path = run / "run.json"
-    starts: list[Any] = json.loads(path.read_text())["starts"] if path.is_file() else []
+    starts: list[Any] = read_json(path)["starts"] if path.is_file() else []
     starts.append(
         {
             "commit": commit(),

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from cluster.config import MetricsConfig
 from cluster.metrics import JsonLines, Meter, StepReport
-from cluster.runtime.atomic_files import write_text
+from cluster.runtime.atomic_files import DamagedFile, read_json, write_text
 from cluster.runtime.exit_codes import restart_count
 
 
@@ -126,7 +126,10 @@ def mark_failed(run: Path, line: str) -> None:
     """Change RUN/status.json from running to failed, with the error's line, if this process wrote it."""
     path = run / "status.json"
     if path.is_file():
-        plain = json.loads(path.read_text())
+        try:
+            plain = read_json(path)
+        except DamagedFile:
+            return  # nothing is known of who wrote it, and the error that ended the run is reported already
         if plain["state"] == "running" and plain["pid"] == os.getpid():
             write_status(run, "failed", plain["step"], plain["steps"], line)
 

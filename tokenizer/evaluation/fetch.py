@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import pickle
 import subprocess
 import sys
@@ -28,7 +27,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cluster.runtime.atomic_files import write_json
+from cluster.runtime.atomic_files import read_json, write_json
 from tokenizer.evaluation.pretrained import RECORD, SOURCES, WeightsError, cache, path_of
 
 
@@ -37,7 +36,7 @@ def fetch(names: Sequence[str] = tuple(SOURCES)) -> None:
     folder = cache()
     folder.mkdir(parents=True, exist_ok=True)
     record_path = folder / RECORD
-    record: dict[str, str] = json.loads(record_path.read_text()) if record_path.exists() else {}
+    record: dict[str, str] = read_json(record_path) if record_path.exists() else {}
     wanted = [name for name in names if name not in record or not _whole(name, record[name])]
     for package in sorted({SOURCES[name].package for name in wanted}):
         here = [name for name in wanted if SOURCES[name].package == package]

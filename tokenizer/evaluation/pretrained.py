@@ -10,7 +10,6 @@ CACHE is VIDEOAR_CACHE, or XDG_CACHE_HOME/videoar, or ~/.cache/videoar.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from typing import Literal
 
 import safetensors.torch
 from torch import Tensor
+
+from cluster.runtime.atomic_files import read_json
 
 RECORD = "weights.json"
 
@@ -112,6 +113,6 @@ def _checked(name: str) -> bytes:
     if not available(name):
         raise WeightsError(f"{path}: the weights of `{name}` are missing; {advice}")
     data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != json.loads(record.read_text()).get(name):
+    if hashlib.sha256(data).hexdigest() != read_json(record).get(name):
         raise WeightsError(f"{path}: damaged (its checksum differs from {record.name}); {advice}")
     return data

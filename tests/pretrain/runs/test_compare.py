@@ -44,3 +44,11 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path, capsys: pytest.CaptureF
         compare(tmp_path, tmp_path)
     assert main([str(tmp_path), str(tmp_path)]) == 2
     assert "error:" in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = run(tmp_path / "a", [0.7]), run(tmp_path / "b", [0.7])
+    (second / "run.json").write_text('{"starts": [')
+    assert main([str(first), str(second)]) == 2
+    said = capsys.readouterr().err
+    assert "run.json: not valid JSON" in said and "Traceback" not in said

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.config import load
+from cluster.runtime.atomic_files import DamagedFile
 from cluster.runtime.source_tree import PACKAGES, source_root
 from pretrain.runs import provenance
 from pretrain.runs.provenance import RankMismatch, agree, code_digest, identity, write_provenance
@@ -72,3 +73,11 @@ def test_each_start_is_appended(tmp_path: Path) -> None:
     starts = json.loads((tmp_path / "run" / "run.json").read_text())["starts"]
     assert [start["resumed_from"] for start in starts] == [0, 4] and starts[0]["code_digest"] == code_digest()
     assert load(tmp_path / "run" / "config.yaml").plain() == config.plain()
+
+
+def test_a_damaged_record_of_starts_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("run: {dir: run, seed: 3}\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"starts": [{"comm')
+    with pytest.raises(DamagedFile, match=r"run\.json: not valid JSON"):
+        write_provenance(tmp_path / "run", load(tmp_path / "config.yaml"), data_digest="d", hosts=("here",), resumed_from=0)

@@ -87,3 +87,9 @@ def test_status_is_one_json_object(tmp_path: Path) -> None:
     mark_failed(tmp_path, "no disk")
     found = json.loads((tmp_path / "status.json").read_text())
     assert (found["state"], found["step"], found["line"]) == ("failed", 3, "no disk")
+
+
+def test_a_damaged_status_does_not_hide_why_a_run_failed(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text('{"state": "runn')
+    mark_failed(tmp_path, "the true reason")
+    assert (tmp_path / "status.json").read_text() == '{"state": "runn'
