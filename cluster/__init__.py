@@ -8,14 +8,13 @@ monitoring  Grafana dashboards, Prometheus alerts, the HTML report of a run
 demo        the whole path on a few real clips
 cli         the command line `videoar`; the only room that imports tokenizer, pipeline and pretrain
 
-slurm/ and kubernetes/ hold the templates of those schedulers. Importing this package checks the Python version, so that every
-entry point reports a wrong one in one line.
+recipes/ holds the configurations to start from (configs/ of the clone), slurm/ and kubernetes/ the templates of those schedulers.
+Importing this package checks Python, torch and the CPU (`supported.py`), so that every entry point reports a wrong one in one line.
 """
 
 import sys
 
-if sys.version_info[:2] != (3, 11):
-    sys.exit(
-        f"videoar: needs Python 3.11, found {sys.version_info[0]}.{sys.version_info[1]} ({sys.executable}); "
-        "run `make setup` with python3.11 installed"
-    )
+from cluster.supported import problem
+
+if _problem := problem():
+    sys.exit(f"videoar: {_problem}")

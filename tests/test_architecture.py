@@ -32,7 +32,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("loop",),
         ("train",),
     ),
-    "cluster": (("config", "metrics", "runtime"), ("launch", "monitoring"), ("demo",), ("cli",)),
+    "cluster": (("config", "metrics", "runtime", "supported"), ("launch", "monitoring"), ("demo",), ("cli",)),
 }
 """Each package's rooms from the ground up: a room imports rooms below it, never one beside or above it."""
 SEES = {

@@ -24,6 +24,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
+from cluster import supported
 from cluster.config import ClusterConfig, Config, MetricsConfig, RunConfig
 from cluster.launch.hostfile import Host, read_hostfile
 from cluster.launch.launcher import accelerators
@@ -110,7 +111,7 @@ def check(
 
 def _software() -> Iterator[Finding]:
     found = f"{sys.version_info[0]}.{sys.version_info[1]}.{sys.version_info[2]}"
-    yield Finding("python", sys.version_info[:2] == (3, 11), found, "run `make setup` with python3.11")
+    yield Finding("python", not (line := supported.wrong_python(sys.version_info[:2])), found, line)
     wrong, seen = [], []
     # What pip installed has METADATA; an old egg-info folder beside the sources has not.
     installed = [each for each in importlib.metadata.distributions(name=DISTRIBUTION) if each.read_text("METADATA")]
