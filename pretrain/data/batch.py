@@ -28,6 +28,16 @@ ROW_STEPS = 128
 
 
 @dataclass(frozen=True)
+class Host:
+    """What the host must know of a batch."""
+
+    seeds: Tensor
+    """int64 (B), on the CPU."""
+    text_length: Tensor
+    """int64 (B), on the CPU."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """One micro-batch: samples of equal shape. Packed bits travel to the device as bytes and are unpacked there."""
 
@@ -54,10 +64,17 @@ class Batch:
     """Text tokens that each sample keeps in the shared row: its own, and at least one for the null token."""
     features: Tensor | None = None
     """Optional bfloat16 (B, latent frames, d, h, w): continuous features, for re-quantization from the true residual."""
+    host: Host | None = None
+    """Copies on the CPU of what decides the shape of the mask, when the batch itself is on another device."""
+
+    @property
+    def known(self) -> Host:
+        """Seeds and text lengths on the CPU: the host reads them without waiting for the device."""
+        return self.host or Host(self.seeds, self.text_length)
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(self._map(lambda tensor: tensor.to(device, non_blocking=True)), host=self.known)
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory, from which copies to a GPU are asynchronous."""

@@ -40,10 +40,10 @@ def zero_stage(section: DeepSpeedConfig) -> int:
     return int(section.zero_optimization.get("stage", 0))
 
 
-def check_compiler(compile: bool, device: torch.device) -> None:
+def check_compiler(compile: bool | str, device: torch.device) -> None:
     """Raise EngineError if model.compile=true cannot work: on a CPU, torch.compile needs a C++ compiler (CXX, else g++)."""
     compiler = os.environ.get("CXX", "g++")
-    if compile and device.type == "cpu" and shutil.which(compiler) is None:
+    if compile is True and device.type == "cpu" and shutil.which(compiler) is None:
         raise EngineError(
             f"model.compile=true needs a C++ compiler on a CPU, but `{compiler}` was not found: install it, or set model.compile=false"
         )

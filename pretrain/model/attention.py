@@ -9,25 +9,28 @@ The mask (paper A3, Eq. 9): a video token sees its sample's text, all scales of 
 and not hidden, the coarser scales of its own frame, and all of its own scale. A text token sees itself and the text before it.
 Documents packed in one row do not see each other. Padding is seen by no other token.
 
-Backends: `blocks` (block_attention.py) computes only what the mask allows and is the path on a CPU; `flex` is PyTorch's
-FlexAttention, the path on a GPU; `dense` is plain scaled-dot-product attention with an L x L mask, the reference for tests.
+Backends: `flash` (varlen_plan.py, flash_attention.py) runs FlashAttention kernels over the parts of the mask and is the path on a
+GPU in half precision; `blocks` (block_attention.py) is large products over what the mask allows, the path on a CPU and in float32;
+`dense` is plain scaled-dot-product attention with an L x L mask, the reference for tests. What a text token that is padding, or a
+token of the row's padding attends to is the backend's choice: nothing reads it.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrain.model import flash_attention
 from pretrain.model.block_attention import BlockAttention
 from pretrain.model.token_layout import Layout
+from pretrain.model.varlen_plan import make_plan
 
-Backend = Literal["auto", "blocks", "flex", "dense"]
+Backend = Literal["auto", "blocks", "flash", "dense"]
 
 
 class Attend(Protocol):
@@ -39,7 +42,7 @@ class Attend(Protocol):
 
 @dataclass(frozen=True)
 class Mask:
-    """Which token sees which, for B rows of equal structure."""
+    """Which token sees which, for B rows of equal structure. Its tensors are on the CPU: a plan is made of their values."""
 
     documents: tuple[Layout, ...]
     """Samples packed one after the other in each row; usually one."""
@@ -58,9 +61,8 @@ class Mask:
         return sum(document.length for document in self.documents) + self.padding
 
     def rule(self) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """Return FlexAttention's mask function (batch, head, query, key) -> bool. It also takes broadcast index tensors."""
-        device = self.text_length.device
-        document, frame, scale, index = (part.to(device) for part in self._tokens())
+        """Return the mask function (batch, head, query, key) -> bool over broadcast index tensors."""
+        document, frame, scale, index = self._tokens()
         text_length, window, hidden, count = self.text_length, self.window, self.hidden, len(self.documents)
 
         def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -82,10 +84,10 @@ class Mask:
 
     def dense(self) -> Tensor:
         """Return the mask as bool (B, 1, L, L): for the reference backend and for tests."""
-        device, rows = self.text_length.device, self.text_length.shape[0]
-        b = torch.arange(rows, device=device).view(-1, 1, 1, 1)
-        h = torch.zeros(1, dtype=torch.int64, device=device).view(1, -1, 1, 1)
-        at = torch.arange(self.length, device=device)
+        rows = self.text_length.shape[0]
+        b = torch.arange(rows).view(-1, 1, 1, 1)
+        h = torch.zeros(1, dtype=torch.int64).view(1, -1, 1, 1)
+        at = torch.arange(self.length)
         allowed = self.rule()(b, h, at.view(1, 1, -1, 1), at.view(1, 1, 1, -1))
         return allowed.expand(rows, 1, self.length, self.length)
 
@@ -101,42 +103,26 @@ class Mask:
         return document, frame, scale, index
 
 
-def bind_mask(backend: Backend, mask: Mask) -> Attend:
-    """Return attention under `mask`, once per forward for all blocks; `auto` is flex on CUDA and blocks elsewhere."""
-    if backend == "auto":
-        backend = "flex" if mask.text_length.device.type == "cuda" else "blocks"
-    if backend == "blocks":
-        blocks = BlockAttention.make(mask.documents, mask.text_length, mask.window, mask.hidden, mask.padding)
+def resolve(backend: Backend, device: torch.device, dtype: torch.dtype) -> Backend:
+    """Return the backend that `auto` stands for: flash in half precision on a GPU, else blocks."""
+    if backend != "auto":
+        return backend
+    return "flash" if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) else "blocks"
+
+
+def bind_mask(backend: Backend, mask: Mask, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Attend:
+    """Return attention under `mask`, once per forward for all blocks.
+
+    device, dtype: of queries, keys and values (default: the mask's device, float32).
+    """
+    device = mask.text_length.device if device is None else device
+    chosen = resolve(backend, device, dtype)
+    if chosen == "flash":
+        hidden = None if mask.hidden is None else mask.hidden.tolist()
+        plan = make_plan(mask.documents, mask.text_length.tolist(), mask.window, hidden, mask.padding, device)
+        return lambda layer, q, k, v: flash_attention.attend(q, k, v, plan)
+    if chosen == "blocks":
+        blocks = BlockAttention.make(mask.documents, mask.text_length, mask.window, mask.hidden, mask.padding).to(device)
         return lambda layer, q, k, v: blocks.attend(q, k, v)
-    if backend == "flex":
-        return _bind_flex(mask)
-    dense_B1LL = mask.dense()
+    dense_B1LL = mask.dense().to(device)
     return lambda layer, q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=dense_B1LL, scale=1.0)
-
-
-def _bind_flex(mask: Mask) -> Attend:
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    device = mask.text_length.device
-    block_mask = create_block_mask(mask.rule(), mask.text_length.shape[0], None, mask.length, mask.length, device=str(device))
-    flex = _compiled_flex() if device.type == "cuda" else _eager_flex()
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out: Tensor = flex(q, k, v, block_mask=block_mask, scale=1.0)
-        return out
-
-    return attend
-
-
-def _eager_flex() -> Callable[..., Any]:
-    """Return the uncompiled function: slow and dense, but it lets a CPU check the mask."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return flex_attention
-
-
-@functools.cache
-def _compiled_flex() -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=False)

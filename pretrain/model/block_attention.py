@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -72,15 +72,24 @@ class BlockAttention:
     def make(
         cls, documents: tuple[Layout, ...], text_length_BG: Tensor, window: int, hidden_BGT: Tensor | None, padding: int
     ) -> BlockAttention:
-        """Group the queries of a row. This reads the values of the lengths and masks, so they should be on a CPU."""
+        """Group the queries of a row. Lengths and masks are on the CPU."""
         groups: list[QueryGroup] = []
         at = 0
         for number, layout in enumerate(documents):
             hidden_BT = None if hidden_BGT is None else hidden_BGT[:, number]
-            groups += _text_groups(layout, at, text_length_BG.device)
+            groups += _text_groups(layout, at)
             groups += _video_groups(layout, at, text_length_BG[:, number], window, hidden_BT)
             at += layout.length
         return cls(groups=tuple(groups), padding=(at, at + padding))
+
+    def to(self, device: torch.device) -> BlockAttention:
+        """Return the same groups with their masks on `device`."""
+
+        def moved(mask: Tensor | None) -> Tensor | None:
+            return None if mask is None else mask.to(device)
+
+        groups = (replace(group, triangle=moved(group.triangle), forbidden=moved(group.forbidden)) for group in self.groups)
+        return replace(self, groups=tuple(groups))
 
     @property
     def pairs(self) -> int:
@@ -93,13 +102,13 @@ class BlockAttention:
         return out
 
 
-def _text_groups(layout: Layout, at: int, device: torch.device) -> list[QueryGroup]:
+def _text_groups(layout: Layout, at: int) -> list[QueryGroup]:
     """Return the groups of a document's text, which is causal. at: where the document begins in the row."""
     groups = []
     for begin in range(0, layout.text, MIN_QUERIES):
         end = min(begin + MIN_QUERIES, layout.text)
         count = end - begin
-        triangle = torch.ones(count, count, dtype=torch.bool, device=device).triu(1) if count > 1 else None
+        triangle = torch.ones(count, count, dtype=torch.bool).triu(1) if count > 1 else None
         groups.append(QueryGroup(at + begin, at + end, ((at, at + end),), triangle, None))
     return groups
 
@@ -107,10 +116,9 @@ def _text_groups(layout: Layout, at: int, device: torch.device) -> list[QueryGro
 def _video_groups(layout: Layout, at: int, text_length_B: Tensor, window: int, hidden_BT: Tensor | None) -> list[QueryGroup]:
     """Return the groups of a document's video. at: where the document begins in the row."""
     groups = []
-    device = text_length_B.device
     # Keys after the longest text are padding in every sample: they are left out instead of masked.
     longest = int(text_length_B.max()) if layout.text else 0
-    padded_BP = torch.arange(longest, device=device) >= text_length_B.unsqueeze(1)
+    padded_BP = torch.arange(longest) >= text_length_B.unsqueeze(1)
     for frame in range(layout.frames):
         first = max(0, frame - window) if window else 0
         history = [f for f in range(first, frame) if hidden_BT is None or not bool(hidden_BT[:, f].all())]
@@ -123,9 +131,9 @@ def _video_groups(layout: Layout, at: int, text_length_B: Tensor, window: int, h
             sizes = [layout.offsets[s + 1] - layout.offsets[s] for s in scales]
             forbidden = None
             if forbidden_BS is not None:
-                own_BS = torch.zeros(forbidden_BS.shape[0], end - base, dtype=torch.bool, device=device)
+                own_BS = torch.zeros(forbidden_BS.shape[0], end - base, dtype=torch.bool)
                 forbidden = torch.cat((forbidden_BS, own_BS), dim=1)[:, None, None]
-            groups.append(QueryGroup(begin, end, _merged([*earlier, (base, end)]), _scale_triangle(sizes, device), forbidden))
+            groups.append(QueryGroup(begin, end, _merged([*earlier, (base, end)]), _scale_triangle(sizes), forbidden))
     return groups
 
 
@@ -151,11 +159,11 @@ def _merged(ranges: list[Range]) -> tuple[Range, ...]:
     return tuple(merged)
 
 
-def _scale_triangle(sizes: list[int], device: torch.device) -> Tensor | None:
+def _scale_triangle(sizes: list[int]) -> Tensor | None:
     """Return the forbidden pairs among the tokens of consecutive scales: a finer scale is not seen by a coarser one."""
     if len(sizes) == 1:
         return None
-    scale = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
+    scale = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     return scale.unsqueeze(0) > scale.unsqueeze(1)
 
 
@@ -167,7 +175,7 @@ def _forbidden(padded_BP: Tensor, hidden_BF: Tensor | None, history: int, frame:
     if not bool(padded_BP.any()) and (hidden_BF is None or not bool(hidden_BF.any())):
         return None
     if hidden_BF is None:
-        hidden_BF = torch.zeros(padded_BP.shape[0], history, dtype=torch.bool, device=padded_BP.device)
+        hidden_BF = torch.zeros(padded_BP.shape[0], history, dtype=torch.bool)
     return torch.cat((padded_BP, hidden_BF.repeat_interleave(frame, dim=1)), dim=1)
 
 

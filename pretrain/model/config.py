@@ -43,12 +43,12 @@ class ModelConfig(Section):
     """`bytes`, or the path of a Hugging Face tokenizers JSON file."""
     text_length: int = Field(default=64, ge=1)
     """Most text tokens; longer captions are cut in training and refused in sampling."""
-    attention: Literal["auto", "blocks", "flex", "dense"] = "auto"
-    """Attention backend: `blocks` skips what the mask forbids (CPU), `flex` is FlexAttention (GPU), `dense` is the reference; `auto`
-    takes `flex` on a GPU and `blocks` on a CPU."""
-    compile: bool = False
-    """Compile the element-wise parts of a block with torch.compile: faster steps after some tens of seconds at the start; on a CPU it
-    needs a C++ compiler."""
+    attention: Literal["auto", "blocks", "flash", "dense"] = "auto"
+    """Attention backend: `flash` runs FlashAttention kernels over the parts of the mask (a GPU, half precision), `blocks` skips what
+    the mask forbids (CPU), `dense` is the reference; `auto` takes `flash` where it can and `blocks` elsewhere."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the blocks with torch.compile: faster steps after some tens of seconds at the first start; `auto` does on a GPU and does
+    not on a CPU, where it needs a C++ compiler."""
 
     @model_validator(mode="after")
     def _check_heads(self) -> ModelConfig:

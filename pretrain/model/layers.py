@@ -47,17 +47,16 @@ class Embedding(nn.Embedding):
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis, in float32."""
 
-    def __init__(self, width: int, *, compile: bool = False) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.compile_parts = compile
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor, y: Tensor | None = None, selective: bool = False) -> tuple[Tensor, Tensor]:
         """Return (x, norm(x)), or with `y` (x + y, norm(x + y)). selective: recompute it in the backward pass."""
         run = checkpointed if selective else call
         if y is None:
-            return x, run(fused_ops.choose(fused_ops.norm, self.compile_parts), x, self.weight, EPS)
-        total, normed = run(fused_ops.choose(fused_ops.add_norm, self.compile_parts), x, y, self.weight, EPS)
+            return x, run(fused_ops.norm, x, self.weight, EPS)
+        total, normed = run(fused_ops.add_norm, x, y, self.weight, EPS)
         return total, normed
 
 
@@ -66,7 +65,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads, self.compile_parts = config.heads, config.compile
+        self.heads = config.heads
         size = config.width // config.heads
         self.qkv = Linear(config.width, 3 * config.width)
         self.q_norm = nn.Parameter(torch.ones(size)) if config.qk_norm else None
@@ -78,9 +77,8 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """Return (B, L, C). selective: recompute norm and rotation in the backward pass."""
         run = checkpointed if selective else call
-        split_heads = fused_ops.choose(fused_ops.split_heads, self.compile_parts)
         q_BHLD, k_BHLD, v_BHLD = run(
-            split_heads, self.qkv(x_BLC), self.q_norm, self.k_norm, cos_B1LP, sin_B1LP, self.heads, EPS
+            fused_ops.split_heads, self.qkv(x_BLC), self.q_norm, self.k_norm, cos_B1LP, sin_B1LP, self.heads, EPS
         )
         attended_BHLD = attend(layer, q_BHLD, k_BHLD, v_BHLD)
         out: Tensor = self.out(attended_BHLD.transpose(1, 2).reshape(x_BLC.shape))
@@ -92,7 +90,6 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.compile_parts = config.compile
         hidden = ffn_width(config)
         self.gate_up = Linear(config.width, 2 * hidden)
         self.down = Linear(hidden, config.width, gain=1 / math.sqrt(2 * config.layers))
@@ -101,7 +98,7 @@ class FeedForward(nn.Module):
         """Return (B, L, C). selective: recompute silu(gate) * up in the backward pass."""
 
         def rest(gate_up_BLF: Tensor) -> Tensor:
-            out: Tensor = self.down(fused_ops.choose(fused_ops.swiglu, self.compile_parts)(gate_up_BLF))
+            out: Tensor = self.down(fused_ops.swiglu(gate_up_BLF))
             return out
 
         # Recomputation stops as soon as `down` has its input again: its matrix product is not repeated.
@@ -114,19 +111,40 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer = layer
-        self.attention_norm = RMSNorm(config.width, compile=config.compile)
+        self.layer, self.compiled = layer, config.compile
+        self.attention_norm = RMSNorm(config.width)
         self.attention = SelfAttention(config)
-        self.feed_norm = RMSNorm(config.width, compile=config.compile)
+        self.feed_norm = RMSNorm(config.width)
         self.feed = FeedForward(config)
 
     def forward(self, x_BLC: Tensor, cos_B1LP: Tensor, sin_B1LP: Tensor, attend: Attend, selective: bool = False) -> Tensor:
-        """Return (B, L, C). selective: keep matrix products and attention for the backward pass, recompute the rest."""
+        """Return (B, L, C). selective: keep matrix products and attention for the backward pass, recompute the rest.
+
+        Compiled, that is what the compiler chooses by itself.
+        """
+        if x_BLC.is_cuda if self.compiled == "auto" else self.compiled:
+            return self._compiled(x_BLC, cos_B1LP, sin_B1LP, attend)
         _, normed_BLC = self.attention_norm(x_BLC, selective=selective)
         attended_BLC = self.attention(normed_BLC, cos_B1LP, sin_B1LP, attend, self.layer, selective)
         x_BLC, normed_BLC = self.feed_norm(x_BLC, attended_BLC, selective)
         out: Tensor = x_BLC + self.feed(normed_BLC, selective)
         return out
+
+    def _compiled(self, x_BLC: Tensor, cos_B1LP: Tensor, sin_B1LP: Tensor, attend: Attend) -> Tensor:
+        """Return (B, L, C) by two compiled functions, which take the parameters that this block's submodules hold."""
+        before, after = (fused_ops.compiled(part) for part in (fused_ops.before_attention, fused_ops.after_attention))
+        batch, length = x_BLC.shape[:2]
+        x_NC = x_BLC.flatten(0, 1)
+        angles = tuple(angle[:, 0].expand(batch, -1, -1).flatten(0, 1) for angle in (cos_B1LP, sin_B1LP))
+        fused_ops.any_length(x_NC, *angles)
+        own = self.attention
+        heads_NHD = before(x_NC, self.attention_norm.weight, own.qkv.weight, (own.q_norm, own.k_norm), angles, own.heads, EPS)
+        q_BHLD, k_BHLD, v_BHLD = (part.unflatten(0, (batch, length)).transpose(1, 2) for part in heads_NHD)
+        attended_NC = attend(self.layer, q_BHLD, k_BHLD, v_BHLD).transpose(1, 2).reshape(x_NC.shape)
+        fused_ops.any_length(attended_NC)
+        maps = own.out.weight, self.feed.gate_up.weight, self.feed.down.weight
+        out_NC: Tensor = after(x_NC, attended_NC, self.feed_norm.weight, maps, EPS)
+        return out_NC.view(x_BLC.shape)
 
 
 def checkpointed(function: Callable[..., Any], *given: Any) -> Any:

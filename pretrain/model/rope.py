@@ -13,13 +13,14 @@ and every axis gets fast and slow pairs. (Cut into three consecutive runs, the l
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pretrain.model.config import ModelConfig
-from pretrain.model.token_layout import Layout
+from pretrain.model.token_layout import Layout, sent
 
 
 def axes(pairs: int, shares: Sequence[float]) -> list[int]:
@@ -40,6 +41,13 @@ def positions(layout: Layout, text_length_B: Tensor, kind: str = "multiscale", s
     kind: `multiscale`, or `flat` (1D over the sequence). spatial: `raw` grid index; or `aligned`, the index times
     (rows of the last scale / rows of this one), so that equal places of all scales share an index.
     """
+    base_LA, is_video_L = _base(layout, kind, spatial, text_length_B.device)
+    return base_LA + text_length_B.to(torch.float32)[:, None, None] * is_video_L[:, None]
+
+
+@functools.lru_cache(maxsize=64)
+def _base(layout: Layout, kind: str, spatial: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return positions without the text's length, float32 (L, A), and which tokens it shifts, bool (L). Kept while nothing changes."""
     tokens = layout.tokens()
     is_video_L = tokens.frame >= 0
     if kind == "flat":
@@ -55,18 +63,23 @@ def positions(layout: Layout, text_length_B: Tensor, kind: str = "multiscale", s
             column_L = torch.where(is_video_L, column_L * stretch_K2[scale_L, 1], column_L)
         time_L = torch.where(is_video_L, tokens.frame, tokens.row).to(torch.float32)
         base_LA = torch.stack((time_L, row_L, column_L), dim=1)
-    offset_BL1 = text_length_B.to(torch.float32)[:, None, None] * is_video_L.to(text_length_B.device)[:, None]
-    return base_LA.to(text_length_B.device) + offset_BL1
+    return sent(base_LA.contiguous(), device), sent(is_video_L, device)
 
 
 def tables(positions_BLA: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """Return cosines and sines, float32 (B, 1, L, P)."""
     pairs = config.width // config.heads // 2
     device = positions_BLA.device
-    ladder_P = config.rope_base ** (-torch.arange(pairs, dtype=torch.float32, device=device) / pairs)
-    axis_P = torch.tensor(axes(pairs, config.rope_split), device=device)
+    ladder_P, axis_P = _ladder(pairs, config.rope_base, config.rope_split, device)
     angles_BLP = positions_BLA[:, :, axis_P] * ladder_P
     return angles_BLP.cos().unsqueeze(1), angles_BLP.sin().unsqueeze(1)
+
+
+@functools.lru_cache(maxsize=64)
+def _ladder(pairs: int, base: float, split: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the frequency and the axis of each pair, (P) each. Kept while nothing changes."""
+    ladder_P = base ** (-torch.arange(pairs, dtype=torch.float32, device=device) / pairs)
+    return ladder_P, sent(torch.tensor(axes(pairs, split)), device)
 
 
 def rotate(x_BHLD: Tensor, cos_B1LP: Tensor, sin_B1LP: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ Legend: L tokens, K scales.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -70,6 +71,10 @@ class Layout:
         """Return the same sequence with fewer frames, the last of which ends after `last` scales (0 = all)."""
         return replace(self, frames=frames, last=last)
 
+    def scale_of(self, device: torch.device) -> Tensor:
+        """Return the scale number of each video token, int64 (video), on `device`. Kept while nothing changes."""
+        return _scale_of(self, device)
+
     def tokens(self) -> Tokens:
         """Return what each token is, on the CPU."""
         rows, columns, scales = [], [], []
@@ -92,6 +97,11 @@ class Layout:
         )
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a CPU tensor on `device`, without making the host wait for the device."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 @dataclass(frozen=True)
 class Tokens:
     """int64 (L) each. A text token has frame and scale -1, and its own index as row and column."""
@@ -100,3 +110,8 @@ class Tokens:
     scale: Tensor
     row: Tensor
     column: Tensor
+
+
+@functools.lru_cache(maxsize=64)
+def _scale_of(layout: Layout, device: torch.device) -> Tensor:
+    return sent(layout.tokens().scale[layout.text :], device)

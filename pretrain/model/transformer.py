@@ -58,7 +58,7 @@ class VideoAR(nn.Module):
         self.start = Embedding(1, config.width, std=1.0)
         self.scale = Embedding(config.max_scales, config.width, std=0.5) if config.scale_embedding else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.norm = RMSNorm(config.width, compile=config.compile)
+        self.norm = RMSNorm(config.width)
         self.head = BitHead(config.width, bits)
 
     @property

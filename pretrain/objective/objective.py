@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pretrain.data.batch import Batch
-from pretrain.model.attention import Mask, bind_mask
+from pretrain.data.batch import Batch, Host
+from pretrain.model.attention import Backend, Mask, bind_mask, resolve
 from pretrain.model.bit_loss import token_weights
 from pretrain.model.token_layout import Layout
 from pretrain.model.transformer import VideoAR
@@ -29,6 +29,9 @@ from pretrain.objective.sequence_parallel import SequenceGroup, SequenceShare
 from pretrain.objective.teacher_forcing import corrected_labels, corrupts, flip_ratios, flips, token_inputs
 from tokenizer.quantization.bit_packing import unpack
 from tokenizer.quantization.codec_spec import CodecSpec
+
+ROW_MULTIPLE = 64
+"""A row's length on a GPU is a multiple of this."""
 
 
 class ObjectiveError(ValueError):
@@ -72,17 +75,19 @@ class Objective(nn.Module):
         the sequences, the sums are over this rank's tokens.
         Raises ObjectiveError for a batch whose bytes do not fit its grid.
         """
-        model, backend = self.model, self.model.config.attention
+        model = self.model
         ready = self.prepare(batch, window, frame_mask)
-        layout = ready.layout
+        layout, mask, device = ready.layout, ready.mask, batch.bits.device
         x_BLC = model.embed(ready.text, ready.features, ready.scale, starts=True)
         positions_BLA = model.positions(layout, ready.text_length)
-        row = PackedRow.make(layout, batch.spans, batch.row, x_BLC.device) if batch.row else None
+        backend = resolve(model.config.attention, device, x_BLC.dtype)
+        row = self._row(batch, mask, backend)
         if row is None:
-            attend = bind_mask(backend, ready.mask)
+            attend = bind_mask(backend, mask, device, x_BLC.dtype)
         else:
-            x_BLC, positions_BLA, attend = row.join(x_BLC), row.join(positions_BLA), row.attend(backend, ready.mask)
-        weight_BN = batch.weight.unsqueeze(1) * token_weights(layout, self.config.scale_weights).to(x_BLC.device)
+            x_BLC, positions_BLA = row.join(x_BLC), row.join(positions_BLA)
+            attend = row.attend(backend, mask, device, x_BLC.dtype)
+        weight_BN = batch.weight.unsqueeze(1) * token_weights(layout, self.config.scale_weights, device)
         if group is None:
             hidden_BLC = model(x_BLC, positions_BLA, attend)
             hidden_BNC = hidden_BLC[:, layout.text :] if row is None else row.video(hidden_BLC)
@@ -120,32 +125,53 @@ class Objective(nn.Module):
         labels, inputs, final = corrected_labels(bits, scales, flipped, features, requantize=config.requantise, mode=mode)
         text, text_length = self._condition(batch)
         layout = Layout(text=text.shape[1], frames=frames, scales=scales)
+        # The mask is a matter of the host, which draws the same numbers: reading the device's would make it wait.
         hidden = None
         if frame_mask > 0:
-            hidden = (counter_rng.uniform(batch.seeds, counter_rng.MASK, (frames,)) < frame_mask).unsqueeze(1)
+            hidden = (counter_rng.uniform(batch.known.seeds, counter_rng.MASK, (frames,)) < frame_mask).unsqueeze(1)
         return Prepared(
             layout=layout,
             text=text,
             text_length=text_length,
             features=token_inputs(inputs, final, frames, scales, mode),
             labels=torch.cat([item.flatten(1, 2) for item in labels], dim=1).view(count, -1, spec.bits),
-            scale=layout.tokens().scale[layout.text :].to(batch.bits.device),
-            mask=Mask((layout,), text_length.unsqueeze(1), window, hidden),
+            scale=layout.scale_of(batch.bits.device),
+            mask=Mask((layout,), self._text_length(batch.known).unsqueeze(1), window, hidden),
         )
+
+    def _row(self, batch: Batch, mask: Mask, backend: Backend) -> PackedRow | None:
+        """Return how the samples share a row: as packed by the loader, and always for `flash`, which then meets no padded text."""
+        layout, device = mask.documents[0], batch.bits.device
+        if backend != "flash":
+            return PackedRow.make(layout, batch.spans, batch.row, device) if batch.row else None
+        length = batch.row or len(batch.ids) * layout.length
+        return PackedRow.make(layout, tuple(mask.text_length[:, 0].tolist()), -(-length // ROW_MULTIPLE) * ROW_MULTIPLE, device)
 
     def _condition(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return text and lengths with the condition dropped: at random, and where there is no text."""
-        text, length = batch.text, batch.text_length
+        text = batch.text
         if text.shape[1] == 0:
             text = text.new_zeros(text.shape[0], 1)
+        length = self._text_length(Host(batch.seeds, batch.text_length))
         if not self.model.config.null_token:
             return text, length
-        dropped = length == 0
-        if self.config.condition_drop:
-            dropped = dropped | (counter_rng.uniform(batch.seeds, counter_rng.DROP, (1,))[:, 0] < self.config.condition_drop)
         null = torch.zeros_like(text)
-        null[:, 0] = self.model.null
-        return torch.where(dropped.unsqueeze(1), null, text), torch.where(dropped, torch.ones_like(length), length)
+        null[:, 0].fill_(self.model.null)
+        return torch.where(self._dropped(batch.seeds, batch.text_length).unsqueeze(1), null, text), length
+
+    def _text_length(self, known: Host) -> Tensor:
+        """Return the lengths of the texts that samples are conditioned on, int64 (B)."""
+        length = known.text_length
+        if not self.model.config.null_token:
+            return length
+        return torch.where(self._dropped(known.seeds, length), torch.ones_like(length), length)
+
+    def _dropped(self, seeds_B: Tensor, text_length_B: Tensor) -> Tensor:
+        """Return which samples lose their condition, bool (B): a function of their seeds, the same on all devices."""
+        dropped = text_length_B == 0
+        if self.config.condition_drop:
+            dropped = dropped | (counter_rng.uniform(seeds_B, counter_rng.DROP, (1,))[:, 0] < self.config.condition_drop)
+        return dropped
 
 
 def places(layout: Layout, like_BN: Tensor, row: PackedRow | None) -> tuple[Tensor, Tensor]:

@@ -12,18 +12,21 @@ pretrain/data/batch.py decides when to pack, and which samples share a row:
     sample 2: t t . . . v v v v
 
 Everything in a block but attention runs on the row. The backend `blocks` lays queries, keys and values out by sample again, where
-equal shapes make large products (what it pads costs attention only); `flex` and `dense` get a mask with documents.
+equal shapes make large products (what it pads costs attention only); `flash` and `dense` get a mask with documents. For `flash`
+every micro-batch is laid out so, since samples without padded text are whole runs of its plan.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.model.attention import Attend, Backend, Mask, bind_mask
-from pretrain.model.token_layout import Layout
+from pretrain.model.attention import Attend, Backend, Mask, bind_mask, resolve
+from pretrain.model.token_layout import Layout, sent
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,8 @@ class PackedRow:
 
     @classmethod
     def make(cls, layout: Layout, spans: tuple[int, ...], row: int, device: torch.device) -> PackedRow:
-        """Lay the samples one after the other into a row of `row` tokens, which must hold them all."""
-        to_row = torch.zeros(row, dtype=torch.int64)
-        to_samples = torch.zeros(len(spans), layout.length, dtype=torch.int64)
-        at = 0
-        for number, span in enumerate(spans):
-            kept = torch.cat((torch.arange(span), torch.arange(layout.text, layout.length)))
-            assert span <= layout.text and at + len(kept) <= row
-            to_row[at : at + len(kept)] = number * layout.length + kept
-            to_samples[number, kept] = torch.arange(at, at + len(kept))
-            at += len(kept)
-        return cls(layout, spans, to_row.to(device), to_samples.to(device), row - at)
+        """Lay the samples one after the other into a row of `row` tokens, which must hold them all. Kept while nothing changes."""
+        return _packed_row(layout, spans, row, device)
 
     def join(self, x_GLx: Tensor) -> Tensor:
         """Return the row (1, R, ...) of samples (G, L, ...)."""
@@ -65,15 +59,15 @@ class PackedRow:
         video: Tensor = x_1Rx[0].index_select(0, places.flatten()).unflatten(0, places.shape)
         return video
 
-    def attend(self, backend: Backend, mask: Mask) -> Attend:
-        """Return attention over the row. mask: of the unpacked samples, one document per row."""
-        if backend == "auto":
-            backend = "flex" if mask.text_length.device.type == "cuda" else "blocks"
+    def attend(self, backend: Backend, mask: Mask, device: torch.device, dtype: torch.dtype = torch.float32) -> Attend:
+        """Return attention over the row. mask: of the unpacked samples, one document per row. device, dtype: of the queries."""
+        backend = resolve(backend, device, dtype)
         if backend != "blocks":
             documents = tuple(Layout(span, self.layout.frames, self.layout.scales) for span in self.spans)
             hidden = None if mask.hidden is None else mask.hidden.transpose(0, 1)
-            return bind_mask(backend, Mask(documents, mask.text_length.transpose(0, 1), mask.window, hidden, self.padding))
-        inner = bind_mask(backend, mask)
+            packed = Mask(documents, mask.text_length.transpose(0, 1), mask.window, hidden, self.padding)
+            return bind_mask(backend, packed, device, dtype)
+        inner = bind_mask(backend, mask, device, dtype)
 
         def by_sample(x_1HRD: Tensor) -> Tensor:
             tokens_GLHD = x_1HRD[0].transpose(0, 1).index_select(0, self.to_samples.flatten())
@@ -85,3 +79,19 @@ class PackedRow:
             return self.join(out_GHLD.transpose(1, 2)).transpose(1, 2)
 
         return attend
+
+
+@functools.lru_cache(maxsize=16)
+def _packed_row(layout: Layout, spans: tuple[int, ...], row: int, device: torch.device) -> PackedRow:
+    to_row = np.zeros(row, dtype=np.int64)
+    to_samples = np.zeros((len(spans), layout.length), dtype=np.int64)
+    at = 0
+    for number, span in enumerate(spans):
+        kept = np.concatenate((np.arange(span), np.arange(layout.text, layout.length)))
+        assert span <= layout.text and at + len(kept) <= row
+        to_row[at : at + len(kept)] = number * layout.length + kept
+        to_samples[number, kept] = np.arange(at, at + len(kept))
+        at += len(kept)
+    return PackedRow(
+        layout, spans, sent(torch.from_numpy(to_row), device), sent(torch.from_numpy(to_samples), device), row - at
+    )

@@ -53,7 +53,8 @@ def flips(seeds_B: Tensor, ratios_BTK: Tensor, scales: Scales, d: int) -> list[T
     """Return which bits are flipped, K bool maps (N, h, w, d): each bit independently, with the ratio of its scale."""
     frames = ratios_BTK.shape[1]
     areas = [rows * columns for rows, columns in scales]
-    ratio_BTS1 = ratios_BTK.repeat_interleave(torch.tensor(areas, device=ratios_BTK.device), dim=2).unsqueeze(-1)
+    parts_K = [ratios_BTK[..., k : k + 1].expand(-1, -1, area) for k, area in enumerate(areas)]
+    ratio_BTS1 = torch.cat(parts_K, dim=2).unsqueeze(-1)
     flipped_BTSd = counter_rng.uniform(seeds_B, counter_rng.FLIP, (frames, sum(areas), d)) < ratio_BTS1
     parts = flipped_BTSd.flatten(0, 1).split(areas, dim=1)
     return [part.unflatten(1, scale) for part, scale in zip(parts, scales, strict=True)]

@@ -36,3 +36,12 @@ def qkv(mask: Mask, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(2, 3, mask.length, 8, generator=generator).to(dtype).requires_grad_() for _ in range(3))
     return q, k, v
+
+
+def real_tokens(mask: Mask) -> Tensor:
+    """Return which tokens are neither padding nor padded text, bool (B, L)."""
+    parts = []
+    for number, layout in enumerate(mask.documents):
+        parts += [torch.arange(layout.text) < mask.text_length[:, number : number + 1]]
+        parts += [torch.ones(len(mask.text_length), layout.video, dtype=torch.bool)]
+    return torch.cat([*parts, torch.zeros(len(mask.text_length), mask.padding, dtype=torch.bool)], dim=1)

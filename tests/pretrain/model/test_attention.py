@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
 
-from pretrain.model.attention import bind_mask
-from tests.helpers.masks import MASKS, qkv
+from pretrain.model.attention import resolve
+from tests.helpers.masks import MASKS
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -39,31 +38,9 @@ def test_the_dense_mask_against_a_slow_loop(name: str) -> None:
         assert bool(dense[b, 0, q, k]) == expected, (b, tokens[q], tokens[k])
 
 
-@pytest.mark.parametrize("name", MASKS)
-def test_flex_agrees_with_dense_forward_on_cpu(name: str) -> None:
-    """FlexAttention has no backward pass on CPU; its mask function and block mask are the same there."""
-    mask = MASKS[name]
-    q, k, v = (x.detach() for x in qkv(mask))
-    with torch.no_grad():
-        reference = bind_mask("dense", mask)(0, q, k, v)
-        ours = bind_mask("flex", mask)(0, q, k, v)
-    assert torch.allclose(reference, ours, atol=1e-5)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", MASKS)
-def test_flex_agrees_with_dense_on_gpu(name: str) -> None:
-    mask = MASKS[name]
-    hidden = None if mask.hidden is None else mask.hidden.cuda()
-    mask = replace(mask, text_length=mask.text_length.cuda(), hidden=hidden)
-    found = []
-    for backend in ("dense", "flex"):
-        q, k, v = (torch.randn(2, 3, mask.length, 16, device="cuda", requires_grad=True) for _ in range(3))
-        for index, x in enumerate((q, k, v)):
-            x.data = torch.randn(x.shape, generator=torch.Generator().manual_seed(index)).cuda()
-        out = bind_mask(backend, mask)(0, q, k, v)  # type: ignore[arg-type]
-        out.square().sum().backward()
-        found.append((out, q.grad, k.grad, v.grad))
-    for reference, ours in zip(*found, strict=True):
-        assert reference is not None and ours is not None
-        assert torch.allclose(reference, ours, atol=2e-3)
+def test_auto_is_flash_only_where_its_kernels_exist() -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert resolve("auto", gpu, torch.bfloat16) == "flash"
+    assert resolve("auto", gpu, torch.float32) == "blocks"
+    assert resolve("auto", cpu, torch.bfloat16) == "blocks"
+    assert resolve("dense", gpu, torch.bfloat16) == "dense"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 
+import pytest
 import torch
 from torch import nn
 
@@ -62,6 +64,31 @@ def test_recomputing_changes_nothing() -> None:
         gradients.append([parameter.grad.clone() for parameter in block.parameters() if parameter.grad is not None])
     assert len(gradients[0]) == len(list(block.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="on a CPU torch.compile needs a C++ compiler")
+def test_a_compiled_block_equals_a_plain_one_and_is_compiled_once_for_all_lengths() -> None:
+    torch.manual_seed(0)
+    plain = Block(CONFIG, 0)
+    compiled = Block(CONFIG.model_copy(update={"compile": True}), 0)
+    compiled.load_state_dict(plain.state_dict())
+    counts = []
+    for rows, text in ((2, 2), (3, 3), (2, 7)):
+        layout = Layout(text=text, frames=2, scales=((1, 1), (2, 2)))
+        length = torch.full((rows,), text)
+        attend = bind_mask("blocks", Mask((layout,), length.unsqueeze(1)))
+        cos, sin = tables(positions(layout, length), CONFIG)
+        x = torch.randn(rows, layout.length, 32)
+        results = []
+        for block in (plain, compiled):
+            block.zero_grad()
+            out = block(x, cos, sin, attend)
+            out.square().sum().backward()
+            results.append([out.detach(), *(p.grad for p in block.parameters() if p.grad is not None)])
+        assert len(results[0]) == 1 + len(list(plain.parameters()))
+        assert all(torch.allclose(a, b, atol=1e-4, rtol=1e-4) for a, b in zip(*results, strict=True))
+        counts.append(sum(torch._dynamo.utils.counters["stats"].get(name, 0) for name in ("unique_graphs",)))
+    assert counts[0] == counts[-1] > 0
 
 
 def test_every_parameter_is_made_by_its_own_module() -> None:
