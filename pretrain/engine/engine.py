@@ -29,6 +29,7 @@ from pretrain.engine import optimizer
 from pretrain.engine.config import DeepSpeedConfig, TrainConfig
 from pretrain.engine.deepspeed_config import deepspeed_config, zero_stage
 from pretrain.engine.ema import slice_of
+from pretrain.model.layers import Block
 from pretrain.objective.sequence_parallel import SequenceGroup
 
 
@@ -72,6 +73,10 @@ class Engine:
         # follows the configuration if it is given none.
         with deepspeed.zero.Init(config_dict_or_path=config) if self.stage == 3 else nullcontext():
             module = build()
+        if self.stage == 3:
+            # One gather, one release and one reduction for each block: a hook at each of its submodules costs more host time than
+            # a GPU takes for the block.
+            deepspeed.utils.set_z3_leaf_modules(module, [Block], raise_if_not_found=False)
         named = list(module.named_parameters())
         self.parameters = sum(math.prod(optimizer.shape(parameter)) for _, parameter in named)
         self.shapes = {name: optimizer.shape(parameter) for name, parameter in named}
@@ -79,7 +84,7 @@ class Engine:
             optimizer.mark_muon(named)
             arguments: dict[str, Any] = {"model_parameters": [p for p in module.parameters() if p.requires_grad]}
         else:
-            arguments = {"optimizer": optimizer.adamw(module, train)}
+            arguments = {"optimizer": optimizer.adamw(module, train, fused=ranks.device.type == "cuda")}
         self.deepspeed, *_ = deepspeed.initialize(model=module, config=config, **arguments)
         self.module: nn.Module = self.deepspeed.module
 

@@ -40,9 +40,13 @@ def groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [group for group in made if group["params"]]
 
 
-def adamw(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW as in the paper (betas 0.9, 0.95, weight decay 0.05). The learning rate is set in each step."""
-    return torch.optim.AdamW(groups(module, config.weight_decay), lr=config.learning_rate, betas=config.betas)
+def adamw(module: nn.Module, config: TrainConfig, *, fused: bool = False) -> torch.optim.AdamW:
+    """Return AdamW as in the paper (betas 0.9, 0.95, weight decay 0.05). The learning rate is set in each step.
+
+    fused: one kernel that passes over weights, gradients and moments once (a GPU).
+    """
+    parameters = groups(module, config.weight_decay)
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, betas=config.betas, fused=fused or None)
 
 
 def mark_muon(named: Iterable[tuple[str, nn.Parameter]]) -> None:
