@@ -1,0 +1,59 @@
+"""The cases, in the order in which they run, and what each process runs."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from benchmarks.gpu import job, kernels, results, steps
+from benchmarks.gpu.bench import Bench, CannotMeasure, Figures
+
+SECTIONS = ("peak", "mask", "attention", "step", "job", "sample", "codec", "checkpoint")
+PRODUCT_TFLOPS = 785.0
+"""Of an H100 or H200, where the case `peak` was left out."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement."""
+
+    name: str
+    section: str
+    run: Callable[[Bench], list[Figures]]
+    limit: float
+    """Seconds after which it is ended."""
+    process: str
+    """Cases of the same name share a process; an engine needs one of its own, since it holds memory when it is gone."""
+
+
+def cases(bench: Bench) -> list[Case]:
+    """All of them."""
+    found = [
+        Case("peak", "peak", kernels.peak, 60, "kernels"),
+        Case("mask", "mask", kernels.mask, 60, "kernels"),
+        Case("attention", "attention", _attention, 120, "kernels"),
+    ]
+    found += [Case(step.name, "step", partial(steps.measure, step=step), 120, step.name) for step in steps.steps(bench)]
+    found += [Case("job", "job", job.job, 180, "job"), Case("job/stages", "job", job.stages, 120, "job")]
+    found += [
+        Case("sample", "sample", partial(_other, module="benchmarks.sample_model", name="gpu_sampling", given=3), 120, "sample"),
+        Case("codec", "codec", partial(_other, module="benchmarks.bench_codec", name="gpu_codec", given=5), 120, "codec"),
+        Case("checkpoint", "checkpoint", partial(_other, module="benchmarks.checkpoint", name="gpu_checkpoint", given=14.0), 120, "checkpoint"),
+    ]  # fmt: skip
+    return found
+
+
+def _attention(bench: Bench) -> list[Figures]:
+    measured = {row["name"]: row for row in results.figures(results.read(bench.out), "peak")}
+    return kernels.attention(bench, measured["product"]["tflops"] if "product" in measured else PRODUCT_TFLOPS)
+
+
+def _other(bench: Bench, module: str, name: str, given: float) -> list[Figures]:
+    """Call the GPU part of another benchmark: `name(device, given)`."""
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise CannotMeasure(f"{module}.{name}: {error}") from error
+    return list(function(bench.device, given))
