@@ -10,7 +10,7 @@ generator state that ranks, restarts or devices could disagree about.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -39,7 +39,21 @@ def uniform(seeds_B: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
 
 def fold(seeds_B: Tensor, number: int) -> Tensor:
     """Return new seeds, int64 (B): child number `number` (from 0) of each seed."""
-    return _mix(_mix(seeds_B.to(torch.int64) + _GOLDEN) ^ (number * 0x2545F4914F6CDD1D & 0x7FFFFFFFFFFFFFFF))
+    return _mix(_mix(seeds_B.to(torch.int64) + _GOLDEN) ^ _child(number))
+
+
+def child_keys(numbers: Iterable[int]) -> Tensor:
+    """Return what `fold_each` takes for these child numbers, int64 (N), on the CPU."""
+    return torch.tensor([_child(number) for number in numbers], dtype=torch.int64)
+
+
+def fold_each(seeds_B: Tensor, keys_N: Tensor) -> Tensor:
+    """Return `fold` of each seed with each of N numbers, int64 (B, N). keys_N: from `child_keys`, on the seeds' device."""
+    return _mix(_mix(seeds_B.to(torch.int64) + _GOLDEN).unsqueeze(1) ^ keys_N)
+
+
+def _child(number: int) -> int:
+    return number * 0x2545F4914F6CDD1D & 0x7FFFFFFFFFFFFFFF
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +32,12 @@ from pipeline.video import iter_frames
 from pretrain.checkpoint.export import describe, export, load_model
 from pretrain.data.config import CurriculumConfig
 from pretrain.model.text_tokenizer import TextTokenizer
+from pretrain.sampling.clip_graphs import ClipGraphs
 from pretrain.sampling.guidance import SampleConfig
 from pretrain.sampling.sampler import SampleError, Sampler, forwards
 from pretrain.sampling.video_sink import VideoSink, contact_sheet, sheet_frames
 from tokenizer.codec import DecodeState, VideoCodec
 from tokenizer.config import TokenizerConfig
-from tokenizer.quantization.bit_packing import pack
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class VideoGenerator:
         window = exported.objective.window
         if stages and stages[-1].window is not None:
             window = stages[-1].window
-        sampler = Sampler(model, codec.spec, TextTokenizer.make(model.config), sampling)
+        sampler = Sampler(model, codec.spec, TextTokenizer.make(model.config), sampling, ClipGraphs())
         return cls(sampler, codec, _bucket(config, bucket), window)
 
     @property
@@ -204,12 +205,17 @@ class VideoGenerator:
         transformer samples the next ones. first: number of the first prompt. skip: first frames that are not passed on.
         """
         bits = None if prefix_BTHWC is None else self.codec.encode(prefix_BTHWC).bits
+        made = self.sampler.frames(
+            prompts, self.grid, seed=seed, first=first, prefix=bits, window=self.window, progress=progress
+        )
         state: DecodeState | None = None
+        decoding = _DecodeStream.make(self.sampler.model.start.weight.device)
 
-        def decode(chunk: Tensor) -> None:
+        def decode(chunk: Tensor, ready: torch.cuda.Event | None) -> None:
             nonlocal state, skip
-            frames, state = self.codec.decode_chunk(chunk, self.bucket.height, self.bucket.width, state)
-            rest = frames[:, skip:]
+            with decoding.use(chunk, ready):
+                frames, state = self.codec.decode_chunk(chunk, self.bucket.height, self.bucket.width, state)
+                rest = frames[:, skip:].cpu()
             skip -= frames.shape[1] - rest.shape[1]
             if rest.shape[1]:
                 take(rest)
@@ -218,28 +224,38 @@ class VideoGenerator:
         # neither side runs far ahead, and a full disk ends the sampling.
         with ThreadPoolExecutor(max_workers=1) as pool:
             waiting: list[Future[None]] = []
-            for chunk in self._latent_frames(prompts, bits, seed, first, progress):
-                waiting.append(pool.submit(decode, chunk))
+            for chunk in chain([] if bits is None else [bits], made):
+                waiting.append(pool.submit(decode, chunk, decoding.mark()))
                 if len(waiting) > 2:
                     waiting.pop(0).result()
             for part in waiting:
                 part.result()
 
-    def _latent_frames(
-        self, prompts: Sequence[str], bits: Tensor | None, seed: int, first: int, progress: ProgressBar | None
-    ) -> Iterator[Tensor]:
-        """Yield packed bits: of the prefix, then of each latent frame as soon as its last scale is sampled."""
-        if bits is not None:
-            yield bits
-        scales = self.codec.spec.scales(*self.grid[1:])
-        maps: list[Tensor] = []
-        for step in self.sampler.steps(prompts, self.grid, seed=seed, first=first, prefix=bits, window=self.window):
-            maps.append(step.bits)
-            if progress is not None:
-                progress.update()
-            if step.scale + 1 == len(scales):
-                yield pack(maps)
-                maps = []
+
+@dataclass(frozen=True)
+class _DecodeStream:
+    """Where frames are decoded: on a GPU a stream of its own, beside the steps of the next frame; on a CPU nothing special."""
+
+    stream: torch.cuda.Stream | None
+
+    @classmethod
+    def make(cls, device: torch.device) -> _DecodeStream:
+        return cls(torch.cuda.Stream(device) if device.type == "cuda" else None)
+
+    def mark(self) -> torch.cuda.Event | None:
+        """Return an event after all that was launched so far; to be called by the thread that samples."""
+        return None if self.stream is None else torch.cuda.current_stream(self.stream.device).record_event()
+
+    @contextmanager
+    def use(self, chunk: Tensor, ready: torch.cuda.Event | None) -> Iterator[None]:
+        """Run what is launched inside on the stream, once `chunk` is ready; to be called by the thread that decodes."""
+        if self.stream is None or ready is None:
+            yield
+            return
+        self.stream.wait_event(ready)
+        chunk.record_stream(self.stream)
+        with torch.cuda.stream(self.stream):
+            yield
 
 
 def _bucket(config: Config, name: str | None) -> Bucket:

@@ -31,6 +31,9 @@ class SampleConfig(Section):
     """Seed of the samples."""
     fps: float = Field(default=8.0, gt=0)
     """Frames per second of the written videos."""
+    cuda_graphs: bool = True
+    """On a GPU, `videoar sample` records the steps of a clip as CUDA graphs at the first clip of a shape and replays them: many times
+    faster, after some tens of seconds. The same bits either way."""
 
 
 def strength(config: SampleConfig, frame: int, frames: int, scale: int, scales: int) -> float:

@@ -6,7 +6,6 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +18,9 @@ from pipeline.video import VideoWriter, iter_frames, probe, write_video
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import VideoAR
 from pretrain.objective.config import ObjectiveConfig
+from pretrain.sampling.clip_state import ClipState, SampledScale
 from pretrain.sampling.generate import SampleRequest, VideoGenerator, run
-from pretrain.sampling.sampler import SampledScale, SampleError, Sampler
+from pretrain.sampling.sampler import SampleError
 from tokenizer.codec import save
 from tokenizer.config import NetworkConfig
 from tokenizer.network.network import Network
@@ -144,20 +144,19 @@ def test_frames_are_with_the_encoder_before_the_last_latent_is_begun(
     """9 frames are 3 latents: the first frame's picture must be written while the third latent is still to be made."""
     written = threading.Event()
     seen: list[bool] = []
-    append, steps = VideoWriter.append, Sampler.steps
+    append, frame = VideoWriter.append, ClipState.frame
 
     def appended(writer: VideoWriter, frames: np.ndarray) -> None:
         append(writer, frames)
         written.set()
 
-    def watched(*given: Any, **named: Any) -> Iterator[SampledScale]:
-        for step in steps(*given, **named):
-            if step.frame == 2 and step.scale == 0:
-                seen.append(written.wait(60))
-            yield step
+    def watched(state: ClipState, number: int) -> Iterator[SampledScale]:
+        if number == 2:
+            seen.append(written.wait(60))
+        yield from frame(state, number)
 
     monkeypatch.setattr(VideoWriter, "append", appended)
-    monkeypatch.setattr(Sampler, "steps", watched)
+    monkeypatch.setattr(ClipState, "frame", watched)
     files = run(config, SampleRequest(["x"]), tmp_path / "out", bucket=BUCKET)
     assert seen == [True] and _frames(files[0]).shape[0] == 9
 
