@@ -106,7 +106,7 @@ class Sampler:
             for frame in range(shape.known, shape.frames):
                 run(frame)
                 if progress is not None:
-                    progress.update(scales)
+                    progress.update(scales, note=f"frame {frame + 1} of {shape.frames}")
                 yield state.packed[frame].clone()
 
         return made()
