@@ -43,3 +43,11 @@ def test_streams_and_children_differ() -> None:
         for second in drawn[:i]:
             assert abs(float(torch.corrcoef(torch.stack((first[:, 0], second[:, 0])))[0, 1])) < 0.16
     assert torch.unique(counter_rng.fold(seeds, 3)).numel() == 1000
+
+
+def test_folding_several_numbers_at_once_equals_folding_each() -> None:
+    seeds = torch.tensor([0, 7, 2**62])
+    numbers = [0, 1, 5, 10**12]
+    together = counter_rng.fold_each(seeds, counter_rng.child_keys(numbers))
+    for at, number in enumerate(numbers):
+        assert torch.equal(together[:, at], counter_rng.fold(seeds, number))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cluster.runtime.progress import ProgressBar
 from pretrain.data.batch import Batch
 from pretrain.model.attention import bind_mask
 from pretrain.model.config import ModelConfig
@@ -121,6 +122,27 @@ def test_the_prefix_is_kept() -> None:
     prefix = torch.randint(0, 256, (1, 2 * size), dtype=torch.uint8)
     out = Sampler(model, SPEC, TEXT, SampleConfig()).sample(["x"], GRID, prefix=prefix, seed=0)
     assert torch.equal(out[:, : 2 * size], prefix)
+
+
+def test_frames_are_those_of_the_sample_and_captions_count_from_the_first() -> None:
+    ours = Sampler(_model(), SPEC, TEXT, SampleConfig())
+    whole = ours.sample(CAPTIONS, GRID, seed=3, window=1)
+    with ProgressBar("sampling", 16, enabled=False) as progress:
+        frames = list(ours.frames(CAPTIONS, GRID, seed=3, window=1, progress=progress))
+        assert progress.done == 16
+    assert torch.equal(torch.cat(frames, dim=1), whole)
+    assert torch.equal(torch.cat(list(ours.frames(CAPTIONS[1:], GRID, seed=3, first=1, window=1)), dim=1), whole[1:])
+    with pytest.raises(SampleError, match="no caption"):
+        ours.frames([], GRID, seed=0)  # at once, not when the first frame is taken
+
+
+def test_captions_of_different_lengths_make_clips_of_one_shape() -> None:
+    config = CONFIG.model_copy(update={"text_length": 40})
+    ours = Sampler(_model(config), SPEC, TextTokenizer.make(config), SampleConfig())
+    widths = [ours.conditions([caption])[0].shape[1] for caption in ("", "a", "a" * 32, "a" * 33, "a" * 40)]
+    assert widths == [32, 32, 32, 40, 40]
+    text, length = ours.conditions(["abc", ""])
+    assert length.tolist() == [3, 1, 1, 1] and text[0, :4].tolist() == [97, 98, 99, 0]
 
 
 def test_bad_requests_are_named() -> None:
