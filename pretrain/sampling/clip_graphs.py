@@ -25,28 +25,36 @@ WARM_UPS = 2
 class RecordedClip:
     """A clip's state and the graph of each frame after the prefix."""
 
-    def __init__(self, state: ClipState) -> None:
-        self.state = state
-        frames = range(state.shape.known, state.shape.frames)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                for frame in frames:
-                    _run(state, frame)
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
+    def __init__(self, state: ClipState, say: Callable[[str], None]) -> None:
+        self.state, self._device = state, state.packed.device
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        pool = torch.cuda.graph_pool_handle()
-        for frame in frames:
-            # The graphs share memory: they run in order, and what outlives one is in the state's buffers.
-            self._graphs[frame] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graphs[frame], pool=pool):
-                _run(state, frame)
+        frames = range(state.shape.known, state.shape.frames)
+        with torch.cuda.device(self._device):
+            self._warm_up(frames, say)
+            pool = torch.cuda.graph_pool_handle()
+            for frame in frames:
+                say(f"recording CUDA graphs, frame {frame + 1} of {state.shape.frames}")
+                # The graphs share memory: they run in order, and what outlives one is in the state's buffers.
+                self._graphs[frame] = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self._graphs[frame], pool=pool):
+                    _run(state, frame)
 
     def run(self, frame: int) -> None:
         """Run the steps of a frame on the current stream, without waiting for them."""
-        self._graphs[frame].replay()
+        with torch.cuda.device(self._device):
+            self._graphs[frame].replay()
+
+    def _warm_up(self, frames: range, say: Callable[[str], None]) -> None:
+        """Run all steps on a stream beside the current one, as PyTorch asks for before a recording."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for turn in range(WARM_UPS):
+                for frame in frames:
+                    say(f"warming up, run {turn + 1} of {WARM_UPS}, frame {frame + 1} of {self.state.shape.frames}")
+                    _run(self.state, frame)
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
 
 
 class ClipGraphs:
@@ -55,16 +63,15 @@ class ClipGraphs:
     def __init__(self) -> None:
         self._clips: OrderedDict[ClipShape, RecordedClip] = OrderedDict()
 
-    def get(self, shape: ClipShape, make: Callable[[], ClipState], recording: Callable[[], None]) -> RecordedClip:
-        """Return the recorded clip of a shape. make: its state, if it has to be recorded; `recording` is called before that.
+    def get(self, shape: ClipShape, make: Callable[[], ClipState], say: Callable[[str], None]) -> RecordedClip:
+        """Return the recorded clip of a shape. make: its state, if it has to be recorded. say: told what is being done then.
 
         No other thread may use the GPU while a clip is recorded.
         """
         if shape not in self._clips:
-            recording()
             while len(self._clips) >= KEPT:
                 self._clips.popitem(last=False)
-            self._clips[shape] = RecordedClip(make())
+            self._clips[shape] = RecordedClip(make(), say)
         self._clips.move_to_end(shape)
         return self._clips[shape]
 

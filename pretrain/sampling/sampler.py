@@ -24,7 +24,7 @@ from pretrain.model.text_tokenizer import PADDING, TextTokenizer
 from pretrain.model.transformer import VideoAR
 from pretrain.objective import counter_rng
 from pretrain.sampling import guidance
-from pretrain.sampling.clip_graphs import ClipGraphs
+from pretrain.sampling.clip_graphs import ClipGraphs, RecordedClip
 from pretrain.sampling.clip_state import ClipShape, ClipState, SampledScale
 from pretrain.sampling.guidance import SampleConfig
 from tokenizer.quantization.codec_spec import CodecSpec
@@ -91,7 +91,7 @@ class Sampler:
         scales = len(shape.scales)
         run: Callable[[int], None]
         if self.graphs is not None and self.config.cuda_graphs and self.model.start.weight.is_cuda:
-            clip = self.graphs.get(shape, lambda: self._state(shape), lambda: _say(progress, "recording CUDA graphs"))
+            clip = self._recorded(self.graphs, shape, progress)
             state, run = clip.state, clip.run
         else:
             state = self._state(shape)
@@ -130,6 +130,21 @@ class Sampler:
 
     def _state(self, shape: ClipShape) -> ClipState:
         return ClipState(self.model, self.config, shape)
+
+    def _recorded(self, graphs: ClipGraphs, shape: ClipShape, progress: ProgressBar | None) -> RecordedClip:
+        """Return a recorded clip. Raises SampleError if the GPU has too little memory for it."""
+
+        def say(note: str) -> None:
+            if progress is not None:
+                progress.update(0, note=note)
+
+        try:
+            return graphs.get(shape, lambda: self._state(shape), say)
+        except torch.OutOfMemoryError as error:
+            raise SampleError(
+                f"too little GPU memory to record {shape.captions} clips of {shape.frames} latent frames together: sample fewer at "
+                "a time, or set sample.cuda_graphs=false"
+            ) from error
 
     def _request(
         self, captions: Sequence[str], grid: tuple[int, int, int], seed: int, first: int, prefix: Tensor | None, window: int
@@ -186,8 +201,3 @@ class Sampler:
 def forwards(frames: int, scales: int, prefix: int = 0) -> int:
     """Return how many forwards of the transformer a clip takes."""
     return (frames - prefix) * scales
-
-
-def _say(progress: ProgressBar | None, note: str) -> None:
-    if progress is not None:
-        progress.update(0, note=note)

@@ -181,3 +181,16 @@ def test_the_shape_is_the_longest_of_the_last_stage_or_has_to_be_named(config: C
     stages = f"curriculum.stages=[{{name: a, steps: 1, mix: {mix}, window: 2}}]"
     generator = VideoGenerator.load(load(tmp_path / "c.yaml", [stages]))
     assert generator.bucket.name == "f009x32x40" and generator.window == 2
+
+
+@pytest.mark.gpu
+def test_frames_decoded_beside_the_sampling_equal_decoding_the_whole(config: Config) -> None:
+    """Three clips one after the other: of one shape, with other text, and with a prefix."""
+    generator = VideoGenerator.load(config, bucket=BUCKET, device="cuda")
+    given = torch.randint(0, 256, (1, 5, 32, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for prompt, prefix in (("x", None), ("a whale", None), ("x", given)):
+        parts: list[torch.Tensor] = []
+        generator.clip([prompt], prefix, parts.append, seed=3)
+        bits = None if prefix is None else generator.codec.encode(prefix).bits
+        whole = generator.codec.decode(generator.sampler.sample([prompt], generator.grid, seed=3, prefix=bits), 32, 40)
+        assert int((torch.cat(parts, dim=1).int() - whole.cpu().int()).abs().max()) <= 2  # sums in another order
