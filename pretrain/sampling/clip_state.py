@@ -14,12 +14,10 @@ nothing back to the host and makes no tensor from host values, so the same code 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pretrain.model.token_layout import Layout
 from pretrain.model.transformer import VideoAR
@@ -144,8 +142,7 @@ class ClipState:
             if copies > 1:
                 x_RLC = x_RLC.repeat(copies, 1, 1)
             positions_RL3, attend = self._positions_RL3[:, begin:end], self._cache.step(frame, scale)
-        with _attention_kernel(self._device):
-            hidden_RLC = model(x_RLC, positions_RL3, attend)
+        hidden_RLC = model(x_RLC, positions_RL3, attend)
         logits: Tensor = model.head(hidden_RLC[:, begin - end :])[0]
         return logits
 
@@ -164,8 +161,3 @@ class ClipState:
         seeds_BK = counter_rng.fold_each(self._seeds_B, self._children_FK[frame])
         most = max(rows * columns for rows, columns in self.shape.scales) * self.model.bits
         return counter_rng.uniform(seeds_BK.flatten(), counter_rng.SAMPLE, (most,)).view(*seeds_BK.shape, most)
-
-
-def _attention_kernel(device: torch.device) -> AbstractContextManager[None]:
-    """Return a context in which a GPU runs attention by the one kernel that takes masks and needs no plan for each shape."""
-    return sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION) if device.type == "cuda" else nullcontext()

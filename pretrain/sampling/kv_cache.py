@@ -79,11 +79,11 @@ class KVCache:
         def filled(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self._keep(layer, k, v, frame)
             q_text, k_text, v_text = (x[:, :, :text] for x in (q, k, v))
-            attended = [F.scaled_dot_product_attention(q_text, k_text, v_text, is_causal=True, scale=1.0)]
+            attended = [_attention(q_text, k_text, v_text, None)]
             k, v = (F.pad(x, (0, 0, 0, aligned(length) - length)) for x in (k, v))
             for (begin, end), mask in zip(spans, masks, strict=True):
                 keys, values = k[:, :, : aligned(end)], v[:, :, : aligned(end)]
-                attended.append(F.scaled_dot_product_attention(q[:, :, begin:end], keys, values, attn_mask=mask, scale=1.0))
+                attended.append(_attention(q[:, :, begin:end], keys, values, mask))
             return torch.cat(attended, dim=2)
 
         return filled
@@ -98,7 +98,7 @@ class KVCache:
             keys, values = self.data[layer]
             keys[:, :, begin:end] = k
             values[:, :, begin:end] = v
-            return F.scaled_dot_product_attention(q, keys[:, :, :seen], values[:, :, :seen], attn_mask=mask, scale=1.0)
+            return _attention(q, keys[:, :, :seen], values[:, :, :seen], mask)
 
         return stepped
 
@@ -133,3 +133,19 @@ class KVCache:
 def aligned(length: int) -> int:
     """Return the next multiple of ALIGN."""
     return -(-length // ALIGN) * ALIGN
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask_R11L: Tensor | None) -> Tensor:
+    """Return softmax(q k + mask) v, causal without a mask.
+
+    On a GPU by the one kernel of PyTorch that takes such masks and plans nothing for each shape: it is named, since the usual
+    choice depends on settings of the whole process.
+    """
+    is_causal = mask_R11L is None
+    if not q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_R11L, is_causal=is_causal, scale=1.0)
+    bias_RHQL = None if mask_R11L is None else mask_R11L.expand(*q.shape[:3], -1)
+    attended: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(  # noqa: SLF001
+        q, k, v, bias_RHQL, False, 0.0, is_causal, scale=1.0
+    )[0]
+    return attended
