@@ -7,10 +7,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.gpu import job, kernels, results, steps
+from benchmarks.gpu import job, kernels, results, shapes, steps
 from benchmarks.gpu.bench import Bench, CannotMeasure, Figures
+from pretrain.model.config import ModelConfig
+from pretrain.model.text_tokenizer import TextTokenizer
+from pretrain.model.transformer import VideoAR
 
 SECTIONS = ("peak", "mask", "attention", "step", "job", "sample", "codec", "checkpoint")
+SAMPLES = (
+    ("L", 1, "graphs"),
+    ("L", 16, "graphs"),
+    ("L", 1, "compiled"),
+    ("L", 1, "eager"),
+    ("XL", 1, "graphs"),
+    ("XL", 1, "compiled"),
+)
+"""Size, captions, way of benchmarks/sample_model.py."""
 PRODUCT_TFLOPS = 785.0
 """Of an H100 or H200, where the case `peak` was left out."""
 
@@ -37,17 +49,30 @@ def cases(bench: Bench) -> list[Case]:
     ]
     found += [Case(step.name, "step", partial(steps.measure, step=step), 120, step.name) for step in steps.steps(bench)]
     found += [Case("job", "job", job.job, 180, "job"), Case("job/stages", "job", job.stages, 120, "job")]
-    found += [
-        Case("sample", "sample", partial(_other, module="benchmarks.sample_model", name="gpu_sampling", given=3), 120, "sample"),
-        Case("codec", "codec", partial(_other, module="benchmarks.bench_codec", name="gpu_codec", given=5), 120, "codec"),
-        Case("checkpoint", "checkpoint", partial(_other, module="benchmarks.checkpoint", name="gpu_checkpoint", given=14.0), 120, "checkpoint"),
-    ]  # fmt: skip
+    for size, captions, way in SAMPLES[:1] if bench.dry else SAMPLES:
+        run = partial(_sample, size=size, captions=captions, way="eager" if bench.dry else way)
+        found.append(Case(f"sample/{size}/{captions}/{way}", "sample", run, 120, f"sample/{size}"))
+    if not bench.dry:  # these two know no tiny shapes; they are tested where they are
+        found += [
+            Case("codec", "codec", partial(_other, module="benchmarks.bench_codec", name="gpu_codec", given=5), 120, "codec"),
+            Case("checkpoint", "checkpoint", partial(_other, module="benchmarks.checkpoint", name="gpu_checkpoint", given=14.0), 120, "checkpoint"),
+        ]  # fmt: skip
     return found
 
 
 def _attention(bench: Bench) -> list[Figures]:
     measured = {row["name"]: row for row in results.figures(results.read(bench.out), "peak")}
     return kernels.attention(bench, measured["product"]["tflops"] if "product" in measured else PRODUCT_TFLOPS)
+
+
+def _sample(bench: Bench, size: str, captions: int, way: str) -> list[Figures]:
+    from benchmarks import sample_model
+
+    model = None
+    if bench.dry:
+        config = shapes.recipe(bench, "L").get(ModelConfig)
+        model = VideoAR(config, sample_model.PAPER_SPEC.bits, TextTokenizer.make(config).vocabulary).eval()
+    return [sample_model.measure(size, captions, bench.device, 1 if bench.dry else 5, way=way, model=model)]
 
 
 def _other(bench: Bench, module: str, name: str, given: float) -> list[Figures]:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -22,6 +23,7 @@ from cluster.runtime.ports import free_port
 from pretrain.estimate.memory import Checkpointing, parameters_of
 from pretrain.model.config import ModelConfig
 
+LOG = "bench.log"
 WARM_UP = 3
 """Steps of each stage that its medians leave out."""
 TRACED = "torchdynamo start tracing"
@@ -116,8 +118,6 @@ class Run:
 
 def _run(bench: Bench, name: str, size: str, stages: str, changes: dict[str, dict[str, Any]]) -> Run:
     """Train; raises CannotMeasure with the job's last line if it fails."""
-    import time
-
     folder = bench.work / name
     folder.mkdir()
     plain = yaml.safe_load((ROOT / "configs" / f"{shapes.RECIPES[size]}.yaml").read_text())
@@ -143,19 +143,24 @@ def _run(bench: Bench, name: str, size: str, stages: str, changes: dict[str, dic
         "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
     }  # fmt: skip
     began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "pretrain.train", "-c", str(path)], env=environment, cwd=folder, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-    )  # fmt: skip
-    print(done.stdout, flush=True)
-    if done.returncode:
-        raise CannotMeasure(f"pretrain.train ended with {done.returncode}: {last_line(done.stdout)}")
+    log = bench.out / LOG  # a job that is ended by a time limit has said there how far it came
+    begins = log.stat().st_size if log.is_file() else 0
+    with log.open("a") as file:
+        command = [sys.executable, "-m", "pretrain.train", "-c", str(path)]
+        code = subprocess.run(
+            command, env=environment, cwd=folder, stdout=file, stderr=subprocess.STDOUT, check=False
+        ).returncode
+    with log.open(errors="replace") as file:
+        file.seek(begins)
+        printed = file.read()
+    if code:
+        raise CannotMeasure(f"pretrain.train ended with {code}: {last_line(printed)}")
     rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     with (bench.out / f"metrics-{name}.jsonl").open("w") as file:
         for row in rows:
             file.write(json.dumps({key: value for key, value in row.items() if key not in ("sample_ids", "frame_loss")}) + "\n")
     shutil.rmtree(folder)
-    return Run(rows, done.stdout, time.perf_counter() - began)
+    return Run(rows, printed, time.perf_counter() - began)
 
 
 def last_line(text: str) -> str:

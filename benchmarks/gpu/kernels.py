@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -75,7 +76,8 @@ def mask(bench: Bench) -> list[Figures]:
             calls.append(time.perf_counter() - began)
             bench.synchronize()
             done.append(time.perf_counter() - began)
-        again = bench.wall(lambda: bind_mask("auto", masks[-3], bench.device, bench.dtype), rounds=10)
+        kept = partial(bind_mask, "auto", masks[-3], bench.device, bench.dtype)
+        again = bench.wall(kept, rounds=10)
         bench.reset_peak()
         before = bench.allocated()
         with Largest() as largest:

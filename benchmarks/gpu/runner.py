@@ -21,9 +21,8 @@ from typing import NoReturn
 from benchmarks.gpu import results
 from benchmarks.gpu.bench import Bench, CannotMeasure
 from benchmarks.gpu.cases import Case
-from benchmarks.gpu.job import last_line
+from benchmarks.gpu.job import LOG, last_line
 
-LOG = "bench.log"
 POLL = 0.05
 
 

@@ -47,7 +47,7 @@ def _steps(rows: Rows) -> Iterator[Bar]:
             ratio = row["step_s"] / plain["step_s"] if plain else None
             yield Bar(f"step L, {shape}, {row['way']}, {row['policy']}, to plain's time", ratio, wanted, True, "x", note)
             together = row["pipelined_s"] / plain["pipelined_s"] if plain else None
-            yield Bar(f"the same, ten steps in a row, to plain's ten", together, wanted, True, "x")
+            yield Bar("the same, ten steps in a row, to plain's ten", together, wanted, True, "x")
             if row.get("peak_to_plan"):
                 off = abs(row["peak_to_plan"] - 1)
                 yield Bar(
@@ -104,10 +104,16 @@ def _mask(rows: Rows) -> Iterator[Bar]:
 
 
 def _others(lines: Mapping[str, results.Line]) -> Iterator[Bar]:
-    """Figures of other benchmarks carry their own bars: the keys `bar`, `wanted`, `value`, `at_most`."""
-    for section in ("sample", "codec", "checkpoint"):
+    samples = {row["name"]: row["seconds"] for row in results.figures(lines, "sample")}
+    for name, wanted in (
+        ("sample L, 1 clip, graphs", 0.08),
+        ("sample XL, 1 clip, graphs", 0.12),
+        ("sample L, 16 clips, graphs", 0.35),
+    ):
+        yield Bar(f"{name}, 17 x 128 x 128", samples.get(name), wanted, True, "s")
+    for section in ("codec", "checkpoint"):
         rows = results.figures(lines, section)
-        for row in rows:
+        for row in rows:  # these carry their own bars
             if "wanted" in row:
                 yield Bar(row["name"], row["value"], row["wanted"], row.get("at_most", True), row.get("unit", ""))
         if not rows:
@@ -123,6 +129,8 @@ def render(lines: Mapping[str, results.Line]) -> str:
     peak = {row["name"]: row for row in results.figures(lines, "peak")}
     card = sorted({line["card"] for line in lines.values()})
     out = [f"card: {', '.join(card)}"]
+    if any(line["dry_run"] for line in lines.values()):
+        out.append("dry run at tiny shapes: what follows says nothing about speed")
     if peak:
         out.append(f"limits: product {peak['product']['tflops']:.0f} TFLOP/s, copy {peak['copy']['tbytes_per_s']:.2f} TB/s")
     found = bars(lines)
@@ -133,5 +141,7 @@ def render(lines: Mapping[str, results.Line]) -> str:
         wanted = f"{sign} {bar.wanted:g} {bar.unit}" if bar.wanted or bar.at_most else ""
         verdict = bar.verdict if bar.wanted or bar.at_most else ""
         out.append(f"{bar.text:<{width}}  {value:>8}  {wanted:<12}  {verdict:<10}  {bar.note}".rstrip())
+    for section in ("sample", "codec", "checkpoint"):
+        out += [" ".join(f"{key}={value}" for key, value in row.items()) for row in results.figures(lines, section)]
     out += [f"FAILED {name}: {line['error']}" for name, line in lines.items() if not line["ok"]]
     return "\n".join(out)
