@@ -62,6 +62,8 @@ def _process(
     log = bench.out / LOG
     begins = log.stat().st_size if log.is_file() else 0
     known = _lines(bench)
+    sys.stdout.flush()
+    sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
         _child(group, bench, fresh)
@@ -149,6 +151,7 @@ def _child(group: Sequence[Case], bench: Bench, fresh: Callable[[Sequence[str]],
     file = os.open(bench.out / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1, closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
     if torch.cuda._is_in_bad_fork():
         command = fresh([case.name for case in group])
         os.execv(command[0], command)
@@ -159,13 +162,13 @@ def work(group: Sequence[Case], bench: Bench) -> NoReturn:
     """Run the cases in this process and end it; an error that is not foreseen ends it with a traceback."""
     code = 1
     try:
-        faulthandler.enable(file=sys.__stderr__)
+        faulthandler.enable(file=sys.stderr)
         for case in group:
             _one(case, bench)
         code = 0
     finally:
         if code:
-            traceback.print_exc(file=sys.__stderr__)
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # without the shutdown of DeepSpeed and NCCL, which may wait or abort
