@@ -135,6 +135,7 @@ def _environment(dry: bool, cache: Path | None) -> None:
 
 def _bench(dry: bool, out: Path) -> tuple[str, Bench | None]:
     """Import what all cases need; return the benchmark, or why nothing can be measured."""
+    import deepspeed  # noqa: F401  each process would take seconds to import them
     import torch
     import torch._dynamo
 

@@ -23,6 +23,8 @@ SAMPLES = (
     ("XL", 1, "compiled"),
 )
 """Size, captions, way of benchmarks/sample_model.py."""
+LATE = ("compiled", "eager")
+"""Ways of sampling that are measured after all else, as is ZeRO-1: no bar speaks of them, and a time limit cuts the last."""
 PRODUCT_TFLOPS = 785.0
 """Of an H100 or H200, where the case `peak` was left out."""
 
@@ -41,7 +43,7 @@ class Case:
 
 
 def cases(bench: Bench) -> list[Case]:
-    """All of them."""
+    """All of them, in the order of their worth."""
     found = [
         Case("peak", "peak", kernels.peak, 60, "kernels"),
         Case("mask", "mask", kernels.mask, 60, "kernels"),
@@ -57,7 +59,7 @@ def cases(bench: Bench) -> list[Case]:
             Case("codec", "codec", partial(_other, module="benchmarks.bench_codec", name="gpu_codec", given=5), 120, "codec"),
             Case("checkpoint", "checkpoint", partial(_other, module="benchmarks.checkpoint", name="gpu_checkpoint", given=14.0), 120, "checkpoint"),
         ]  # fmt: skip
-    return found
+    return sorted(found, key=lambda case: case.name.split("/")[-1] in LATE or "/zero1/" in case.name)
 
 
 def _attention(bench: Bench) -> list[Figures]:

@@ -26,7 +26,7 @@ def peak(bench: Bench) -> list[Figures]:
     size = 64 if bench.dry else 8192
     a, b = bench.random(size, size), bench.random(size, size)
     product = bench.seconds(lambda: a @ b, warm=5, rounds=30)
-    source = torch.empty(2**16 if bench.dry else 2**32, dtype=torch.uint8, device=bench.device).random_(0, 255)
+    source = torch.empty(2**16 if bench.dry else 2**31, dtype=torch.uint8, device=bench.device).random_(0, 255)
     target = torch.empty_like(source)
     copy = bench.seconds(lambda: target.copy_(source), rounds=10)
     return [

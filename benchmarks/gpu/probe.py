@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -12,6 +13,11 @@ from benchmarks.gpu.bench import Bench
 
 CAPABILITY = (8, 0)
 """The first with bfloat16 in its matrix units, and for which FlashAttention is built."""
+
+ASK = (
+    "import json, torch; found = torch.cuda.get_device_properties(0); "
+    "print(json.dumps([found.name, found.total_memory, found.major, found.minor]), flush=True)"
+)
 
 
 def card(out: Path) -> tuple[str, Bench | None]:
@@ -22,18 +28,14 @@ def card(out: Path) -> tuple[str, Bench | None]:
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.close(read)
-        try:
-            found = torch.cuda.get_device_properties(0)
-            os.write(write, json.dumps([found.name, found.total_memory, found.major, found.minor]).encode())
-        finally:
-            os._exit(0)
+        os.dup2(write, 1)
+        os.execv(sys.executable, [sys.executable, "-c", ASK])
     os.close(write)
     with os.fdopen(read) as pipe:
         text = pipe.read()
     os.waitpid(pid, 0)
     if not text:
-        return "the CUDA card does not answer: see nvidia-smi", None
+        return "the CUDA card does not answer (the error stands above)", None
     return judge(*json.loads(text), out=out)
 
 

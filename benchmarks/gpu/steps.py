@@ -49,7 +49,6 @@ class Step:
 
 
 def steps(bench: Bench) -> list[Step]:
-    """The steps in the order of their worth: a time limit cuts the last."""
     short, long = shapes.short(bench), shapes.long(bench)
     first = [Step(short, 0, "none"), Step(short, 3, "none"), Step(long, 0, "full"), Step(long, 3, "selective")]
     return [*first, Step(long, 3, "full"), Step(short, 1, "none"), Step(long, 1, "full"), Step(long, 1, "selective")]
