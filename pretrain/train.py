@@ -146,6 +146,7 @@ def loop(job: Job, loader: Loader, start: TrainState) -> int:
         step, rate = at.step, learning_rate(at.step, train, job.curriculum)
         window, frame_mask = enter_stage(at, engine.module, config)
         metrics, reason = accumulate(job, item, window, frame_mask, clock)
+        job.saver.before_update()
         outcome = engine.step(rate)
         if not outcome.applied and not reason:
             reason = "nonfinite_gradient"
@@ -158,6 +159,7 @@ def loop(job: Job, loader: Loader, start: TrainState) -> int:
         job.guard.record(step, metrics.loss, outcome.grad_norm, reason, ids)
         tokens += round(flags.tokens)
         job.saver.settle(flags.files_written, flags.write_failed)
+        job.saver.prepare(engine, job.ema)
         if flags.stop > 0 or at.stage_ends or step % train.checkpoint_every == 0:
             state = replace(
                 start, step=step, stage=at.stage_number, stage_ends=at.stage_ends, tokens=tokens,

@@ -1,7 +1,7 @@
-"""DeepSpeed's part of a checkpoint: its state taken to host memory, its files read back, its universal format.
+"""DeepSpeed's part of a checkpoint: the state that it would write, its files read back, its universal format.
 
 In:  the engine, or a checkpoint folder whose DeepSpeed files are in the sub-folder `TAG`.
-Out: (path, state) pairs for a thread to write; weights and moments restored into the engine; the content of one file.
+Out: (path, state) pairs, with its own tensors; weights and moments restored into the engine; the content of one file.
 
 DeepSpeed pickles objects of its own beside tensors. Reading admits those classes by name and nothing else, so a checkpoint from
 elsewhere runs no code.
@@ -25,7 +25,6 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 
-from pretrain.checkpoint.host_copy import copied
 from pretrain.engine.engine import Engine
 
 TAG = "zero"
@@ -37,8 +36,8 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read or written; the message names the folder and the reason."""
 
 
-class HostCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
-    """DeepSpeed's writer interface: `save` copies to host memory and keeps the copy; a thread writes the files later."""
+class StateCollector(CheckpointEngine):  # type: ignore[misc]
+    """DeepSpeed's writer interface: `save` keeps what it is given, tensors that training goes on to change; nothing is copied."""
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -47,9 +46,16 @@ class HostCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
     def create(self, info: CheckpointCommitInfo) -> None:
         """Begin a checkpoint: nothing to do."""
 
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Make no folder: the files are written later, and perhaps never."""
+
+    def preserves_storage_sharing(self) -> bool:
+        """Return False, or DeepSpeed would copy all weights to host memory (ZeRO stages 0 to 2) while training waits."""
+        return False
+
     def save(self, state_dict: Any, path: str) -> None:
-        """Copy to host memory."""
-        self.taken.append((Path(path), copied(state_dict)))
+        """Keep the state of one file."""
+        self.taken.append((Path(path), state_dict))
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Read one file."""
@@ -74,9 +80,12 @@ def replaced(target: Any, **attributes: Any) -> Iterator[None]:
             setattr(target, name, value)
 
 
-def host_state(engine: Engine, folder: Path) -> list[tuple[Path, Any]]:
-    """Return a host copy of what DeepSpeed would write below `folder`, as (path, state) pairs. All ranks call it together."""
-    files = HostCheckpointEngine()
+def state_files(engine: Engine, folder: Path) -> list[tuple[Path, Any]]:
+    """Return what DeepSpeed would write below `folder`, as (path, state) pairs. All ranks call it together.
+
+    The tensors are the engine's own: copy them before the next optimizer step.
+    """
+    files = StateCollector()
     with replaced(engine.deepspeed, checkpoint_engine=files, _copy_recovery_script=lambda _: None):
         engine.deepspeed.save_checkpoint(str(folder), tag=TAG, save_latest=False)
     return files.taken
@@ -91,7 +100,7 @@ def recovery_scripts(engine: Engine) -> Callable[[str], None]:
 def restore(engine: Engine, source: Path) -> None:
     """Read weights and moments into the engine, from a checkpoint folder or its universal form. Raises CheckpointError."""
     settings = [{k: v for k, v in group.items() if k != "params"} for group in engine.deepspeed.optimizer.param_groups]
-    with replaced(engine.deepspeed, checkpoint_engine=HostCheckpointEngine()):
+    with replaced(engine.deepspeed, checkpoint_engine=StateCollector()):
         path, _ = engine.deepspeed.load_checkpoint(str(source), tag=TAG)
     if path is None:
         raise CheckpointError(f"{source}: DeepSpeed found no checkpoint here")
@@ -107,7 +116,7 @@ def restore(engine: Engine, source: Path) -> None:
 
 def read_file(path: Path) -> Any:
     """Return the content of one of DeepSpeed's files, on the CPU."""
-    return HostCheckpointEngine().load(str(path), "cpu")
+    return StateCollector().load(str(path), "cpu")
 
 
 def to_universal(folder: Path, workers: int = 1) -> Path:

@@ -1,4 +1,4 @@
-"""Checkpoints written while training continues: copied to host memory, written by a thread, published when all ranks are done.
+"""Checkpoints written while training continues: copied to host memory, written by threads, published when all ranks are done.
 
 In:  the engine, a TrainState, the EMA.
 Out: RUN/checkpoints/step-00001000/:
@@ -10,10 +10,12 @@ Out: RUN/checkpoints/step-00001000/:
     manifest.json                       size and sha256 of every file above
     DONE                                sha256 of the manifest, written last
 
-A save copies the tensors (only this stalls training) and hands them to a thread, which writes `step-00001000.partial`. Each step's
-all-reduce also carries "my files are written"; once that holds for all ranks, rank 0 writes the manifest, renames the folder and
-writes DONE. A failed write (disk full) travels in the same all-reduce: the new folder is dropped, older checkpoints stay, and
-training continues. The run folder must be on a file system that all hosts share.
+A save begins to copy the tensors and returns. On a CPU they are copied by then; on a GPU a stream of their own copies them behind the
+next forward and backward, and `before_update` lets the optimizer, which changes them, wait for that stream. A thread waits for the
+copies and writes `step-00001000.partial`, several files at a time, each hashed while it is written. Each step's all-reduce also
+carries "my files are written"; once that holds for all ranks, rank 0 writes the manifest, renames the folder and writes DONE. A
+failed write (disk full) travels in the same all-reduce: the new folder is dropped, older checkpoints stay, and training continues.
+The run folder must be on a file system that all hosts share.
 """
 
 from __future__ import annotations
@@ -23,20 +25,28 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from cluster.runtime.atomic_files import DiskFull, sync, write_text
-from cluster.runtime.checkpoint_folders import folder_of, hashed, listed, partial_of, publish
+from cluster.runtime.atomic_files import DiskFull, write_text
+from cluster.runtime.checkpoint_folders import folder_of, listed, partial_of, publish
 from cluster.runtime.process_group import Ranks
-from pretrain.checkpoint.deepspeed_io import TAG, host_state, recovery_scripts
-from pretrain.checkpoint.host_copy import write_torch
+from pretrain.checkpoint.deepspeed_io import TAG, recovery_scripts, state_files
+from pretrain.checkpoint.host_buffers import (
+    CHUNK,
+    Copies,
+    CudaSideStream,
+    HostBuffers,
+    SideStream,
+    free_memory,
+    lacks_memory,
+)
+from pretrain.checkpoint.host_copy import copied, on_host, write_slices, write_torch
 from pretrain.checkpoint.train_state import ResumeError, TrainState
 from pretrain.engine.ema import Ema
 from pretrain.engine.engine import Engine
@@ -56,26 +66,69 @@ class _Pending:
     thread: threading.Thread = field(default_factory=threading.Thread)
 
 
+@dataclass
+class _Content:
+    """What this rank writes."""
+
+    files: list[tuple[Path, Any]]
+    slices: dict[str, Tensor] | None
+    copies: Copies | None
+    """Under way; None: made."""
+
+
 class Checkpoints:
     """The checkpoints of one run, as one rank sees them. All ranks make the same calls."""
 
-    def __init__(self, run: Path, ranks: Ranks, keep: int, log: Callable[[str], None]) -> None:
+    def __init__(self, run: Path, ranks: Ranks, keep: int, log: Callable[[str], None], side: SideStream | None = None) -> None:
+        """side: the stream that copies (default: one of the rank's GPU; none on a CPU)."""
         self.root, self.ranks, self.keep, self.log = run / CHECKPOINTS, ranks, keep, log
+        if side is None and ranks.device.type == "cuda":
+            side = CudaSideStream(ranks.device)
+        self._side, self._buffers = side, None if side is None else HostBuffers(side)
+        self._on_disk = self._prepared = False
         self._pending: _Pending | None = None
+        self._copies: Copies | None = None
         self.last_saved = 0.0
         """Unix time of the newest whole checkpoint that this process wrote, 0 before the first."""
+
+    def prepare(self, engine: Engine, ema: Ema | None) -> None:
+        """Begin to allocate host memory, in a thread; only the first call does anything. All ranks call it together.
+
+        Call it after the first optimizer step, before which ZeRO-1 and 2 have no moments.
+        """
+        if self._side is None or self._buffers is None or self._prepared:
+            return
+        self._prepared = True
+        sizes: list[int] = []
+
+        def count(tensor: Tensor) -> Tensor:
+            if self._side is not None and self._side.takes(tensor):
+                sizes.append(tensor.nbytes)
+            return tensor
+
+        copied([value for _, value in state_files(engine, self.root)], count)
+        copied({} if ema is None else ema.slices, count)
+        host = self.ranks.hosts[self.ranks.rank]
+        lacking = lacks_memory(self.ranks.all_gather((host, sum(sizes), free_memory())))
+        for name, (need, free) in lacking.items():
+            self.log(
+                f"checkpoints: {name} has {free / 1e9:.1f} GB of memory free, {need / 1e9:.1f} are needed to copy them behind training: "
+                f"they go through {2 * CHUNK / 1e6:.0f} MB per rank to files in run.dir, and training waits for that"
+            )
+        self._on_disk = host in lacking
+        if not self._on_disk:
+            self._buffers.allocate(sizes)
 
     def save(self, engine: Engine, state: TrainState, ema: Ema | None, config_yaml: str) -> float:
         """Begin a checkpoint; returns the seconds that training stood still. A save still under way is finished first."""
         began = time.monotonic()
         self.finish()
+        self.prepare(engine, ema)
         partial = partial_of(self.root, state.step)
         problem = self.ranks.broadcast(self._make_folder(partial) if self.ranks.first else "")
         if problem:
             self._failed(state.step, problem)
             return time.monotonic() - began
-        files = host_state(engine, partial)
-        slices = None if ema is None else {name: value.cpu().clone() for name, value in ema.slices.items()}
         scripts = recovery_scripts(engine)
 
         def write_rank_0() -> None:
@@ -85,10 +138,39 @@ class Checkpoints:
             state.write(partial / "state.json")
 
         self._pending = _Pending(step=state.step, partial=partial)
-        arguments = (self._pending, files, slices, write_rank_0)
+        states = state_files(engine, partial)
+        try:
+            content = self._copy(states, {} if ema is None else ema.slices, partial)
+        except OSError as error:  # no room for memory on disk: the other ranks are told as of any other failed write
+            self._pending.error, self._pending.written = f"rank {self.ranks.rank}: {error}", True
+            return time.monotonic() - began
+        arguments = (self._pending, content, write_rank_0)
         self._pending.thread = threading.Thread(target=self._write, args=arguments, name="checkpoint")
         self._pending.thread.start()
         return time.monotonic() - began
+
+    def _copy(self, states: list[tuple[Path, Any]], slices: dict[str, Tensor], partial: Path) -> _Content:
+        """Copy to host memory, or begin to."""
+        buffers = self._buffers
+        take: Callable[[Tensor], Tensor] = on_host
+        if buffers is not None:
+            buffers.begin(partial if self._on_disk else None)
+            take = buffers.take
+        files = [(path, copied(value, take)) for path, value in states]
+        average = copied(slices, take) if slices else None
+        self._copies = None if buffers is None else buffers.start()
+        if buffers is not None and buffers.problem:
+            self.log(f"checkpoints: host memory could not be locked, so training waits for the copies ({buffers.problem})")
+        return _Content(files, average, self._copies)
+
+    def before_update(self) -> None:
+        """Let the optimizer step that is queued next begin after the copies of a save. The host does not wait.
+
+        Call it before anything that changes weights, moments or the moving average.
+        """
+        if self._copies is not None:
+            self._copies.mark.wait()
+            self._copies = None
 
     @staticmethod
     def _make_folder(partial: Path) -> str:
@@ -100,27 +182,24 @@ class Checkpoints:
             return f"{partial}: {error.strerror}"
         return ""
 
-    def _write(
-        self,
-        pending: _Pending,
-        files: list[tuple[Path, Any]],
-        slices: dict[str, Tensor] | None,
-        write_rank_0: Callable[[], None],
-    ) -> None:
+    def _write(self, pending: _Pending, content: _Content, write_rank_0: Callable[[], None]) -> None:
         """Write this rank's files and their digests; runs in a thread."""
         rank, world, partial = self.ranks.rank, self.ranks.world, pending.partial
         try:
-            done = [write_torch(path, value) for path, value in files]
-            if slices is not None:
-                path = partial / f"ema-{rank:05d}-of-{world:05d}.safetensors"
-                save_file(slices, path)
-                sync(path)
-                done.append(hashed(path))
-            if self.ranks.first:
-                write_rank_0()
+            if content.copies is not None:
+                content.copies.finish()
+            (partial / TAG).mkdir(parents=True, exist_ok=True)
+            with ThreadPoolExecutor(len(content.files) + 1) as pool:
+                writes = [pool.submit(write_torch, path, value) for path, value in content.files]
+                if content.slices is not None:
+                    path = partial / f"ema-{rank:05d}-of-{world:05d}.safetensors"
+                    writes.append(pool.submit(write_slices, path, content.slices))
+                if self.ranks.first:
+                    write_rank_0()
+                done = [each.result() for each in writes]
             plain = {str(path.relative_to(partial)): {"size": size, "sha256": digest} for path, size, digest in done}
             write_text(partial / f"files-{rank:05d}.json", json.dumps(plain))
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (OSError, RuntimeError) as error:
             pending.error = f"rank {rank}: {error}"
         pending.written = True
 
@@ -137,7 +216,8 @@ class Checkpoints:
         if pending is None or round(files_written) < self.ranks.world:
             return
         self._pending = None
-        pending.thread.join()
+        if pending.thread.ident is not None:
+            pending.thread.join()
         if write_failed > 0:
             errors = [error for error in self.ranks.all_gather(pending.error) if error]
             if self.ranks.first:
@@ -158,7 +238,8 @@ class Checkpoints:
         """Wait on all ranks for a checkpoint under way, and publish or drop it."""
         if self._pending is None:
             return
-        self._pending.thread.join()
+        if self._pending.thread.ident is not None:
+            self._pending.thread.join()
         total = self.ranks.all_reduce(torch.tensor(self.flags(), dtype=torch.float64, device=self.ranks.device))
         self.settle(float(total[0]), float(total[1]))
         self.ranks.barrier()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pretrain.checkpoint import deepspeed_io
-from pretrain.checkpoint.deepspeed_io import CheckpointError, HostCheckpointEngine, host_state, read_file, restore
+from pretrain.checkpoint.deepspeed_io import CheckpointError, StateCollector, read_file, restore, state_files
 
 
 class FakeDeepSpeed:
@@ -22,13 +22,13 @@ class FakeDeepSpeed:
 
     def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
         self._copy_recovery_script(folder)
-        assert isinstance(self.checkpoint_engine, HostCheckpointEngine)
+        assert isinstance(self.checkpoint_engine, StateCollector)
         self.checkpoint_engine.save({"step": 1}, f"{folder}/{tag}/a.pt")
         if self.error is not None:
             raise self.error
 
     def load_checkpoint(self, folder: str, tag: str) -> tuple[None, None]:
-        assert isinstance(self.checkpoint_engine, HostCheckpointEngine)
+        assert isinstance(self.checkpoint_engine, StateCollector)
         if self.error is not None:
             raise self.error
         return None, None
@@ -46,10 +46,10 @@ class FakeEngine:
 def test_attributes_come_back_however_a_save_ends(tmp_path: Path, error: Exception | None) -> None:
     engine = FakeEngine(error)
     if error is None:
-        assert host_state(engine, tmp_path) == [(tmp_path / "zero" / "a.pt", {"step": 1})]  # type: ignore[arg-type]
+        assert state_files(engine, tmp_path) == [(tmp_path / "zero" / "a.pt", {"step": 1})]  # type: ignore[arg-type]
     else:
         with pytest.raises(type(error)):
-            host_state(engine, tmp_path)  # type: ignore[arg-type]
+            state_files(engine, tmp_path)  # type: ignore[arg-type]
     assert engine.deepspeed.checkpoint_engine == "its own"
     assert list(tmp_path.iterdir()) == [], "the scripts are copied by the thread, not while training stands still"
     deepspeed_io.recovery_scripts(engine)(str(tmp_path))  # type: ignore[arg-type]
