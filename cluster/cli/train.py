@@ -163,12 +163,18 @@ def _print_estimate(made: JobEstimate, machine: Machine) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pretrain.checkpoint.host_buffers import SPARE
+    from pretrain.estimate.job_estimate import GPUS_PER_HOST
+
     console = Console()
     memory = Table("memory per GPU", "GB", title=f"{made.parameters / 1e6:,.1f} M parameters on {machine.gpus} GPU(s)")
     for name, size in vars(made.memory).items():
-        memory.add_row(name, f"{size / 1e9:.2f}")
+        if name == "gathered":
+            memory.add_section()  # from here on, the largest counts
+        memory.add_row({"gathered": "step: gathered weights", "activations": "    + activations", "reduction": "step: reduction of gradients",
+                        "update": "step: update"}.get(name, name), f"{size / 1e9:.2f}")  # fmt: skip
     memory.add_section()
-    memory.add_row("total", f"{made.memory.total / 1e9:.2f} of {machine.memory_gb:g}")
+    memory.add_row("total, with the largest of a step", f"{made.memory.total / 1e9:.2f} of {machine.memory_gb:g}")
     console.print(memory)
     stages = Table("", *(stage.name for stage in made.stages), title="curriculum")
     for column in stages.columns[1:]:
@@ -189,4 +195,17 @@ def _print_estimate(made: JobEstimate, machine: Machine) -> None:
             "does NOT fit with a tenth of the memory to spare: use more GPUs, train.micro_batch=1, "
             "train.activation_checkpointing=full, or a lower deepspeed.zero_optimization.stage3_max_live_parameters"
         )
+    fitting = next((each for each in made.lower if each.fits), None)
+    if fitting is not None:
+        typer.echo(
+            f"ZeRO-{fitting.stage} would fit ({fitting.memory / 1e9:.1f} of {machine.memory_gb:g} GB) and save the gathering of weights "
+            f"in each step: deepspeed.zero_optimization.stage={fitting.stage} in a new run"
+        )
+    elif made.lower:
+        found = ", ".join(f"ZeRO-{each.stage} {each.memory / 1e9:.1f} GB" for each in made.lower)
+        typer.echo(f"lower ZeRO stages would not fit: {found} of {machine.memory_gb:g} GB")
+    typer.echo(
+        f"host memory for checkpoints: {made.checkpoint / 1e9:.1f} GB per host of {min(machine.gpus, GPUS_PER_HOST)} GPU(s), kept from the "
+        f"first one on; with less than {SPARE:g} times that free, they go through files and training waits for them"
+    )
     typer.echo(f"{made.hours:,.1f} hours = {made.hours * machine.gpus:,.0f} GPU hours at {machine.mfu:.0%} of the peak")

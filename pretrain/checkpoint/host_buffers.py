@@ -88,13 +88,15 @@ class CudaSideStream:
         return event  # type: ignore[return-value]
 
     def lock(self, memory: Tensor) -> str:
-        """Register the memory with the driver."""
-        code = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
+        """Register the memory with the driver (1: for all of its contexts)."""
+        with torch.cuda.device(self._stream.device):  # a new thread would go to the first GPU
+            code = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 1))
         return f"cudaHostRegister of {memory.nbytes / 1e9:.2f} GB: error {code}" if code else ""
 
     def unlock(self, memory: Tensor) -> None:
         """Take the memory from the driver."""
-        torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
+        with torch.cuda.device(self._stream.device):
+            torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
 
 
 @dataclass

@@ -3,9 +3,10 @@
 In:  a configuration, a tokenizer's spec, a machine.
 Out: a `JobEstimate` of plain numbers. Nothing is run and nothing of the size of the model is allocated.
 
-Memory is what ZeRO keeps per rank (its stage decides what is divided among the ranks) and what a micro-batch of the largest shape
-keeps for its backward pass. Time is FLOPs over the expected share of the peak (`Machine.mfu`), or traffic over the link's speed
-where that takes longer; ZeRO-3 moves the weights twice and the gradients once per micro-batch.
+Memory is what ZeRO keeps per rank (its stage decides what is divided among the ranks) and what a step of the largest shape adds to
+it. Under ZeRO-3 the lower stages, which never gather weights in a step, are estimated too. Time is FLOPs over the expected share of
+the peak (`Machine.mfu`), or traffic over the link's speed where that takes longer; ZeRO-3 moves the weights twice and the gradients
+once per micro-batch.
 """
 
 from __future__ import annotations
@@ -16,13 +17,18 @@ from dataclasses import dataclass
 from cluster.config import Config
 from pretrain.data.config import CurriculumConfig, Stage, ranks_per_sequence
 from pretrain.data.curriculum import counted, share
-from pretrain.engine.config import TrainConfig
+from pretrain.engine.config import DeepSpeedConfig, TrainConfig
+from pretrain.engine.deepspeed_config import zero_stage
 from pretrain.estimate.flops import EstimateError, attended_pairs, training_flops
-from pretrain.estimate.memory import Memory, layout_of, memory, parameters_of
+from pretrain.estimate.memory import Memory, checkpoint_bytes, layout_of, memory, parameters_of
 from pretrain.model.config import ModelConfig
 from pretrain.objective.config import ObjectiveConfig, stage_objective
 from tokenizer.config import TokenizerConfig
 from tokenizer.quantization.codec_spec import CodecSpec
+
+GPUS_PER_HOST = 8
+FULL = 0.9
+"""Share of a GPU's memory that a plan may take; the rest is the allocator's."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,16 @@ class Machine:
     """Share of the peak that model FLOPs are expected to reach."""
     link_gb: float = 50.0
     """GB per second that a GPU can send to others (50 = a port of 400 Gbit/s per GPU)."""
+
+
+@dataclass(frozen=True)
+class LowerStage:
+    """The same job under a lower ZeRO stage."""
+
+    stage: int
+    memory: float
+    """Bytes per GPU."""
+    fits: bool
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,10 @@ class JobEstimate:
     stages: tuple[StageEstimate, ...]
     fits: bool
     """Whether memory fits with a tenth to spare for the allocator."""
+    lower: tuple[LowerStage, ...]
+    """Under ZeRO-3: the lower stages, which keep whole weights on every GPU and never gather them in a step."""
+    checkpoint: float
+    """Bytes of host memory that checkpoints copy to, on a host with `GPUS_PER_HOST` GPUs, or with all if there are fewer."""
 
     @property
     def hours(self) -> float:
@@ -88,25 +108,32 @@ def estimate_job(config: Config, machine: Machine, *, spec: CodecSpec | None = N
     text = model.text_length if text is None else text
     stages = counted(config.get(CurriculumConfig), spec).stages
     parameters = parameters_of(model, spec.bits)
-    needs = [
-        memory(
-            config,
-            parameters,
+    shapes = [
+        (
             max(train.micro_batch * layout_of(mix, spec, text).length, train.pack_tokens)
             // ranks_per_sequence(stage, machine.gpus),
-            spec.bits,
-            machine.gpus,
             stage.activation_checkpointing or train.activation_checkpointing,
         )
         for stage in stages
         for mix in stage.mix
     ]
-    need = max(needs, key=lambda each: each.total)
+
+    def largest(zero: int | None = None) -> Memory:
+        needs = (memory(config, parameters, tokens, spec.bits, machine.gpus, policy, zero) for tokens, policy in shapes)
+        return max(needs, key=lambda each: each.total)
+
+    def fits(need: Memory) -> bool:
+        return need.total <= FULL * machine.memory_gb * 1e9
+
+    need, configured = largest(), zero_stage(config.get(DeepSpeedConfig))
+    lower = [(stage, largest(stage)) for stage in (1, 2) if configured == 3]
     return JobEstimate(
         parameters=parameters,
         memory=need,
         stages=tuple(estimate_stage(stage, config, spec, parameters, text, machine) for stage in stages),
-        fits=need.total <= 0.9 * machine.memory_gb * 1e9,
+        fits=fits(need),
+        lower=tuple(LowerStage(stage, other.total, fits(other)) for stage, other in lower),
+        checkpoint=checkpoint_bytes(config, parameters, machine.gpus, min(machine.gpus, GPUS_PER_HOST)),
     )
 
 

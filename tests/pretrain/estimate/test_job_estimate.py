@@ -12,7 +12,7 @@ import pytest
 from cluster.cli import main
 from cluster.config import Config, load
 from pretrain.estimate.flops import EstimateError, attended_pairs, training_flops
-from pretrain.estimate.job_estimate import Machine, estimate_job
+from pretrain.estimate.job_estimate import FULL, Machine, estimate_job
 from pretrain.estimate.memory import LIVE_PARAMETERS
 from pretrain.model.token_layout import Layout
 
@@ -31,23 +31,44 @@ def config(tmp_path: Path, *overrides: str) -> Config:
 
 
 def test_zero_divides_by_the_ranks_what_its_stage_says(tmp_path: Path) -> None:
-    def need(*overrides: str) -> dict[str, float]:
-        made = estimate_job(config(tmp_path, "train.dtype=bfloat16", "train.ema=0.9", *overrides), MACHINE)
-        return {name: size / made.parameters for name, size in vars(made.memory).items() if name != "activations"}
+    def need(stage: int, dtype: str = "bfloat16") -> dict[str, float]:
+        zero = f"deepspeed.zero_optimization={{stage: {stage}, reduce_bucket_size: 1000}}"
+        made = estimate_job(config(tmp_path, f"train.dtype={dtype}", "train.ema=0.9", zero), MACHINE)
+        assert made.memory.buckets == (0 if stage == 0 else 1000 * (2 if dtype == "bfloat16" else 4))
+        left_out = ("activations", "reduction", "buckets")
+        return {name: size / made.parameters for name, size in vars(made.memory).items() if name not in left_out}
 
-    whole = {"weights": 2.0, "gradients": 2.0, "optimizer": 12.0, "average": 0.5, "gathered": 0.0}
-    assert need("deepspeed.zero_optimization={stage: 0}") == whole
-    assert need("deepspeed.zero_optimization={stage: 1}") == {**whole, "optimizer": 1.5}
-    assert need("deepspeed.zero_optimization={stage: 2}") == {**whole, "optimizer": 1.5, "gradients": 0.25}
-    cut = {"weights": 0.25, "gradients": 0.25, "optimizer": 1.5, "average": 0.5, "gathered": 2.0}
-    assert need("deepspeed.zero_optimization={stage: 3}") == cut
+    assert need(0, "float32") == {
+        "weights": 4.0, "gradients": 4.0, "optimizer": 8.0, "average": 0.5, "gathered": 0.0, "update": 0.0,
+    }  # fmt: skip
+    first = {"weights": 2.0, "gradients": 4.0, "optimizer": 1.5, "average": 0.5, "gathered": 0.0, "update": 1.0}
+    assert need(1) == first
+    assert need(2) == {**first, "gradients": 0.5, "update": 0.5}
+    assert need(3) == {**first, "weights": 0.25, "gradients": 0.5, "gathered": 2.0, "update": 0.5}
+    assert need(3, "float32") == {**need(3), "weights": 0.5, "gathered": 4.0}
 
 
-def test_gathered_weights_stop_at_deepspeeds_limit(tmp_path: Path) -> None:
-    big = estimate_job(config(tmp_path, "model.width=4096", "model.layers=32"), MACHINE)
-    assert big.parameters > LIVE_PARAMETERS and big.memory.gathered == 2 * LIVE_PARAMETERS
-    low = estimate_job(config(tmp_path, "deepspeed.zero_optimization={stage: 3, stage3_max_live_parameters: 1000}"), MACHINE)
-    assert low.memory.gathered == 2 * 1000
+def test_gathered_weights_stop_at_deepspeeds_limit_unless_compiled_blocks_hold_on_to_them(tmp_path: Path) -> None:
+    wide = ("model.width=4096", "model.layers=32")
+    block = 4 * 4096**2 + 3 * 4096 * 10944
+    big = estimate_job(config(tmp_path, *wide, "model.compile=false"), MACHINE)
+    assert big.parameters > LIVE_PARAMETERS and big.memory.gathered == 2 * (LIVE_PARAMETERS + block)
+    limit = "deepspeed.zero_optimization={stage: 3, stage3_max_live_parameters: 1000}"
+    assert estimate_job(config(tmp_path, *wide, "model.compile=false", limit), MACHINE).memory.gathered == 2 * (1000 + block)
+    full = ("train.activation_checkpointing=full",)
+    assert estimate_job(config(tmp_path, *wide, *full), MACHINE).memory.gathered == big.memory.gathered
+    held = estimate_job(config(tmp_path, *wide), MACHINE)
+    assert held.memory.gathered == 2 * held.parameters
+
+
+def test_lower_stages_are_estimated_under_zero_3_only(tmp_path: Path) -> None:
+    made = estimate_job(config(tmp_path), MACHINE)
+    assert [(each.stage, each.fits) for each in made.lower] == [(1, True), (2, True)]
+    first = estimate_job(config(tmp_path, "deepspeed.zero_optimization={stage: 1}"), MACHINE)
+    assert first.lower == () and first.memory.total == made.lower[0].memory > made.lower[1].memory
+    between = (made.lower[0].memory + made.lower[1].memory) / 2
+    small = estimate_job(config(tmp_path), replace(MACHINE, memory_gb=between / FULL / 1e9))
+    assert [each.fits for each in small.lower] == [False, True]
 
 
 def test_tokens_flops_and_hours_by_hand(tmp_path: Path) -> None:
@@ -89,4 +110,7 @@ def test_the_command_prints_a_plan_and_says_when_it_does_not_fit(tmp_path: Path,
     assert found["fits"] and found["machine"]["peak"] == 989e12 and found["stages"][0]["samples"] == 1600
     assert main.run(["plan", "-c", file, "--gpus", "8", "--gpu-memory", "0.01"]) == 1
     text = capsys.readouterr().out
-    assert "does NOT fit" in text and "GPU hours at 40%" in text
+    assert "does NOT fit" in text and "GPU hours at 40%" in text and "lower ZeRO stages would not fit: ZeRO-1 " in text
+    assert main.run(["plan", "-c", file, "--gpus", "16", "--gpu-memory", "80"]) == 0
+    text = capsys.readouterr().out
+    assert "ZeRO-1 would fit (" in text and f"checkpoints: {found['checkpoint'] / 2e9:.1f} GB per host of 8 GPU(s)" in text
