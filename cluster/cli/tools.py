@@ -20,6 +20,7 @@ BENCHMARKS = {
     "tokenize": "bench_tokenize.py",
     "codec": "bench_codec.py",
     "sample": "sample_model.py",
+    "checkpoint": "checkpoint.py",
     "gpu": "bench_gpu.py",
 }
 """Name of a benchmark -> its script in benchmarks/."""
@@ -41,7 +42,9 @@ def compare(
 
 def bench(
     context: typer.Context,
-    name: Annotated[Literal["train", "load", "tokenize", "codec", "sample", "gpu"], typer.Argument(help="What to measure.")],
+    name: Annotated[
+        Literal["train", "load", "tokenize", "codec", "sample", "checkpoint", "gpu"], typer.Argument(help="What to measure.")
+    ],
 ) -> None:
     """Measure a part against the plain alternative and the physical limit, all in one run; NAME's own options follow it.
 

@@ -84,7 +84,9 @@ class Checkpoints:
         self.root, self.ranks, self.keep, self.log = run / CHECKPOINTS, ranks, keep, log
         if side is None and ranks.device.type == "cuda":
             side = CudaSideStream(ranks.device)
-        self._side, self._buffers = side, None if side is None else HostBuffers(side)
+        self._side = side
+        self.buffers = None if side is None else HostBuffers(side)
+        """None on a CPU, which copies at once."""
         self._on_disk = self._prepared = False
         self._pending: _Pending | None = None
         self._copies: Copies | None = None
@@ -96,7 +98,7 @@ class Checkpoints:
 
         Call it after the first optimizer step, before which ZeRO-1 and 2 have no moments.
         """
-        if self._side is None or self._buffers is None or self._prepared:
+        if self._side is None or self.buffers is None or self._prepared:
             return
         self._prepared = True
         sizes: list[int] = []
@@ -117,7 +119,7 @@ class Checkpoints:
             )
         self._on_disk = host in lacking
         if not self._on_disk:
-            self._buffers.allocate(sizes)
+            self.buffers.allocate(sizes)
 
     def save(self, engine: Engine, state: TrainState, ema: Ema | None, config_yaml: str) -> float:
         """Begin a checkpoint; returns the seconds that training stood still. A save still under way is finished first."""
@@ -151,7 +153,7 @@ class Checkpoints:
 
     def _copy(self, states: list[tuple[Path, Any]], slices: dict[str, Tensor], partial: Path) -> _Content:
         """Copy to host memory, or begin to."""
-        buffers = self._buffers
+        buffers = self.buffers
         take: Callable[[Tensor], Tensor] = on_host
         if buffers is not None:
             buffers.begin(partial if self._on_disk else None)
