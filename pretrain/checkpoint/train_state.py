@@ -16,6 +16,10 @@ from pretrain.data.config import CurriculumConfig
 from pretrain.model.config import ModelConfig
 
 
+FORMER_DEFAULTS: dict[str, Any] = {"compile": False}
+"""Defaults that earlier versions had for keys of `model` that say how it is computed, not what it is."""
+
+
 class ResumeError(ConfigError):
     """A checkpoint that this configuration cannot continue; the message names the difference and the fix."""
 
@@ -74,6 +78,8 @@ class TrainState:
         defaults = ModelConfig().model_dump(mode="json")
         old_model, new_model = {**defaults, **self.model}, {**defaults, **now.model}
         for name in sorted({*old_model, *new_model}):
+            if name in FORMER_DEFAULTS and old_model[name] == FORMER_DEFAULTS[name] and new_model[name] == defaults[name]:
+                continue
             if old_model.get(name) != new_model.get(name):
                 refuse(f"model.{name}", old_model.get(name), new_model.get(name), "restore it, or set run.dir to a new folder")
         for key, old, new in (

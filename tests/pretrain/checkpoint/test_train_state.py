@@ -47,6 +47,13 @@ def test_a_key_that_a_newer_version_added_is_no_change_while_it_holds_its_defaul
         STATE.check(replace(STATE, model={**STATE.model, key: not value}), accept_new_data=False, folder=tmp_path)
 
 
+def test_a_run_under_a_former_default_continues_under_today_s_and_no_other_value(tmp_path: Path) -> None:
+    old = replace(STATE, model={**STATE.model, "compile": False})
+    old.check(replace(STATE, model={**STATE.model, "compile": ModelConfig().compile}), accept_new_data=False, folder=tmp_path)
+    with pytest.raises(ResumeError, match=r"`model\.compile` was False in this run and is True now"):
+        old.check(replace(STATE, model={**STATE.model, "compile": True}), accept_new_data=False, folder=tmp_path)
+
+
 def test_new_data_may_be_accepted_and_other_world_sizes_continue(tmp_path: Path) -> None:
     now = replace(STATE, data_digest="b" * 64, world=3)
     (note,) = STATE.check(now, accept_new_data=True, folder=tmp_path)
