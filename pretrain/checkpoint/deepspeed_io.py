@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import deepspeed.comm
 import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
@@ -86,7 +87,9 @@ def state_files(engine: Engine, folder: Path) -> list[tuple[Path, Any]]:
     The tensors are the engine's own: copy them before the next optimizer step.
     """
     files = StateCollector()
-    with replaced(engine.deepspeed, checkpoint_engine=files, _copy_recovery_script=lambda _: None):
+    # DeepSpeed's barriers are about folders and files, of which there are none yet; the host would wait for the device in them.
+    quiet = replaced(deepspeed.comm, barrier=lambda *_, **__: None)
+    with quiet, replaced(engine.deepspeed, checkpoint_engine=files, _copy_recovery_script=lambda _: None):
         engine.deepspeed.save_checkpoint(str(folder), tag=TAG, save_latest=False)
     return files.taken
 

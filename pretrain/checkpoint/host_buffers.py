@@ -247,6 +247,8 @@ def mapped(size: int, folder: Path | None = None) -> Tensor:
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE") and Path("/sys/kernel/mm/transparent_hugepage").is_dir():
         memory.madvise(mmap.MADV_HUGEPAGE)  # 512 times fewer pages to clear and to lock
+    if hasattr(mmap, "MADV_DONTFORK"):
+        memory.madvise(mmap.MADV_DONTFORK)  # or a fork would give this process other pages than those that the device writes to
     tensor = torch.frombuffer(memory, dtype=torch.uint8)
     ctypes.memset(tensor.data_ptr(), 0, size)  # here, in a thread, and not during the first copy
     return tensor

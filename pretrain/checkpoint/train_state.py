@@ -15,7 +15,6 @@ from cluster.config import ConfigError
 from pretrain.data.config import CurriculumConfig
 from pretrain.model.config import ModelConfig
 
-
 FORMER_DEFAULTS: dict[str, Any] = {"compile": False}
 """Defaults that earlier versions had for keys of `model` that say how it is computed, not what it is."""
 

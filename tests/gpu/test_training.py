@@ -6,14 +6,13 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from cluster.runtime.ports import free_port
-from cluster.runtime.process_group import Ranks, connect, disconnect
+from cluster.runtime.process_group import Ranks
 from pretrain.data.batch import Batch
 from pretrain.engine.config import DeepSpeedConfig, TrainConfig
 from pretrain.engine.engine import Engine
@@ -75,12 +74,6 @@ def test_ten_losses_are_those_of_the_cpu(dtype: torch.dtype, bound: float) -> No
     assert reference[0] - reference[-1] > 5 * bound, "the loss must fall by more than what is tolerated"
     for step, (one, two) in enumerate(zip(ours, reference, strict=True), 1):
         assert abs(one - two) <= bound * two, f"step {step}: {one:.5f} on the card, {two:.5f} on the CPU"
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    yield connect(60)
-    disconnect()
 
 
 @pytest.mark.parametrize("stage", [3, 1])
