@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from cluster.config import Config, MetricsConfig, RunConfig, load
@@ -148,15 +149,16 @@ def loop(job: Job, loader: Loader, start: TrainState) -> int:
         metrics, reason = accumulate(job, item, window, frame_mask, clock)
         job.saver.before_update()
         outcome = engine.step(rate)
-        if not outcome.applied and not reason:
+        applied, grad_norm = bool(outcome.applied), float(outcome.grad_norm)
+        if not applied and not reason:
             reason = "nonfinite_gradient"
-        if job.ema is not None and outcome.applied:
+        if job.ema is not None and applied:
             job.ema.update(engine.slices())
         clock.mark("optimizer")
 
         flags = metrics.flags
         ids = read_ids(item, flags.replaced > 0, ranks, logger)
-        job.guard.record(step, metrics.loss, outcome.grad_norm, reason, ids)
+        job.guard.record(step, metrics.loss, grad_norm, reason, ids)
         tokens += round(flags.tokens)
         job.saver.settle(flags.files_written, flags.write_failed)
         job.saver.prepare(engine, job.ema)
@@ -172,7 +174,7 @@ def loop(job: Job, loader: Loader, start: TrainState) -> int:
         report = StepReport(
             step=step, stage=at.stage_number, stage_name=at.stage.name, bucket=at.mix.shape,
             loss=metrics.loss, scale_loss=metrics.by_scale("scale_loss", job.datasets, at.stream),
-            bit_accuracy=metrics.by_scale("scale_accuracy", job.datasets, at.stream), grad_norm=outcome.grad_norm,
+            bit_accuracy=metrics.by_scale("scale_accuracy", job.datasets, at.stream), grad_norm=grad_norm,
             learning_rate=rate, tokens=round(flags.tokens), seconds=seconds, memory=engine.memory(),
             skipped=reason, frame_loss=metrics.values["frame_loss"], sample_ids=ids,
             mfu=step_flops(config, engine, job.datasets, item, window) / seconds["total"] / job.peak_flops,
@@ -223,7 +225,7 @@ def accumulate(job: Job, item: StepData, window: int, frame_mask: float, clock: 
             metrics = GlobalMetrics.reduce(totals, job.ranks, flags)
             reason = job.guard.verdict(metrics.loss)
         clock.mark("forward")
-        job.engine.backward(out["loss"], poison=bool(reason))
+        job.engine.backward(out["loss"], skip=torch.tensor(bool(reason)) if last else None)
         clock.mark("backward")
     return metrics, reason
 

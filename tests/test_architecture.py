@@ -24,7 +24,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("job",),
     ),
     "pretrain": (
-        ("model", "data", "runs"),
+        ("attention", "data", "runs"),
+        ("model",),
         ("objective",),
         ("engine",),
         ("checkpoint", "estimate"),
@@ -46,6 +47,7 @@ DOORS = {
     "deepspeed": (
         "cluster/runtime/process_group.py",
         "pretrain/engine/engine.py",
+        "pretrain/engine/zero3.py",
         "pretrain/checkpoint/deepspeed_io.py",
         "tokenizer/training/engine.py",
     ),
@@ -180,8 +182,9 @@ def test_functions_are_small() -> None:
             where, given = f"{name(path)}:{node.lineno}: {node.name}", node.args
             count = len([*given.posonlyargs, *given.args, *given.kwonlyargs]) + bool(given.vararg) + bool(given.kwarg)
             count -= bool(given.args) and given.args[0].arg in ("self", "cls")
-            # A command's parameters are its options, as the user types them.
-            if count > PARAMETERS and room_of(module_of(path)) != "cluster.cli":
+            # A command's parameters are its options, as the user types them; a Triton kernel takes each tensor and stride by itself.
+            is_kernel = any(ast.unparse(each) == "triton.jit" for each in node.decorator_list)
+            if count > PARAMETERS and room_of(module_of(path)) != "cluster.cli" and not is_kernel:
                 wrong.append(f"{where} takes {count} parameters, limit {PARAMETERS}: some of them are one thing with a name")
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             if lines > FUNCTION_LINES:

@@ -90,6 +90,9 @@ def deepspeed_config(train: TrainConfig, section: DeepSpeedConfig, world: int, *
     if train.dtype == "bfloat16":
         made["bf16"] = {"enabled": True}
         made["data_types"] = {"grad_accum_dtype": "fp32"}
+    if stage == 3 and train.optimizer == "adamw":
+        # A bucket of copies only serves all-reduces; ZeRO-3 reduces and scatters the gradients themselves.
+        zero.setdefault("contiguous_gradients", False)
     if train.optimizer == "muon":
         if stage == 0:
             raise EngineError("train.optimizer=muon needs deepspeed.zero_optimization.stage 1, 2 or 3")

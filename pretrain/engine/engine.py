@@ -8,8 +8,8 @@ boundary is set by hand. The loss of a batch is a sum of weight x loss over samp
 micro-batches; it is therefore multiplied by the number of ranks before backward, where DeepSpeed averages over them.
 
 A step is skipped on all ranks or on none: the decision is made before the last backward, whose loss is then multiplied by NaN, and
-DeepSpeed's own overflow handling drops all accumulated gradients without touching weights or moments. ZeRO stage 0 has no such
-handling; there every rank holds the complete gradients, and `step` drops them.
+a norm of the gradient that is not finite leaves weights and moments untouched. Under ZeRO-3 on a GPU, the host learns of neither
+decision (zero3.py): what `step` returns is on the device, and nothing here waits for it.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ from pretrain.objective.sequence_parallel import SequenceGroup
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of an optimizer step."""
+    """The result of an optimizer step: scalars on the device, which have not been waited for."""
 
-    applied: bool
-    grad_norm: float
+    applied: Tensor
+    """bool"""
+    grad_norm: Tensor
     """Before clipping; NaN or infinite if the step was not applied."""
 
 
@@ -54,10 +55,11 @@ class Engine:
         *,
         seed: int,
         universal: bool = False,
+        fused: bool | None = None,
     ) -> None:
         """Build the module (under ZeRO-3 it is partitioned during construction) and wrap it. Raises EngineError for bad settings.
 
-        universal: a checkpoint in DeepSpeed's universal format will be loaded.
+        universal: a checkpoint in DeepSpeed's universal format will be loaded. fused: AdamW's fused kernel; None: on a GPU.
         """
         import deepspeed
 
@@ -84,9 +86,18 @@ class Engine:
             optimizer.mark_muon(named)
             arguments: dict[str, Any] = {"model_parameters": [p for p in module.parameters() if p.requires_grad]}
         else:
-            arguments = {"optimizer": optimizer.adamw(module, train, fused=ranks.device.type == "cuda")}
+            fused = ranks.device.type == "cuda" if fused is None else fused
+            arguments = {"optimizer": optimizer.adamw(module, train, fused=fused)}
         self.deepspeed, *_ = deepspeed.initialize(model=module, config=config, **arguments)
         self.module: nn.Module = self.deepspeed.module
+        self.lean = False
+        if self.stage == 3:
+            from pretrain.engine import zero3
+
+            self.lean = zero3.adopt(self.deepspeed)
+            deepspeed.utils.nvtx.enable_nvtx = False  # a thousand ranges a step, for a profiler that is not there
+            for part in (module, *(child for child in module.modules() if isinstance(child, Block))):
+                keep_parameters(part)
 
     def forward(
         self, batch: Batch, window: int, frame_mask: float, group: SequenceGroup | None = None, *, last: bool
@@ -104,25 +115,28 @@ class Engine:
         self.deepspeed.train()
         return found
 
-    def backward(self, loss: Tensor, *, poison: bool = False) -> None:
-        """Accumulate gradients. `poison` (the same on all ranks, on the last micro-batch) makes `step` change nothing."""
-        factor = math.nan if poison else float(self.ranks.world)
-        self.deepspeed.backward(loss * factor)
+    def backward(self, loss: Tensor, *, skip: Tensor | None = None) -> None:
+        """Accumulate gradients. `skip` (bool, the same on all ranks, on the last micro-batch) makes `step` change nothing."""
+        loss = loss * float(self.ranks.world)
+        self.deepspeed.backward(loss if skip is None else loss * torch.ones_like(loss.detach()).masked_fill(skip, math.nan))
 
     def step(self, learning_rate: float) -> Outcome:
         """Clip and update. Non-finite gradients leave weights and moments untouched, on all ranks."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate * (self.train.muon_factor if group.get("use_muon") else 1.0)
         if self.stage == 0:
-            norm = float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.train.clip))
+            norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.train.clip)
             if not math.isfinite(norm):
                 self.deepspeed.zero_grad()
-                return Outcome(applied=False, grad_norm=norm)
+                return Outcome(applied=norm.isfinite(), grad_norm=norm)
             self.deepspeed.step()
-            return Outcome(applied=True, grad_norm=norm)
+            return Outcome(applied=norm.isfinite(), grad_norm=norm)
         self.deepspeed.step()
+        if self.lean:
+            return Outcome(applied=self.deepspeed.optimizer.valid, grad_norm=self.deepspeed.get_global_grad_norm())
         applied = bool(self.deepspeed.was_step_applied())
-        return Outcome(applied=applied, grad_norm=float(self.deepspeed.get_global_grad_norm()) if applied else math.nan)
+        norm = torch.as_tensor(self.deepspeed.get_global_grad_norm() if applied else math.nan)
+        return Outcome(applied=torch.tensor(applied), grad_norm=norm)
 
     def slices(self) -> Iterator[tuple[str, Tensor]]:
         """Yield this rank's fp32 slice of each parameter (see ema.py). All ranks must call it together."""
@@ -150,3 +164,17 @@ class Engine:
             found["device"] = int(torch.cuda.memory_allocated())
             found["peak"] = int(torch.cuda.max_memory_allocated())
         return found
+
+
+def keep_parameters(module: nn.Module) -> None:
+    """Let `module` keep its list of parameters, which never changes, in place of searching all submodules whenever it is asked.
+
+    DeepSpeed asks six times per block and step.
+    """
+    named = tuple(module.named_parameters())
+    search = module.named_parameters
+
+    def kept(prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
+        return search(prefix, recurse, remove_duplicate) if prefix or not (recurse and remove_duplicate) else iter(named)
+
+    module.named_parameters = kept  # type: ignore[method-assign]

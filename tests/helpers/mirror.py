@@ -22,6 +22,7 @@ PRETRAIN: dict[str, str] = {
     "pretrain/checkpoint/export.py": "tests/system/test_training.py",
     "pretrain/engine/config.py": "tests/pretrain/engine/test_deepspeed_config.py",
     "pretrain/engine/engine.py": "tests/system/test_training.py",
+    "pretrain/engine/zero3.py": "tests/system/test_training.py",
     "pretrain/loop/job.py": "tests/system/test_stages.py",
     "pretrain/loop/periodic_samples.py": "tests/system/test_training.py",
     "pretrain/loop/resume.py": "tests/system/test_training.py",

@@ -1,4 +1,4 @@
-"""One rank of the skip test, started by the deepspeed launcher: writes one JSON file per ZeRO stage and data type.
+"""One rank of the skip test, started by the deepspeed launcher: writes one JSON file per ZeRO stage, data type and kind of step.
 
 A small module that uses one sub-module twice takes the place of the Objective, so that single gradients can be made non-finite on
 one rank only.
@@ -64,14 +64,25 @@ def digest(engine: Engine) -> str:
     return hashlib.sha256("".join(engine.ranks.all_gather(own.hexdigest())).encode()).hexdigest()
 
 
+CASES = (
+    (0, "float32", ""), (2, "float32", ""), (3, "float32", ""), (1, "bfloat16", ""), (3, "bfloat16", ""),
+    (3, "float32", "fused"), (3, "bfloat16", "fused"), (3, "float32", "stock"), (3, "bfloat16", "stock"),
+)  # fmt: skip
+"""`fused` is how a GPU steps, the host aside; `stock` is DeepSpeed's own ZeRO-3."""
+
+
 def main(folder: Path) -> None:
     ranks = connect(60.0, 1)
-    for stage, dtype in ((0, "float32"), (2, "float32"), (3, "float32"), (1, "bfloat16"), (3, "bfloat16")):
-        section = DeepSpeedConfig.model_validate({"zero_optimization": {"stage": stage}})
+    for stage, dtype, kind in CASES:
+        zero = (
+            {"stage": stage, "contiguous_gradients": True, "reduce_bucket_size": 1000} if kind == "stock" else {"stage": stage}
+        )
+        section = DeepSpeedConfig.model_validate({"zero_optimization": zero})
         train = TrainConfig.model_validate({"dtype": dtype, "clip": 0.5})
 
         def run(steps: list[tuple[int, str]]) -> tuple[str, list[bool], list[float]]:
-            engine = Engine(Twice, train, section, ranks, seed=5)  # noqa: B023
+            engine = Engine(Twice, train, section, ranks, seed=5, fused=kind == "fused")  # noqa: B023
+            assert engine.lean == (stage == 3 and kind != "stock")  # noqa: B023
             applied, norms = [], []
             for step, trouble in steps:
                 for micro in range(2):
@@ -79,10 +90,10 @@ def main(folder: Path) -> None:
                     loss = engine.forward(rows, 0, 0.0, last=micro == 1)["loss"]  # type: ignore[arg-type]
                     if trouble == "gradient" and micro == 0 and ranks.rank == ranks.world - 1:
                         loss = Backwards.apply(loss)  # on one rank, in a micro-batch that is not the last
-                    engine.backward(loss, poison=trouble == "verdict" and micro == 1)
+                    engine.backward(loss, skip=torch.tensor(trouble == "verdict") if micro == 1 else None)
                 outcome = engine.step(1e-2)
-                applied.append(outcome.applied)
-                norms.append(outcome.grad_norm)
+                applied.append(bool(outcome.applied))
+                norms.append(float(outcome.grad_norm))
             return digest(engine), applied, norms
 
         clean, _, norms = run([(1, ""), (2, ""), (4, "")])
@@ -91,12 +102,14 @@ def main(folder: Path) -> None:
         found = {
             "stage": stage,
             "dtype": dtype,
+            "kind": kind,
+            "digest": clean,
             "equal": [verdict == clean, gradient == clean],
             "applied": [applied_verdict, applied_gradient],
             "norms": norms,
         }
         if ranks.rank == 0:
-            (folder / f"{stage}-{dtype}.json").write_text(json.dumps(found))
+            (folder / f"{stage}-{dtype}-{kind}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
