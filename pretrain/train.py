@@ -4,10 +4,11 @@ In:  a configuration, token shards, the newest checkpoint of RUN if there is one
 Out: RUN/ with checkpoints, metrics.jsonl, samples; exit code 0 finished, 75 stopped cleanly with a checkpoint (SIGTERM, RUN/stop,
      train.stop_after: the same command continues), 2 a configuration that cannot run, 1 any other error.
 
-    order ─▶ loader ─▶ forward ─▶ all-reduce ─▶ guard ─▶ backward ─▶ optimizer step ─▶ checkpoint ─▶ report
-    (a pure function of the step) (loss, flags)  (the same verdict on all ranks)
+    order ─▶ loader ─▶ forward ─▶ all-reduce ─▶ guard ─▶ backward ─▶ optimizer step ─▶ checkpoint
+    (a pure function of the step) (loss, flags)  (the same verdict on all ranks)     └▶ one step later: ledger ─▶ report
 
-Every rank takes the same path: what the loop decides depends only on the step and on sums over all ranks.
+Every rank takes the same path: what the loop decides depends only on the step and on sums over all ranks. The host launches a step
+before it reads the sums of the one before, so a GPU never waits for it (ledger.py).
 """
 
 from __future__ import annotations
@@ -18,11 +19,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from cluster.config import Config, MetricsConfig, RunConfig, load
-from cluster.metrics import StepReport
 from cluster.runtime import checkpoint_folders
 from cluster.runtime.errors import ErrorReport, is_ours, one_line
 from cluster.runtime.exit_codes import DONE, STOPPED
@@ -42,9 +41,10 @@ from pretrain.estimate.flops import peak_flops
 from pretrain.loop import resume
 from pretrain.loop.guard import Guard
 from pretrain.loop.job import Job, banner, build, enter_stage, open_datasets
+from pretrain.loop.ledger import LaunchedStep, Ledger
 from pretrain.loop.periodic_samples import PeriodicSamples
 from pretrain.loop.preemption import StopRequest
-from pretrain.loop.step_metrics import Clock, GlobalMetrics, StepFlags, read_ids, step_flops
+from pretrain.loop.step_metrics import Clock, DeviceSums, StepFlags
 from pretrain.loop.validation import Validation
 from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
@@ -139,56 +139,36 @@ def loop(job: Job, loader: Loader, start: TrainState) -> int:
     """Train one step after the other, to the end or to a request to stop. Returns the exit code."""
     config, ranks, engine, logger = job.config, job.ranks, job.engine, job.logger
     train, run_dir, steps = config.get(TrainConfig), config.get(RunConfig).dir, job.curriculum.steps
-    step, tokens = start.step, start.tokens
-    clock = Clock()
+    step, clock, ledger = start.step, Clock(), Ledger(job, start.tokens)
     for item in loader:
         clock.mark("data")
         at = item.curriculum_step
-        step, rate = at.step, learning_rate(at.step, train, job.curriculum)
-        window, frame_mask = enter_stage(at, engine.module, config)
-        metrics, reason = accumulate(job, item, window, frame_mask, clock)
-        job.saver.before_update()
-        outcome = engine.step(rate)
-        applied, grad_norm = bool(outcome.applied), float(outcome.grad_norm)
-        if not applied and not reason:
-            reason = "nonfinite_gradient"
-        if job.ema is not None and applied:
-            job.ema.update(engine.slices())
-        clock.mark("optimizer")
+        step, launched = at.step, launch(job, item, clock)
+        ledger.report()  # of the step before
+        ledger.add(launched)
+        clock.mark("wait")
 
-        flags = metrics.flags
-        ids = read_ids(item, flags.replaced > 0, ranks, logger)
-        job.guard.record(step, metrics.loss, grad_norm, reason, ids)
-        tokens += round(flags.tokens)
-        job.saver.settle(flags.files_written, flags.write_failed)
         job.saver.prepare(engine, job.ema)
-        if flags.stop > 0 or at.stage_ends or step % train.checkpoint_every == 0:
+        validate, sample = job.validation is not None and job.validation.due(at), job.samples.due(at)
+        save = at.stage_ends or step % train.checkpoint_every == 0 or job.stop.planned(step) or ledger.stop
+        if save or validate or sample:
+            ledger.read()  # what a checkpoint holds of the guard includes this step
+        if save or ledger.stop:
             state = replace(
-                start, step=step, stage=at.stage_number, stage_ends=at.stage_ends, tokens=tokens,
+                start, step=step, stage=at.stage_number, stage_ends=at.stage_ends, tokens=ledger.tokens,
                 past=past_digest(job.data, step), guard=job.guard.plain(),
             )  # fmt: skip
             logger.meter.set("train_checkpoint_seconds", job.saver.save(engine, state, job.ema, config.yaml()))
         clock.mark("checkpoint")
+        launched.seconds = clock.end()
 
-        seconds = clock.end()
-        report = StepReport(
-            step=step, stage=at.stage_number, stage_name=at.stage.name, bucket=at.mix.shape,
-            loss=metrics.loss, scale_loss=metrics.by_scale("scale_loss", job.datasets, at.stream),
-            bit_accuracy=metrics.by_scale("scale_accuracy", job.datasets, at.stream), grad_norm=grad_norm,
-            learning_rate=rate, tokens=round(flags.tokens), seconds=seconds, memory=engine.memory(),
-            skipped=reason, frame_loss=metrics.values["frame_loss"], sample_ids=ids,
-            mfu=step_flops(config, engine, job.datasets, item, window) / seconds["total"] / job.peak_flops,
-        )  # fmt: skip
-        # The step's checkpoint is published in a later `settle`: no resume finds one whose step is missing from metrics.jsonl.
-        logger.step(report, steps, ranks.world)
-        job.guard.check(step, reason)
-        if job.saver.last_saved:
-            logger.meter.set("train_checkpoint_last_success_timestamp_seconds", job.saver.last_saved)
-        if job.validation is not None and job.validation.due(at):
+        if save or validate or sample or ledger.stop:
+            ledger.report()
+        if job.validation is not None and validate:
             logger.scalars(step, job.validation.run(engine, at, logger.log, run_dir))
-        if job.samples.due(at):
+        if sample:
             job.samples.make(engine, at)
-        if flags.stop > 0:
+        if ledger.stop:
             job.saver.finish()
             why = "; ".join(sorted({reason for reason in ranks.all_gather(job.stop.reason) if reason}))
             logger.log(f"stopped after step {step} ({why}); run the same command to continue")
@@ -201,20 +181,21 @@ def loop(job: Job, loader: Loader, start: TrainState) -> int:
     if ranks.first:
         run_logger.write_status(run_dir, "finished", step, steps)
     checkpoint = checkpoint_folders.folder_of(run_dir / CHECKPOINTS, step)
-    logger.log(f"finished: {steps} steps, {tokens:,} tokens, checkpoint {checkpoint}")
+    logger.log(f"finished: {steps} steps, {ledger.tokens:,} tokens, checkpoint {checkpoint}")
     return DONE
 
 
-def accumulate(job: Job, item: StepData, window: int, frame_mask: float, clock: Clock) -> tuple[GlobalMetrics, str]:
-    """Run forward and backward on the micro-batches of a step. Returns its metrics, and why it must be skipped or an empty text.
+def launch(job: Job, item: StepData, clock: Clock) -> LaunchedStep:
+    """Queue forward, backward and update of a step; on a GPU, nothing here waits for it.
 
     The sums over ranks are made before the last backward, which is the last chance to drop the step on all ranks.
     """
-    at, totals = item.curriculum_step, dict[str, Tensor]()
-    metrics, reason = GlobalMetrics({}, StepFlags()), ""
-    for number, batch in enumerate(item.batches):
-        last = number == len(item.batches) - 1
-        out = job.engine.forward(batch.to(job.ranks.device), window, frame_mask, job.groups.of(at.stage), last=last)
+    at, engine, totals = item.curriculum_step, job.engine, dict[str, Tensor]()
+    rate, limit = learning_rate(at.step, job.config.get(TrainConfig), job.curriculum), job.guard.limit(at.step)
+    window, frame_mask = enter_stage(at, engine.module, job.config)
+    for number, batch in enumerate(item.batches, 1):
+        last, skip = number == len(item.batches), None
+        out = engine.forward(batch.to(job.ranks.device), window, frame_mask, job.groups.of(at.stage), last=last)
         totals = {k: v.detach().double() + totals.get(k, 0.0) for k, v in out.items()}
         if last:
             stop = float(job.stop.asked(at.step))
@@ -222,12 +203,18 @@ def accumulate(job: Job, item: StepData, window: int, frame_mask: float, clock: 
             flags = StepFlags(
                 tokens=item.tokens, replaced=len(item.replaced), stop=stop, files_written=written, write_failed=failed
             )
-            metrics = GlobalMetrics.reduce(totals, job.ranks, flags)
-            reason = job.guard.verdict(metrics.loss)
+            sums = DeviceSums(totals, job.ranks, flags)
+            skip = job.guard.skip(sums.loss, limit)
         clock.mark("forward")
-        job.engine.backward(out["loss"], skip=torch.tensor(bool(reason)) if last else None)
+        engine.backward(out["loss"], skip=skip)
         clock.mark("backward")
-    return metrics, reason
+    job.saver.before_update()
+    outcome = engine.step(rate)
+    if job.ema is not None:
+        job.ema.update(engine.slices(), outcome.applied)
+    sums.send(applied=outcome.applied, grad_norm=outcome.grad_norm)
+    clock.mark("optimizer")
+    return LaunchedStep(item, sums, rate, window, limit)
 
 
 if __name__ == "__main__":

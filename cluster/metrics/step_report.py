@@ -37,7 +37,8 @@ class StepReport:
     tokens: int
     """Tokens of this step, text and video, over all ranks."""
     seconds: dict[str, float]
-    """Seconds by phase: total, data, forward, backward, optimizer."""
+    """Seconds by phase as the host saw them: total, data, forward, backward, optimizer, wait (for the step before), checkpoint. On a
+    GPU, forward, backward and optimizer only queue work."""
     memory: dict[str, int]
     """Bytes by kind: resident, peak, device."""
     skipped: str = ""
@@ -48,6 +49,10 @@ class StepReport:
     """Keys of the samples of the global batch, in order."""
     mfu: float = math.nan
     """Model FLOPs utilization, 0 to 1; NaN on a device whose peak is unknown."""
+    padding: float = 0.0
+    """Fraction of the positions computed that are no sample's: padded text, rounded-up rows, fill samples; 0 to 1."""
+    compilations: int = 0
+    """Functions that torch.compile compiled during the step; 0 after a stage's warm-up."""
 
 
 class JsonLines:

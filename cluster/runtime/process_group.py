@@ -10,7 +10,6 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -126,9 +125,3 @@ def leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def pack_scalars(values: Sequence[Tensor | float], device: torch.device) -> Tensor:
-    """Return scalars and vectors as one float64 vector, so that one all-reduce per step carries them all."""
-    parts = [value.detach().flatten() if isinstance(value, Tensor) else torch.tensor([value]) for value in values]
-    return torch.cat([part.to(device=device, dtype=torch.float64) for part in parts])

@@ -33,10 +33,20 @@ class Ema:
         self.slices = {name: value.detach().to(torch.float32, copy=True) for name, value in current}
 
     @torch.no_grad()
-    def update(self, current: Iterable[tuple[str, Tensor]]) -> None:
-        """Move each slice towards the current weights by 1 - decay."""
+    def update(self, current: Iterable[tuple[str, Tensor]], applied: Tensor | None = None) -> None:
+        """Move each slice towards the current weights by 1 - decay, unless the step that made them was not applied.
+
+        applied: bool; on a GPU it is not read by the host, and a weight of 0 leaves the average as it is.
+        """
+        if applied is not None and not applied.is_cuda and not bool(applied):
+            return
+        weight = None if applied is None or not applied.is_cuda else applied * (1.0 - self.decay)
         for name, value in current:
-            self.slices[name].lerp_(value.detach().to(torch.float32), 1.0 - self.decay)
+            average, now = self.slices[name], value.detach().to(torch.float32)
+            if weight is None:
+                average.lerp_(now, 1.0 - self.decay)
+            else:
+                average.lerp_(now, weight)
 
 
 def join(parts: Sequence[Mapping[str, Tensor]], shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Requests to stop: SIGTERM (preemption), SIGINT, the file RUN/stop, train.stop_after.
 
-Out: `asked()`. The loop adds it to each step's all-reduce, so that all ranks stop after the same step, with a checkpoint.
+Out: `asked()`. The loop adds it to each step's all-reduce, so that all ranks stop after the same step, with a checkpoint: the step
+     that is under way when the sum is read, one after the one that carried it. `planned()` needs no sum, all ranks know it.
 """
 
 from __future__ import annotations
@@ -22,9 +23,13 @@ class StopRequest:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name
 
+    def planned(self, step: int) -> bool:
+        """Whether the configuration stops the run after `step`."""
+        return bool(self.stop_after) and step >= self.stop_after
+
     def asked(self, step: int) -> bool:
         """Whether the run should stop after `step`."""
-        if not self.reason and self.stop_after and step >= self.stop_after:
+        if not self.reason and self.planned(step):
             self.reason = f"train.stop_after={self.stop_after}"
         if not self.reason and self.file.exists():
             self.reason = str(self.file)

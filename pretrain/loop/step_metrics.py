@@ -1,6 +1,9 @@
 """What is measured in a step: sums over ranks, seconds by phase, FLOPs, the samples that were really read.
 
 In:  the Objective's outputs, this rank's flags, the step's data. Out: the same `GlobalMetrics` on every rank; parts of a StepReport.
+
+The sums are made where the Objective runs. `DeviceSums` are what a GPU has yet to compute: the loop sends them to the host behind
+the step and reads them one step later, so neither ever waits for the other.
 """
 
 from __future__ import annotations
@@ -9,17 +12,18 @@ import time
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 
+import torch
 from torch import Tensor
 
 from cluster.config import Config
-from cluster.runtime.process_group import Ranks, pack_scalars
+from cluster.runtime.process_group import Ranks
+from pretrain.model.token_layout import Layout, sent
 from pretrain.data.curriculum import StreamName
 from pretrain.data.loader import StepData
 from pretrain.data.token_datasets import TokenDatasets
 from pretrain.engine.engine import Engine
 from pretrain.estimate.flops import attended_pairs, training_flops
 from pretrain.model.config import ModelConfig
-from pretrain.model.token_layout import Layout
 from pretrain.runs.run_logger import RunLogger
 
 
@@ -68,19 +72,6 @@ class GlobalMetrics:
     values: dict[str, list[float]]
     flags: StepFlags
 
-    @classmethod
-    def reduce(cls, totals: Mapping[str, Tensor], ranks: Ranks, flags: StepFlags | None = None) -> GlobalMetrics:
-        """Sum over ranks with one all-reduce. All ranks call it together."""
-        names = sorted(totals)
-        own = () if flags is None else astuple(flags)
-        vector = ranks.all_reduce(pack_scalars([*(totals[name] for name in names), *own], ranks.device)).tolist()
-        values, at = {}, 0
-        for name in names:
-            count = totals[name].numel()
-            values[name] = vector[at : at + count]
-            at += count
-        return cls(values, StepFlags(*vector[at:]))
-
     @property
     def loss(self) -> float:
         """Loss of the global batch."""
@@ -90,6 +81,47 @@ class GlobalMetrics:
         """Return a vector over scales as a mapping; its keys are `HxW` of the scale."""
         scales = datasets.spec.scales(*datasets.grid(stream)[1:])
         return {f"{rows}x{columns}": value for (rows, columns), value in zip(scales, self.values[name])}
+
+
+class DeviceSums:
+    """Sums over ranks that the device may not have made yet. All ranks make and read them together."""
+
+    def __init__(self, totals: Mapping[str, Tensor], ranks: Ranks, flags: StepFlags | None = None) -> None:
+        """Begin one all-reduce of the Objective's outputs and this rank's flags."""
+        self._sizes = {name: totals[name].numel() for name in sorted(totals)}
+        own = torch.tensor(() if flags is None else astuple(flags), dtype=torch.float64)
+        parts = [totals[name].detach().flatten().double() for name in self._sizes]
+        self._vector = ranks.all_reduce(torch.cat([*parts, sent(own, ranks.device)]))
+        self._host = self._vector
+        self._arrived: torch.cuda.Event | None = None
+
+    @property
+    def loss(self) -> Tensor:
+        """Loss of the global batch, a scalar on the device."""
+        names = list(self._sizes)
+        return self._vector[sum(self._sizes[name] for name in names[: names.index("loss")])]
+
+    def send(self, **more: Tensor) -> None:
+        """Copy the sums to the host as soon as they are there, with further scalars, which are the same on all ranks already."""
+        self._sizes = {**dict.fromkeys(more, 1), **self._sizes}
+        scalars = [value.detach().to(self._vector).flatten() for value in more.values()]
+        self._host = vector = torch.cat([*scalars, self._vector])
+        if vector.is_cuda:
+            self._host = torch.empty(vector.shape, dtype=vector.dtype, pin_memory=True)
+            self._host.copy_(vector, non_blocking=True)
+            self._arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call,unused-ignore]
+            self._arrived.record()  # type: ignore[no-untyped-call,unused-ignore]
+
+    def read(self) -> GlobalMetrics:
+        """Wait for the sums, and return them."""
+        if self._arrived is not None:
+            self._arrived.synchronize()  # type: ignore[no-untyped-call,unused-ignore]
+        vector = self._host.tolist()
+        values, at = {}, 0
+        for name, size in self._sizes.items():
+            values[name] = vector[at : at + size]
+            at += size
+        return GlobalMetrics(values, StepFlags(*vector[at:]))
 
 
 def read_ids(item: StepData, any_replaced: bool, ranks: Ranks, logger: RunLogger) -> list[str]:

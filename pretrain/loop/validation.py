@@ -23,7 +23,7 @@ from pretrain.data.sample_order import Order
 from pretrain.data.token_datasets import TokenDatasets
 from pretrain.engine.config import TrainConfig
 from pretrain.engine.engine import Engine
-from pretrain.loop.step_metrics import GlobalMetrics
+from pretrain.loop.step_metrics import DeviceSums, GlobalMetrics
 from pretrain.model.config import ModelConfig
 from pretrain.objective.config import ObjectiveConfig, stage_objective
 from pretrain.objective.sequence_parallel import SequenceGroups
@@ -103,4 +103,4 @@ class Validation:
             for part in item.batches:
                 out = engine.evaluate(part.to(self.ranks.device), window, self.groups.of(stage))
                 totals = {k: v.detach().double() / steps + totals.get(k, 0.0) for k, v in out.items()}
-        return GlobalMetrics.reduce(totals, self.ranks), steps * batch
+        return DeviceSums(totals, self.ranks).read(), steps * batch

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cluster.runtime.ports import free_port
-from cluster.runtime.process_group import Ranks, pack_scalars
+from cluster.runtime.process_group import Ranks
 
 ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"), hosts=("here",))
 RANK = """
@@ -49,11 +49,6 @@ def test_one_process_needs_no_group() -> None:
     values = ALONE.mean(torch.tensor([2.0, math.nan])).tolist()
     assert values[0] == 2.0 and math.isnan(values[1])
     ALONE.barrier()
-
-
-def test_scalars_and_vectors_are_packed_in_order() -> None:
-    packed = pack_scalars([1, torch.tensor([[2.0], [3.0]]), torch.tensor(4.0, requires_grad=True)], torch.device("cpu"))
-    assert packed.tolist() == [1.0, 2.0, 3.0, 4.0] and packed.dtype == torch.float64 and not packed.requires_grad
 
 
 @pytest.mark.system

@@ -14,6 +14,10 @@ def test_the_moving_average_moves_by_its_decay() -> None:
     ema.start([("w", torch.tensor([1.0, 2.0], dtype=torch.bfloat16))])
     ema.update([("w", torch.tensor([5.0, 2.0], dtype=torch.bfloat16))])
     assert ema.slices["w"].tolist() == [2.0, 2.0] and ema.slices["w"].dtype == torch.float32
+    ema.update([("w", torch.tensor([6.0, 6.0]))], torch.tensor(False))
+    assert ema.slices["w"].tolist() == [2.0, 2.0]
+    ema.update([("w", torch.tensor([6.0, 6.0]))], torch.tensor(True))
+    assert ema.slices["w"].tolist() == [3.0, 3.0]
 
 
 @given(st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=1, max_size=5), st.integers(1, 5))

@@ -7,22 +7,44 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
-from pretrain.loop.guard import Guard, TrainingHalted
+from pretrain.loop.guard import DELAY, MIN_HISTORY, WINDOW, Guard, TrainingHalted
 
 
 def test_nonfinite_losses_and_spikes_are_skipped() -> None:
     guard = Guard(spike_sigma=6.0, max_skips=10, dump=None)
     for step in range(1, 41):
-        loss = 0.7 + 0.01 * math.sin(step)
-        assert guard.verdict(loss) == ""
-        guard.record(step, loss, 1.0, "", [])
-    assert guard.verdict(math.nan) == guard.verdict(math.inf) == "nonfinite_loss"
-    assert guard.verdict(0.73) == "" and guard.verdict(0.9) == "loss_spike"
-    assert Guard(spike_sigma=0.0, max_skips=10, dump=None).verdict(1e9) == ""
+        assert guard.limit(step) == math.inf if step < MIN_HISTORY + DELAY else 0.73 < guard.limit(step) < 0.9
+        guard.record(step, 0.7 + 0.01 * math.sin(step), 1.0, "", [])
+    limit = guard.limit(42)
+    for loss, reason in ((math.nan, "nonfinite_loss"), (math.inf, "nonfinite_loss"), (0.9, "loss_spike"), (0.73, "")):
+        # On the device and on the host.
+        assert bool(guard.skip(torch.tensor(loss, dtype=torch.float64), limit)) == bool(reason)
+        assert guard.reason(loss, limit, applied=not reason) == reason
+    assert guard.reason(0.73, limit, applied=False) == "nonfinite_gradient"
+    off = Guard(spike_sigma=0.0, max_skips=10, dump=None)
+    off.losses.extend(guard.losses)
+    assert off.limit(42) == math.inf and off.reason(1e9, math.inf, applied=True) == ""
+    assert bool(off.skip(torch.tensor(math.inf), math.inf)) and not bool(off.skip(torch.tensor(1e9), math.inf))
     again = Guard(spike_sigma=6.0, max_skips=10, dump=None)
     again.restore(json.loads(json.dumps(guard.plain())))
-    assert again.plain() == guard.plain() and again.verdict(0.9) == "loss_spike"
+    assert again.plain() == guard.plain() and again.limit(42) == limit
+
+
+def test_a_limit_does_not_depend_on_what_the_host_knows_already() -> None:
+    """It reads the metrics of a step one step late, or at once at a checkpoint."""
+    late, early = (Guard(spike_sigma=3.0, max_skips=10, dump=None) for _ in range(2))
+    losses = [0.7 + 0.01 * math.sin(step**2) for step in range(1, 301)]
+    for step, loss in enumerate(losses, 1):
+        early_limit = early.limit(step)  # every loss before `step` is recorded
+        assert late.limit(step) == early_limit  # that of step - 1 is not yet
+        if step > 1:
+            late.record(step - 1, losses[step - 2], 1.0, "", [])
+        early.record(step, loss, 1.0, "", [])
+    window = losses[300 - WINDOW - 1 : 299]  # of step 301: 172 to 299
+    mean = sum(window) / WINDOW
+    assert early.limit(301) == pytest.approx(mean + 3 * (sum((x - mean) ** 2 for x in window) / WINDOW) ** 0.5)
 
 
 def test_it_gives_up_after_consecutive_skips_and_keeps_the_ids(tmp_path: Path) -> None:
@@ -44,7 +66,7 @@ def test_it_gives_up_after_consecutive_skips_and_keeps_the_ids(tmp_path: Path) -
 
 
 def test_the_state_of_an_older_version_is_read() -> None:
-    """It also kept gradient norms, which nothing used."""
+    """It kept gradient norms, which nothing used, and no steps: all its losses count."""
     guard = Guard(spike_sigma=6.0, max_skips=3, dump=None)
     guard.restore({"losses": [0.75, 0.5], "norms": [0.16, 0.14], "in_a_row": 1, "skipped": 4})
-    assert guard.plain() == {"losses": [0.75, 0.5], "in_a_row": 1, "skipped": 4}
+    assert guard.plain() == {"losses": [0.75, 0.5], "steps": [0, 0], "in_a_row": 1, "skipped": 4}

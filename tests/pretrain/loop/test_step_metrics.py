@@ -8,17 +8,21 @@ from typing import Any
 import torch
 
 from cluster.runtime.process_group import Ranks
-from pretrain.loop.step_metrics import Clock, GlobalMetrics, StepFlags, read_ids
+from pretrain.loop.step_metrics import Clock, DeviceSums, GlobalMetrics, StepFlags, read_ids
 
 ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"), hosts=("here",))
 
 
-def test_flags_and_vectors_are_kept_apart() -> None:
-    totals = {"loss": torch.tensor(0.25), "scale_loss": torch.tensor([1.0, 2.0])}
+def test_flags_scalars_and_vectors_are_kept_apart() -> None:
+    totals = {"loss": torch.tensor(0.25), "scale_loss": torch.tensor([1.0, 2.0]), "accuracy": torch.tensor([3.0])}
     flags = StepFlags(tokens=3.0, replaced=0.0, stop=1.0, files_written=2.0, write_failed=0.5)
-    found = GlobalMetrics.reduce(totals, ALONE, flags)
-    assert found.loss == 0.25 and found.values["scale_loss"] == [1.0, 2.0] and found.flags == flags
-    assert GlobalMetrics.reduce(totals, ALONE) == GlobalMetrics(found.values, StepFlags())
+    sums = DeviceSums(totals, ALONE, flags)
+    assert float(sums.loss) == 0.25
+    values = {"loss": [0.25], "scale_loss": [1.0, 2.0], "accuracy": [3.0]}
+    assert sums.read() == GlobalMetrics(values, flags) and sums.read().loss == 0.25
+    sums.send(applied=torch.tensor(True), grad_norm=torch.tensor(7.5, dtype=torch.bfloat16))
+    assert sums.read() == GlobalMetrics({**values, "applied": [1.0], "grad_norm": [7.5]}, flags)
+    assert DeviceSums(totals, ALONE).read() == GlobalMetrics(values, StepFlags())
 
 
 def test_corrupt_samples_are_named_and_counted() -> None:
