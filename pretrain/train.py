@@ -39,6 +39,7 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.optimizer import learning_rate
 from pretrain.estimate.flops import peak_flops
 from pretrain.loop import resume
+from pretrain.loop.compilation import CACHE, Compilations, use_cache
 from pretrain.loop.guard import Guard
 from pretrain.loop.job import Job, banner, build, enter_stage, open_datasets
 from pretrain.loop.ledger import LaunchedStep, Ledger
@@ -46,7 +47,9 @@ from pretrain.loop.periodic_samples import PeriodicSamples
 from pretrain.loop.preemption import StopRequest
 from pretrain.loop.step_metrics import Clock, DeviceSums, StepFlags
 from pretrain.loop.validation import Validation
+from pretrain.loop.warm_up import WarmUp
 from pretrain.model.config import ModelConfig
+from pretrain.model.fused_ops import compiles
 from pretrain.model.text_tokenizer import TextTokenizer
 from pretrain.objective.sequence_parallel import SequenceGroups
 from pretrain.runs import provenance, run_logger
@@ -104,6 +107,9 @@ def run(config: Config) -> int:
             return DONE
         source = start.source(ranks, logger.log)
         check_compiler(model.compile, ranks.device)
+        compiling = compiles(model.compile, ranks.device)
+        if compiling:
+            use_cache(train.compile_cache or run_dir / CACHE, logger.log)
         engine = Engine(
             lambda: build(config, datasets.spec, text), train, config.get(DeepSpeedConfig), ranks,
             seed=seed, universal=start.universal,
@@ -123,6 +129,7 @@ def run(config: Config) -> int:
             saver=Checkpoints(run_dir, ranks, train.keep_checkpoints, logger.log),
             validation=Validation.make(config, curriculum, text, ranks, groups),
             samples=PeriodicSamples(config, datasets, text, ranks, logger.log),
+            compilations=Compilations(compiling),
             peak_flops=peak_flops(ranks.device, engine.dtype) * ranks.world,
         )  # fmt: skip
         order = Order(seed, curriculum, {name: datasets.sources(name) for name in curriculum.streams()}, train.shuffle_window)
@@ -132,16 +139,18 @@ def run(config: Config) -> int:
         )  # fmt: skip
         steps = range(step + 1, curriculum.steps + 1)
         with Loader(datasets, order, text, loading, rank=ranks.rank, world=ranks.world, steps=steps) as loader:
-            return loop(job, loader, start.state)
+            return loop(job, loader, start.state, WarmUp(compiling))
 
 
-def loop(job: Job, loader: Loader, start: TrainState) -> int:
+def loop(job: Job, loader: Loader, start: TrainState, warm_up: WarmUp) -> int:
     """Train one step after the other, to the end or to a request to stop. Returns the exit code."""
     config, ranks, engine, logger = job.config, job.ranks, job.engine, job.logger
     train, run_dir, steps = config.get(TrainConfig), config.get(RunConfig).dir, job.curriculum.steps
     step, clock, ledger = start.step, Clock(), Ledger(job, start.tokens)
     for item in loader:
         clock.mark("data")
+        if warm_up.before(job, item):
+            clock.restart()
         at = item.curriculum_step
         step, launched = at.step, launch(job, item, clock)
         ledger.report()  # of the step before
@@ -200,9 +209,10 @@ def launch(job: Job, item: StepData, clock: Clock) -> LaunchedStep:
         if last:
             stop = float(job.stop.asked(at.step))
             written, failed = job.saver.flags()
-            flags = StepFlags(
-                tokens=item.tokens, replaced=len(item.replaced), stop=stop, files_written=written, write_failed=failed
-            )
+            compiled = job.compilations.new()
+            if compiled:
+                job.logger.log(f"step {at.step}: compiled {', '.join(compiled)}")
+            flags = StepFlags(item.tokens, len(item.replaced), stop, written, failed, len(compiled))
             sums = DeviceSums(totals, job.ranks, flags)
             skip = job.guard.skip(sums.loss, limit)
         clock.mark("forward")

@@ -71,6 +71,14 @@ METRICS: Mapping[str, Metric] = {
         Metric("train_tokens_total", "counter", "Tokens trained on, text and video, over all ranks."),
         Metric("train_tokens_per_second", "gauge", "Tokens per second, over all ranks."),
         Metric("train_mfu_ratio", "gauge", "Model FLOPs utilization: model FLOPs per second over the device's peak, 0 to 1."),
+        Metric(
+            "train_padding_ratio",
+            "gauge",
+            "Fraction of computed positions that are padding or fill samples, in the last step, 0 to 1.",
+        ),
+        Metric(
+            "train_compilations_total", "counter", "Functions compiled during steps, over all ranks; 0 once a stage is warm."
+        ),
         Metric("train_phase_seconds", "gauge", "Duration of one phase of the last step, in seconds.", ("phase",)),
         Metric("train_data_wait_seconds_total", "counter", "Seconds that steps spent waiting for data."),
         Metric("train_skipped_steps_total", "counter", "Steps whose weight update was skipped, by reason.", ("reason",)),

@@ -104,6 +104,8 @@ class Meter:
             self.set("train_tokens_per_second", report.tokens / total)
         if not math.isnan(report.mfu):
             self.set("train_mfu_ratio", report.mfu)
+        self.set("train_padding_ratio", report.padding)
+        self.inc("train_compilations_total", report.compilations)
         for phase, seconds in report.seconds.items():
             self.set("train_phase_seconds", seconds, phase=phase)
         self.inc("train_data_wait_seconds_total", report.seconds.get("data", 0.0))

@@ -52,7 +52,7 @@ class StepReport:
     padding: float = 0.0
     """Fraction of the positions computed that are no sample's: padded text, rounded-up rows, fill samples; 0 to 1."""
     compilations: int = 0
-    """Functions that torch.compile compiled during the step; 0 after a stage's warm-up."""
+    """Functions that torch.compile compiled since the step before, over all ranks; 0 once a stage is warm."""
 
 
 class JsonLines:

@@ -101,6 +101,14 @@ TRAINING = Dashboard(
             "percentunit",
         ),
         Panel(
+            "compilations and padding",
+            "A stage that compiles after its warm-up loses seconds each time (the log says why); padding is computed and thrown away.",
+            (
+                (f"increase(videoar_train_compilations_total{{{RUN}}}{RATE})", "functions compiled"),
+                (f"videoar_train_padding_ratio{{{RUN}}}", "fraction of positions that are padding"),
+            ),
+        ),
+        Panel(
             "skipped steps and replaced samples",
             "Steps without a weight update, by reason; samples that failed their checksum.",
             (

@@ -111,6 +111,8 @@ def summary(history: RunHistory) -> list[tuple[str, str]]:
         ("bit accuracy, last step", f"{100 * _mean(last['bit_accuracy'].values()):.1f} % (mean over scales)"),
         ("tokens", f"{tokens:,}"),
         ("throughput", f"{tokens / seconds:,.0f} tokens per second" if seconds else "not measured"),
+        ("padding", f"{100 * _mean(step.get('padding', 0.0) for step in history.steps):.1f} % of positions"),
+        ("compilations during steps", f"{sum(step.get('compilations', 0) for step in history.steps)}"),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -76,6 +77,8 @@ class TrainConfig(Section):
     """Steps between validations; 0 = only at the end of each stage, if curriculum.validation is set."""
     validation_samples: int = Field(default=64, ge=1)
     """Samples per validation of each bucket that the stage trains on."""
+    compile_cache: Path | None = None
+    """Folder where compiled kernels survive restarts; null is RUN/compiled. If set, TORCHINDUCTOR_CACHE_DIR wins."""
     tensorboard: bool = False
     """Also write TensorBoard event files to RUN/tensorboard (needs the package tensorboard)."""
     collective_timeout: float = Field(default=1800.0, gt=0)

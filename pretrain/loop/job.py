@@ -23,6 +23,7 @@ from pretrain.engine.config import DeepSpeedConfig, TrainConfig
 from pretrain.engine.deepspeed_config import zero_stage
 from pretrain.engine.ema import Ema
 from pretrain.engine.engine import Engine
+from pretrain.loop.compilation import Compilations
 from pretrain.loop.guard import Guard
 from pretrain.loop.periodic_samples import PeriodicSamples
 from pretrain.loop.preemption import StopRequest
@@ -56,6 +57,7 @@ class Job:
     saver: Checkpoints
     validation: Validation | None
     samples: PeriodicSamples
+    compilations: Compilations
     peak_flops: float
     """Of all ranks together."""
 

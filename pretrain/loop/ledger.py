@@ -31,8 +31,6 @@ class LaunchedStep:
     window: int
     limit: float
     """The loss above which the step is a spike."""
-    compilations: int = 0
-    """Compilations while it was launched."""
     seconds: dict[str, float] = field(default_factory=dict)
     """By phase, as the host saw them."""
 
@@ -91,7 +89,7 @@ class Ledger:
             bit_accuracy=metrics.by_scale("scale_accuracy", job.datasets, at.stream), grad_norm=self._norm(metrics),
             learning_rate=step.learning_rate, tokens=tokens, seconds=step.seconds, memory=job.engine.memory(),
             skipped=known.reason, frame_loss=metrics.values["frame_loss"], sample_ids=known.ids,
-            mfu=self._mfu(step, config), padding=max(0.0, 1.0 - tokens / step.item.positions), compilations=step.compilations,
+            mfu=self._mfu(step, config), padding=max(0.0, 1.0 - tokens / step.item.positions), compilations=round(metrics.flags.compilations),
         )  # fmt: skip
         # The step's checkpoint is published in a later `settle`: no resume finds one whose step is missing from metrics.jsonl.
         job.logger.step(report, job.curriculum.steps, job.ranks.world)

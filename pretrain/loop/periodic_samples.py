@@ -9,7 +9,8 @@ All ranks run the same forward passes (ZeRO-3 needs every rank); rank 0 writes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from safetensors.torch import save_file
@@ -21,7 +22,9 @@ from pretrain.data.sample_order import Slot
 from pretrain.data.token_datasets import TokenDatasets
 from pretrain.engine.config import TrainConfig
 from pretrain.engine.engine import Engine
+from pretrain.model.layers import Block
 from pretrain.model.text_tokenizer import TextTokenizer
+from pretrain.model.transformer import VideoAR
 from pretrain.objective.config import ObjectiveConfig, stage_objective
 from pretrain.objective.objective import Objective
 from pretrain.sampling.guidance import SampleConfig
@@ -53,7 +56,8 @@ class PeriodicSamples:
         grid = self.datasets.grid(at.stream)
         window = stage_objective(at.stage, self.config.get(ObjectiveConfig)).window
         sampler = Sampler(engine.module.model, self.datasets.spec, self.text, config)
-        bits = sampler.sample(captions, grid, seed=config.seed, window=window).cpu()
+        with uncompiled(engine.module.model):
+            bits = sampler.sample(captions, grid, seed=config.seed, window=window).cpu()
         if self.ranks.first:
             self._write(at, bits, captions, grid)
         self.ranks.barrier()
@@ -81,3 +85,17 @@ class PeriodicSamples:
         for number, frames in enumerate(videos):
             write_video(folder / f"{number:03d}.mp4", frames.numpy(), self.config.get(SampleConfig).fps)
         self.log(f"samples of step {at.step}: {len(videos)} videos in {folder}")
+
+
+@contextmanager
+def uncompiled(model: VideoAR) -> Iterator[None]:
+    """Run blocks as they are written: a few clips now and then are not worth compiling for their one-token steps."""
+    blocks = [block for block in model.blocks if isinstance(block, Block)]
+    kept = [block.compiled for block in blocks]
+    try:
+        for block in blocks:
+            block.compiled = False
+        yield
+    finally:
+        for block, choice in zip(blocks, kept, strict=True):
+            block.compiled = choice

@@ -63,6 +63,8 @@ class StepFlags:
     """Ranks that have written their files of the pending checkpoint."""
     write_failed: float = 0.0
     """Ranks that could not write theirs."""
+    compilations: float = 0.0
+    """Functions compiled since the all-reduce of the step before."""
 
 
 @dataclass(frozen=True)

@@ -92,11 +92,25 @@ def after_attention(
     return total + F.linear(swiglu(F.linear(normed, gate_up_FC)), down_CF)
 
 
+BACKEND = "inductor"
+"""The compiler. Tests take one that needs no C++ compiler."""
+VARIANTS = 16
+"""Most variants of a compiled function: with and without gradients, one token, other types of weights. More are a mistake."""
+
+
 @functools.cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` compiled; one compiled function serves all blocks."""
-    faster: Callable[..., Any] = torch.compile(function)
+    """Return `function` compiled; one compiled function serves all blocks. Past `VARIANTS` it raises: it never runs unfused."""
+    from torch._dynamo import config  # a second's import, which a job that does not compile is spared
+
+    config.recompile_limit, config.fail_on_recompile_limit_hit = VARIANTS, True
+    faster: Callable[..., Any] = torch.compile(function, backend=BACKEND)
     return faster
+
+
+def compiles(choice: bool | str, device: torch.device) -> bool:
+    """Return whether blocks are compiled on `device`. choice: model.compile."""
+    return device.type == "cuda" if choice == "auto" else bool(choice)
 
 
 def choose(function: Callable[..., Any], compile: bool) -> Callable[..., Any]:

@@ -40,9 +40,9 @@ def launched(step: int, loss: float = 0.5, *, stop: float = 0.0, limit: float = 
     item: Any = SimpleNamespace(curriculum_step=at, ids=("a",), replaced=(), positions=40)
     one = torch.tensor([0.5])
     totals = {"loss": torch.tensor(loss), "scale_loss": one, "scale_accuracy": one, "frame_loss": one}
-    sums = DeviceSums(totals, ALONE, StepFlags(tokens=30, stop=stop))
+    sums = DeviceSums(totals, ALONE, StepFlags(tokens=30, stop=stop, compilations=step))
     sums.send(applied=~Guard.skip(sums.loss, limit), grad_norm=torch.tensor(2.0))
-    return LaunchedStep(item, sums, 1e-3, 0, limit, compilations=step, seconds={"total": 0.5})
+    return LaunchedStep(item, sums, 1e-3, 0, limit, seconds={"total": 0.5})
 
 
 def test_a_step_counts_once_when_it_is_read_and_again_only_as_a_report(books: tuple[Ledger, list[StepReport]]) -> None:

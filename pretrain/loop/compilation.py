@@ -1,0 +1,51 @@
+"""What torch.compile does in a training job: where it keeps its kernels, what it compiled and why.
+
+In:  whether this job compiles its blocks, a folder for kernels. Out: TORCHINDUCTOR_CACHE_DIR; a line for each compilation.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+CACHE = "compiled"
+"""Sub-folder of a run."""
+
+
+def use_cache(root: Path, log: Callable[[str], None]) -> None:
+    """Keep compiled kernels under `root`, a folder for each version of torch, unless TORCHINDUCTOR_CACHE_DIR names a place."""
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    version = f"torch-{torch.__version__}-python-{sys.version_info.major}.{sys.version_info.minor}"
+    others = sorted(path.name for path in root.iterdir() if path.name != version) if root.is_dir() else []
+    if others and not (root / version).is_dir():
+        log(f"{root}: kernels of {', '.join(others)} are kept; this is {version}, which compiles its own beside them")
+    (root / version).mkdir(parents=True, exist_ok=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(root / version)
+
+
+class Compilations:
+    """What torch.compile has compiled in this process. An idle one says nothing, and spares the compiler's import."""
+
+    def __init__(self, active: bool) -> None:
+        self.active = active
+        self.new()
+
+    def new(self) -> list[str]:
+        """Return a line for each function compiled since the last call: name, seconds, and why it was not the first time."""
+        if not self.active:
+            return []
+        from torch._dynamo.utils import clear_compilation_metrics, get_compilation_metrics
+
+        found = get_compilation_metrics()
+        clear_compilation_metrics()
+        return [_line(each.co_name, (each.duration_us or 0) / 1e6, each.recompile_reason) for each in found]
+
+
+def _line(name: str | None, seconds: float, reason: str | None) -> str:
+    why = "" if reason is None else ", anew because " + " ".join(reason.split())
+    return f"{name or 'a backward pass'} ({seconds:.1f} s{why})"
