@@ -64,6 +64,7 @@ class Zero3(DeepSpeedZeroOptimizer_Stage3):  # type: ignore[misc]
     def start(self) -> None:
         """Take over from DeepSpeed's class, whose constructor has run."""
         self.fused = bool(self.optimizer.defaults.get("fused"))
+        self.alone = comm.get_world_size(group=self.dp_process_group) == 1
         self.valid = torch.ones((), dtype=torch.bool, device=self.device)
         # A reduced gradient stays as it was sent: the accumulation buffer, which is float32, converts it.
         self.gradient_accumulation_dtype = self.communication_data_type
@@ -107,7 +108,7 @@ class Zero3(DeepSpeedZeroOptimizer_Stage3):  # type: ignore[misc]
             return norm
         parts = self.grad_partitions_flat_buffer.split(NORM_CHUNK)
         square = torch.nn.utils.get_total_norm(parts).double().square()
-        if comm.get_world_size(group=self.dp_process_group) > 1:
+        if not self.alone:
             comm.all_reduce(square, group=self.dp_process_group)
         return square.sqrt()
 
@@ -115,7 +116,10 @@ class Zero3(DeepSpeedZeroOptimizer_Stage3):  # type: ignore[misc]
     def step(self, closure: None = None) -> None:
         """Clip and update. Non-finite gradients change nothing."""
         self._pre_step()
-        self._partition_all_parameters()
+        if isinstance(self.reduce_and_partition_stream, Ordered):
+            self.reduce_and_partition_stream.synchronize()
+        if not self.alone:  # with one rank, the weights are this rank's part of them: the update reaches them where they are
+            self._partition_all_parameters()
         self._global_grad_norm = norm = self._norm()
         self.valid = norm.isfinite()
         self.zero_grad(set_to_none=True)
@@ -124,7 +128,7 @@ class Zero3(DeepSpeedZeroOptimizer_Stage3):  # type: ignore[misc]
         if not self.overflow:
             self._update(norm)
         self.averaged_gradients = {}
-        if self.persistent_parameters:
+        if self.persistent_parameters and not self.alone:
             # DeepSpeed's own gather of them synchronizes the device.
             self.persistent_parameters[0].all_gather_coalesced(self.persistent_parameters).wait()
         self.invalidate_secondary_tensor()

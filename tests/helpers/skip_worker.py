@@ -1,4 +1,6 @@
-"""One rank of the skip test, started by the deepspeed launcher: writes one JSON file per ZeRO stage, data type and kind of step.
+"""One rank of the skip test, started by the deepspeed launcher: `skip_worker.py FOLDER STAGE ...`.
+
+It writes one JSON file per ZeRO stage, data type and kind of step.
 
 A small module that uses one sub-module twice takes the place of the Objective, so that single gradients can be made non-finite on
 one rank only.
@@ -71,9 +73,9 @@ CASES = (
 """`fused` is how a GPU steps, the host aside; `stock` is DeepSpeed's own ZeRO-3."""
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, stages: set[int]) -> None:
     ranks = connect(60.0, 1)
-    for stage, dtype, kind in CASES:
+    for stage, dtype, kind in (case for case in CASES if case[0] in stages):
         zero = (
             {"stage": stage, "contiguous_gradients": True, "reduce_bucket_size": 1000} if kind == "stock" else {"stage": stage}
         )
@@ -113,5 +115,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), set(map(int, sys.argv[2:])))
     leave(0)  # as training does: at the interpreter's end, a thread of gloo may abort the rank
