@@ -26,6 +26,14 @@ def test_deepspeed_s_own_keys_pass_and_ours_are_filled_in() -> None:
     assert made["zero_optimization"] == {"stage": 2, "overlap_comm": True} and made["wall_clock_breakdown"] is True
     assert made["train_batch_size"] == 8 and made["gradient_clipping"] == 0.5
     assert made["bf16"] == {"enabled": True} and made["data_types"] == {"grad_accum_dtype": "fp32"}
+    # What would make the host wait for the device, or copy gradients once more, is off unless it is asked for.
+    assert made["timers"] == {"throughput": {"enabled": False}}
+    asked = DeepSpeedConfig.model_validate({"zero_optimization": {"stage": 3, "contiguous_gradients": True}, "timers": {}})
+    made, plain = deepspeed_config(TrainConfig(), asked, 8), deepspeed_config(TrainConfig(), DeepSpeedConfig(), 8)
+    assert made["timers"] == {} and made["zero_optimization"]["contiguous_gradients"] is True
+    assert plain["zero_optimization"] == {"stage": 3, "contiguous_gradients": False}
+    muon = deepspeed_config(TrainConfig(optimizer="muon"), DeepSpeedConfig(), 8)
+    assert muon["zero_optimization"] == {"stage": 3, "reduce_scatter": False}
     for section_, train, words in (
         ({"zero_optimization": {"stage": 4}}, TrainConfig(), "is 4; ZeRO stages are 0, 1, 2 and 3"),
         ({"zero_optimization": {"stage": 0}}, TrainConfig(), r"train\.dtype=float32"),
