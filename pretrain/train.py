@@ -109,7 +109,7 @@ def run(config: Config) -> int:
         check_compiler(model.compile, ranks.device)
         compiling = compiles(model.compile, ranks.device)
         if compiling:
-            use_cache(train.compile_cache or run_dir / CACHE, logger.log)
+            use_cache(train.compile_cache or run_dir / CACHE, ranks.first, logger.log)
         engine = Engine(
             lambda: build(config, datasets.spec, text), train, config.get(DeepSpeedConfig), ranks,
             seed=seed, universal=start.universal,

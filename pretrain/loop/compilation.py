@@ -16,16 +16,20 @@ CACHE = "compiled"
 """Sub-folder of a run."""
 
 
-def use_cache(root: Path, log: Callable[[str], None]) -> None:
-    """Keep compiled kernels under `root`, a folder for each version of torch, unless TORCHINDUCTOR_CACHE_DIR names a place."""
+def use_cache(root: Path, first: bool, log: Callable[[str], None]) -> None:
+    """Keep compiled kernels under `root`, a folder for each version of torch, unless TORCHINDUCTOR_CACHE_DIR names a place.
+
+    first: whether this is rank 0, which makes the folder and says whether there are others.
+    """
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
     version = f"torch-{torch.__version__}-python-{sys.version_info.major}.{sys.version_info.minor}"
-    others = sorted(path.name for path in root.iterdir() if path.name != version) if root.is_dir() else []
-    if others and not (root / version).is_dir():
-        log(f"{root}: kernels of {', '.join(others)} are kept; this is {version}, which compiles its own beside them")
-    (root / version).mkdir(parents=True, exist_ok=True)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(root / version)
+    if first and not (root / version).is_dir():
+        (root / version).mkdir(parents=True)
+        others = sorted(path.name for path in root.iterdir() if path.name != version)
+        if others:
+            log(f"{root}: kernels of {', '.join(others)} are kept; this is {version}, which compiles its own beside them")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str((root / version).absolute())
 
 
 class Compilations:

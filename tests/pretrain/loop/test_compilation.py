@@ -32,17 +32,17 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_kernels_of_another_version_stay_and_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
-    use_cache(tmp_path / "compiled", said.append)
+    use_cache(tmp_path / "compiled", True, said.append)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere" and not (tmp_path / "compiled").exists()
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    use_cache(tmp_path / "compiled", said.append)
+    use_cache(tmp_path / "compiled", True, said.append)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled" / VERSION) and said == []
     old = tmp_path / "other" / "torch-2.9.0-python-3.11"
     old.mkdir(parents=True)
     (old / "kernel").write_text("kept")
     for _ in range(2):  # it is said once
         monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-        use_cache(tmp_path / "other", said.append)
+        use_cache(tmp_path / "other", True, said.append)
     assert len(said) == 1 and "kernels of torch-2.9.0-python-3.11 are kept" in said[0] and VERSION in said[0]
     assert (old / "kernel").read_text() == "kept" and (tmp_path / "other" / VERSION).is_dir()
 
