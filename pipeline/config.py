@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cluster.config import Section
+from cluster.config.precision import Dtype
 from pipeline.records import Bucket
 
 
@@ -76,8 +77,8 @@ class CaptionerConfig(Section):
     """Clips of one video that are captioned in one batch."""
     max_tokens: int = Field(default=64, ge=1)
     """Maximum length of a caption (tokens)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Data type of the model's weights."""
+    dtype: Dtype = "auto"
+    """Data type of the model's weights: bfloat16 where the hardware computes it, else float32."""
     gpus: float = Field(default=0.0, ge=0)
     """Ray GPUs that a planning task requests for captioning; may be a fraction. 0 captions on the CPU."""
 
@@ -130,8 +131,8 @@ class PipelineConfig(Section):
     """Ray CPUs that an encoding worker requests."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
     """Ray GPUs that an encoding worker requests; may be a fraction."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Data type of the codec's network."""
+    dtype: Dtype = "auto"
+    """Data type of the codec's network: bfloat16 where the hardware computes it, else float32. dataset.json records it."""
     features: bool = False
     """Also store the continuous features (bfloat16)."""
     zstd_level: int = Field(default=3, ge=1, le=22)

@@ -105,6 +105,9 @@ def run(config: Config) -> int:
         if step >= curriculum.steps:
             logger.log(f"{run_dir}: finished, all {curriculum.steps} steps are trained (newest checkpoint {start.checkpoint})")
             return DONE
+        config, dtype = resume.settle_dtype(config, ranks, start.checkpoint)
+        train = config.get(TrainConfig)
+        logger.log(dtype.line)
         source = start.source(ranks, logger.log)
         check_compiler(model.compile, ranks.device)
         compiling = compiles(model.compile, ranks.device)
@@ -119,7 +122,9 @@ def run(config: Config) -> int:
         start.restore(source, engine, ema, guard)
         if ranks.first:
             run_logger.truncate_metrics(run_dir / "metrics.jsonl", step)
-            provenance.write_provenance(run_dir, config, data_digest=datasets.digest, hosts=ranks.hosts, resumed_from=step)
+            provenance.write_provenance(
+                run_dir, config, data_digest=datasets.digest, hosts=ranks.hosts, resumed_from=step, dtype=dtype.line
+            )
             run_logger.write_status(run_dir, "running", step, curriculum.steps)
         for line in banner(config, curriculum, datasets, engine, step):
             logger.log(line)

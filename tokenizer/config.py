@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cluster.config import Section
+from cluster.config.precision import Dtype
 
 
 class NetworkConfig(Section):
@@ -161,8 +162,9 @@ class TokenizerTraining(Section):
     """Steps between checkpoints."""
     log_every: int = Field(default=10, ge=1)
     """Steps between log lines."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Autocast dtype of the network; losses and quantizer stay in float32."""
+    dtype: Dtype = "auto"
+    """Autocast dtype of the network: bfloat16 where the hardware computes it, else float32 (checkpoints record it).
+    Losses and quantizer stay in float32."""
     micro_batch: int = Field(default=0, ge=0)
     """Clips per rank and forward pass; gradients are accumulated over the passes of a step. 0 = all of the rank's clips at once."""
     zero_stage: Literal[0, 1, 2, 3] = 0

@@ -38,6 +38,9 @@ def demo(
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path("runs/demo"),
     videos: Annotated[Path | None, typer.Option(help="Folder of videos to use instead of the default clips.")] = None,
+    minutes: Annotated[
+        float, typer.Option(help="Time for the whole; the steps are chosen to fit. 0: all steps of the recipe.", min=0)
+    ] = 8.0,
 ) -> None:
     """Run the whole path from videos to samples on real video, on the CPU.
 
@@ -45,15 +48,25 @@ def demo(
     """
     from cluster.demo.run import run
 
-    run(out.resolve(), None if videos is None else videos.resolve(), overrides or (), recipe=_recipe)
+    run(out.resolve(), None if videos is None else videos.resolve(), overrides or (), recipe=_recipe, minutes=minutes)
 
 
 def _recipe(resolved: Config) -> Recipe:
     from cluster.demo.steps import Recipe
     from pipeline.config import CorpusConfig
     from pretrain.data.config import CurriculumConfig
+    from tokenizer.config import TokenizerConfig
 
-    return Recipe(resolved.get(CurriculumConfig).stages[0].steps, resolved.get(CorpusConfig).captions)
+    training, stages = resolved.get(TokenizerConfig).training, resolved.get(CurriculumConfig).stages
+    shapes = {f"f{each.frames:03d}x{each.height}x{each.width}": each for each in training.buckets}
+    weight = sum(each.weight for each in training.buckets)
+    return Recipe(
+        stage_steps=tuple(stage.steps for stage in stages),
+        captions=resolved.get(CorpusConfig).captions,
+        tokenizer_steps=training.steps,
+        pixels={name: float(each.batch * each.frames * each.height * each.width) for name, each in shapes.items()},
+        shares={name: each.weight / weight for name, each in shapes.items()},
+    )
 
 
 @config_app.command("show")

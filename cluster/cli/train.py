@@ -105,7 +105,10 @@ def export(
     average: Annotated[
         bool | None, typer.Option(help="Export the moving average of the weights (default: if the run keeps one).")
     ] = None,
-    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Data type of the weights.")] = "float32",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="Data type of the weights; auto: the one that the run was trained in."),
+    ] = "auto",
 ) -> None:
     """Gather the sharded weights of a checkpoint into one safetensors file.
 
@@ -114,7 +117,7 @@ def export(
     from pretrain.checkpoint.export import export
 
     made = export(source, output, average=average, dtype=dtype)
-    typer.echo(f"{output}: step {made.step}{', moving average' if made.averaged else ''}")
+    typer.echo(f"{output}: step {made.step}, {made.dtype}{', moving average' if made.averaged else ''}")
 
 
 def plan(

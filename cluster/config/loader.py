@@ -38,6 +38,11 @@ class Config(BaseModel):
                 return section
         raise KeyError(f"{cls.__name__} is no configuration section")
 
+    def replaced(self, section: Section) -> Config:
+        """Return a configuration with `section` in the place of its like, such as one whose `auto` has been settled."""
+        sections = {name: section if type(old) is type(section) else old for name, old in self.sections.items()}
+        return Config(sections=sections, source=self.source)
+
     def plain(self) -> dict[str, Any]:
         """Return all sections as plain JSON/YAML values, in the order of SECTIONS."""
         return {name: section.model_dump(mode="json") for name, section in self.sections.items()}

@@ -72,6 +72,8 @@ class ClusterConfig(Section):
     """Seconds that a job has, after SIGTERM or SIGINT, to write a checkpoint and exit before it is killed."""
     stall_seconds: float = Field(default=1800.0, ge=0)
     """A training job that finishes no step for this many seconds is killed and restarted; loading must take less. 0: never."""
+    accept_slow_dtype: bool = False
+    """Go on in a recorded dtype that this hardware lacks and has to emulate (bfloat16 on a CPU with AVX2: about 90 times slower)."""
     master_port: int = Field(default=0, ge=0, le=65535)
     """Rendezvous port of the training job; 0 picks a free one."""
     master_addr: str = ""

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -63,7 +64,8 @@ def check_disk(out: Path, need_gb: float = NEED_FREE_GB) -> None:
 def write_config(root: Path, out: Path, videos: Path, *, default: bool, overrides: Sequence[str]) -> Path:
     """Write the resolved configs/demo.yaml, with its paths inside `out`, to OUT/demo.yaml and return its path.
 
-    default: whether the videos are the default clips, whose captions are known.
+    default: whether the videos are the default clips, whose captions are known. overrides: those that the user gave, then the steps
+    that were chosen (budget.py), which may have been written since.
     Raises DemoError when the folder contains a demo with another configuration.
     """
     captions = str(root / "demo_captions.csv") if default else "null"
@@ -82,13 +84,25 @@ def write_config(root: Path, out: Path, videos: Path, *, default: bool, override
     path = out / "demo.yaml"
     if path.is_file() and path.read_text() != text:
         old, new = yaml.safe_load(path.read_text()), resolved.plain()
-        changed = changed_keys(old, new)
-        raise DemoError(
-            f"{path}: this folder contains a demo with another configuration (changed: {', '.join(changed[:6])}); "
-            "choose another --out, or delete the folder"
-        )
+        changed = changed_keys(_without_steps(old), _without_steps(new))
+        if changed:
+            raise DemoError(
+                f"{path}: this folder contains a demo with another configuration (changed: {', '.join(changed[:6])}); "
+                "choose another --out, or delete the folder"
+            )
     write_text(path, text)
     return path
+
+
+def _without_steps(plain: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a configuration without the steps that the budget sets."""
+    tokenizer, stages = plain["tokenizer"], plain["curriculum"]["stages"]
+    training = {**tokenizer["training"], "steps": 0}
+    return {
+        **plain,
+        "tokenizer": {**tokenizer, "training": training},
+        "curriculum": {**plain["curriculum"], "stages": [{**stage, "steps": 0} for stage in stages]},
+    }
 
 
 def captions_of(table: str | None, clips: Sequence[Path]) -> dict[str, str]:

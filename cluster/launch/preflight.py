@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from packaging.requirements import Requirement
 
 from cluster import supported
 from cluster.config import ClusterConfig, Config, MetricsConfig, RunConfig
+from cluster.config.precision import describe
 from cluster.launch.hostfile import Host, read_hostfile
 from cluster.launch.launcher import accelerators
 from cluster.runtime.ports import PortError, is_free
@@ -35,6 +36,8 @@ CLOCK_SECONDS = 2.0
 """Largest difference between the clocks of two hosts; heartbeats and log lines are compared by time."""
 SSH_SECONDS = 15.0
 """Time limit of the test login on one host."""
+MEASURE_SECONDS = 90.0
+"""Time limit of measuring a host's data types; most of it is loading torch."""
 JobKind = Literal["tokenize", "train"]
 
 
@@ -140,6 +143,7 @@ def _devices(config: Config) -> Iterator[Finding]:
         yield Finding("devices", ranks <= gpus, found, f"set cluster.ranks_per_host to {gpus} or less")
     else:
         yield Finding("devices", True, f"no GPU: {ranks or 1} rank(s) on {cores} CPU core(s)")
+    yield Finding("dtype", True, describe())
 
 
 def _folders(config: Config, inputs: JobInputs, job: JobKind) -> Iterator[Finding]:
@@ -227,6 +231,17 @@ def _hosts(hostfile: Path) -> list[Finding]:
         return list(pool.map(_host, hosts))
 
 
+def _dtypes(login: Sequence[str], python: str, folder: str) -> str:
+    """Return the line of a host on its data types, or why there is none, behind a semicolon."""
+    script = f"cd {folder} && {python} -m cluster.config.precision"
+    try:
+        done = subprocess.run([*login, script], capture_output=True, text=True, timeout=MEASURE_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return f"; data types not measured in {MEASURE_SECONDS:g} s"
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or ["no answer"]
+    return f"; {'data types not measured: ' if done.returncode else ''}{lines[-1]}"
+
+
 def _host(host: Host) -> Finding:
     """Log in as the launcher does, without a password; look for this Python and this folder, and compare clocks."""
     name = f"host {host.name}"
@@ -249,7 +264,7 @@ def _host(host: Host) -> Finding:
         return Finding(name, False, f"has no {Path.cwd()}", "share this folder between the hosts")
     clock = float(lines[-1])
     off = max(began - clock, clock - ended, 0.0)
-    found = f"{host.slots} slot(s), clock within {max(off, ended - began):.1f} s"
+    found = f"{host.slots} slot(s), clock within {max(off, ended - began):.1f} s{_dtypes(words[:-1], python, folder)}"
     return Finding(
         name, off <= CLOCK_SECONDS, found if off <= CLOCK_SECONDS else f"clock is {off:.0f} s off", "start an NTP client on it"
     )

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.config import Config
+from cluster.config import ClusterConfig, Config
 from cluster.config.differences import differences as changed_values
 from cluster.config.differences import flat
+from cluster.config.precision import default_device, hardware, settle
 from cluster.runtime.atomic_files import read_json, write_json
 from pipeline.config import CorpusConfig, PipelineConfig
 from pipeline.shards.layout import ADDRESS, DATASET, FORMAT, FolderError
@@ -59,8 +60,42 @@ def dataset(config: Config, spec: CodecSpec) -> dict[str, Any]:
 
 
 def defaults() -> dict[str, Any]:
-    """Return the settings that shape content, each with its default."""
-    return _settings(PipelineConfig(), CorpusConfig())
+    """Return the settings that shape content, each with its default; float32 was the type of folders that record none."""
+    return _settings(_in_types(PipelineConfig(), "float32", "float32"), CorpusConfig())
+
+
+def settled(config: Config) -> Config:
+    """Return the configuration with types in the place of `auto`, as the folder records them or else by the hardware.
+
+    The codec's type and the captioner's are each said in a line. Where workers have GPUs that this host lacks, bfloat16 is taken;
+    a worker that lacks it says so. Raises DtypeError.
+    """
+    pipeline, accept = config.get(PipelineConfig), config.get(ClusterConfig).accept_slow_dtype
+    path = pipeline.output / DATASET
+    recorded = flat(read_json(path)["pipeline"]) if path.exists() else None
+    chosen = []
+    for key, wanted, gpus in (
+        ("dtype", pipeline.dtype, pipeline.gpus_per_worker),
+        ("captioner.dtype", pipeline.captioner.dtype, pipeline.captioner.gpus),
+    ):
+        before = "" if recorded is None else recorded.get(key, "float32")
+        dtype: str = wanted
+        if key == "dtype" or pipeline.captioner.weights is not None:
+            # A worker checks its own hardware, so that of this host decides only what is not recorded.
+            found = () if before or (gpus and default_device() == "cpu") else (hardware("cuda" if gpus else "cpu"),)
+            made = settle(f"pipeline.{key}", wanted, found, recorded=before, accept=accept)
+            print(made.line, flush=True)
+            dtype = made.dtype
+        chosen.append(before or "float32" if dtype == "auto" else dtype)
+    if pipeline.dtype != "auto":  # said by the user: a worker that lacks the type warns and goes on
+        config = config.replaced(config.get(ClusterConfig).model_copy(update={"accept_slow_dtype": True}))
+    return config.replaced(_in_types(pipeline, *chosen))
+
+
+def _in_types(pipeline: PipelineConfig, codec: str, captioner: str) -> PipelineConfig:
+    """Return the section with these types."""
+    captions = pipeline.captioner.model_copy(update={"dtype": captioner})
+    return pipeline.model_copy(update={"dtype": codec, "captioner": captions})
 
 
 def _settings(pipeline: PipelineConfig, corpus: CorpusConfig) -> dict[str, Any]:

@@ -41,9 +41,10 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Su
     repair: check every byte first, and encode damaged or missing shards again from their videos.
     Raises CorpusError, FolderError (Locked, ConfigChanged), DiskFull, CodecError, JobError; nothing committed is lost.
     """
-    pipeline = config.get(PipelineConfig)
     spec = _spec(config)
-    with FolderLock(pipeline.output), _meter(config) as meter:
+    with FolderLock(config.get(PipelineConfig).output), _meter(config) as meter:
+        config = dataset_json.settled(config)
+        pipeline = config.get(PipelineConfig)
         layout.remove_leftovers(pipeline.output)
         dataset_json.begin(pipeline.output, dataset_json.dataset(config, spec), dataset_json.defaults())
         manifest = Manifest(pipeline.output)

@@ -63,12 +63,13 @@ class HuggingFaceCaptioner:
         self._config = config
         self.digest = folder_digest(config.weights)
         self._device = "cuda" if config.gpus > 0 and torch.cuda.is_available() else "cpu"
+        self._dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32  # the driver has settled `auto`
         # No code from the folder is run, no pickle is read and nothing is downloaded.
         common = {"local_files_only": True, "trust_remote_code": False}
         try:
             self._processor: Any = AutoProcessor.from_pretrained(config.weights, **common)
             self._model: Any = AutoModelForImageTextToText.from_pretrained(
-                config.weights, use_safetensors=True, dtype=getattr(torch, config.dtype), **common
+                config.weights, use_safetensors=True, dtype=self._dtype, **common
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -89,7 +90,7 @@ class HuggingFaceCaptioner:
             inputs["images"] = [span[len(span) // 2] for span in spans]
             if config.prompt:
                 inputs["text"] = [config.prompt] * len(spans)
-        batch = self._processor(**inputs).to(self._device, getattr(torch, config.dtype))
+        batch = self._processor(**inputs).to(self._device, self._dtype)
         with torch.inference_mode():
             tokens = self._model.generate(**batch, max_new_tokens=config.max_tokens, do_sample=False, num_beams=1)
         if self._chat:  # the answer follows the question

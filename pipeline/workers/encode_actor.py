@@ -12,6 +12,7 @@ from typing import Any
 import ray
 import torch
 
+from cluster.config.precision import require
 from pipeline.config import PipelineConfig
 from pipeline.encoding.encoder import GroupEncoder, GroupReport
 from pipeline.workers.plan_task import enter_folder
@@ -24,16 +25,20 @@ _remote: Any = ray.remote  # its type hints lack concurrency groups
 class EncodeActor:
     """Owns whole shard groups, one after the other. Heartbeats are answered in a thread of their own."""
 
-    def __init__(self, config: PipelineConfig, weights: Path, folder: Path) -> None:
+    def __init__(self, config: PipelineConfig, weights: Path, folder: Path, accept: bool = False) -> None:
         enter_folder(folder)
-        self._config, self._weights = config, weights
+        self._config, self._weights, self._accept = config, weights, accept
         self._encoder: GroupEncoder | None = None
 
     def ready(self) -> int:
         """Load the codec; its errors reach the driver unchanged. Returns the process id."""
         device = "cuda" if self._config.gpus_per_worker > 0 else "cpu"
+        warning = require("pipeline.dtype", self._config.dtype, device, accept=self._accept)
+        if warning:
+            print(f"pipeline.dtype: {warning}", flush=True)
         torch.set_num_threads(self._config.threads)
-        codec = VideoCodec.load(self._weights, device=device, dtype=getattr(torch, self._config.dtype))
+        dtype = torch.bfloat16 if self._config.dtype == "bfloat16" else torch.float32  # the driver has settled `auto`
+        codec = VideoCodec.load(self._weights, device=device, dtype=dtype)
         self._encoder = GroupEncoder(self._config.output, self._config, codec)
         return os.getpid()
 

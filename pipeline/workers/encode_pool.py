@@ -18,7 +18,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from cluster.config import Config
+from cluster.config import ClusterConfig, Config
 from cluster.metrics import Meter
 from cluster.runtime.malloc import ENVIRONMENT
 from pipeline.config import PipelineConfig
@@ -63,6 +63,7 @@ class Pool:
 
     def __init__(self, config: Config, todo: Sequence[int], meter: Meter) -> None:
         self._config = config.get(PipelineConfig)
+        self._accept = config.get(ClusterConfig).accept_slow_dtype
         self._weights = config.get(TokenizerConfig).weights.absolute()
         self._meter = meter
         self.todo = deque(todo)
@@ -119,7 +120,9 @@ class Pool:
             num_gpus=self._config.gpus_per_worker,
             # An actor's tensors are allocated in a thread, so the heap must be configured before the process starts.
             runtime_env={"env_vars": {} if self._config.gpus_per_worker else ENVIRONMENT},
-        ).remote(self._config.model_copy(update={"output": self._config.output.absolute()}), self._weights, Path.cwd())
+        ).remote(
+            self._config.model_copy(update={"output": self._config.output.absolute()}), self._weights, Path.cwd(), self._accept
+        )
         call = actor.ready.options(name="load codec").remote()
         self._workers[slot] = Worker(slot, actor, call, time.monotonic())
 

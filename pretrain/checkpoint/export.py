@@ -12,16 +12,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from cluster.config import load as load_config
+from cluster.config.precision import Dtype
 from cluster.runtime import checkpoint_folders
 from cluster.runtime.atomic_files import write_text
 from pretrain.checkpoint.reader import read_ema, read_weights
 from pretrain.checkpoint.train_state import TrainState
+from pretrain.engine.config import TrainConfig
 from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
 from pretrain.model.transformer import VideoAR
@@ -47,14 +49,15 @@ class Exported:
     step: int
     averaged: bool
     """Whether the weights are the moving average."""
+    dtype: str = "float32"
+    """Data type of the weights."""
 
 
-def export(
-    source: Path, out: Path, *, average: bool | None = None, dtype: Literal["float32", "bfloat16"] = "float32"
-) -> Exported:
+def export(source: Path, out: Path, *, average: bool | None = None, dtype: Dtype = "auto") -> Exported:
     """Write the folder `out` from a run folder (its newest whole checkpoint) or a checkpoint folder.
 
-    average: export the moving average; None exports it if the run kept one.
+    average: export the moving average; None exports it if the run kept one. dtype: of the weights; auto takes the type that the
+    checkpoint records, so that the file does not depend on the machine that writes it.
     Raises ExportError, or CheckpointError for a checkpoint that cannot be read.
     """
     folder = _checkpoint(source)
@@ -67,12 +70,13 @@ def export(
         shapes = {name: tuple(value.shape) for name, value in weights.items()}
         weights = {**weights, **read_ema(folder, shapes)}
     kept = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
-    wanted = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    kind = config.get(TrainConfig).dtype if dtype == "auto" else dtype
+    wanted = torch.bfloat16 if kind == "bfloat16" else torch.float32
     out.mkdir(parents=True, exist_ok=True)
     partial = out / "model.safetensors.partial"
     save_file({name: value.detach().to(wanted).clone().contiguous() for name, value in kept.items()}, partial)
     partial.replace(out / "model.safetensors")
-    made = Exported(config.get(ModelConfig), config.get(ObjectiveConfig), spec, state.step, averaged)
+    made = Exported(config.get(ModelConfig), config.get(ObjectiveConfig), spec, state.step, averaged, str(wanted).split(".")[1])
     plain = {
         "format": FORMAT,
         "model": made.model.model_dump(mode="json"),
@@ -81,6 +85,7 @@ def export(
         "tokenizer_digest": spec.digest,
         "step": state.step,
         "averaged": averaged,
+        "dtype": made.dtype,
         "tokens": state.tokens,
         "checkpoint": folder.name,
     }
@@ -113,6 +118,7 @@ def describe(folder: Path) -> Exported:
             spec=CodecSpec.parse(plain["tokenizer"]),
             step=int(plain["step"]),
             averaged=bool(plain["averaged"]),
+            dtype=str(plain.get("dtype", "float32")),
         )
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise ExportError(f"{folder}: no exported model here ({error}); make one with `videoar export`") from error

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from cluster.config import Section
+from cluster.config.precision import Dtype
 
 
 class TrainConfig(Section):
@@ -35,8 +36,9 @@ class TrainConfig(Section):
     """Maximum gradient norm; larger gradients are scaled down to it."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay of the exponential moving average (EMA) of the weights, sharded over the ranks; 0 disables it."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Data type of weights and activations in a step; master weights stay in float32."""
+    dtype: Dtype = "auto"
+    """Data type of weights and activations in a step: bfloat16 where the hardware computes it, else float32 (checkpoints
+    record it); master weights stay in float32."""
     micro_batch: int = Field(default=1, ge=1)
     """Samples per rank in one forward pass; gradient accumulation makes up the rest of the global batch."""
     pack_tokens: int = Field(default=0, ge=0)

@@ -89,7 +89,7 @@ def deepspeed_config(train: TrainConfig, section: DeepSpeedConfig, world: int, *
         # DeepSpeed's throughput timer, which nothing reads, synchronizes the device at both ends of every step.
         "timers": given.get("timers", {"throughput": {"enabled": False}}),
     }
-    if train.dtype == "bfloat16":
+    if train.dtype != "float32":
         made["bf16"] = {"enabled": True}
         made["data_types"] = {"grad_accum_dtype": "fp32"}
     if stage == 3 and train.optimizer == "adamw":

@@ -66,7 +66,7 @@ class Engine:
         self.ranks, self.train = ranks, train
         self.stage = zero_stage(section)
         config = deepspeed_config(train, section, ranks.world, universal=universal)
-        self.dtype = torch.bfloat16 if train.dtype == "bfloat16" else torch.float32
+        self.dtype = torch.float32 if train.dtype == "float32" else torch.bfloat16
         # The same seed on all ranks: the initial weights do not depend on the number of ranks.
         torch.manual_seed(seed)
         if train.deterministic:

@@ -149,7 +149,7 @@ def estimate_stage(
     """Return the estimate of one stage. text: text tokens per sample."""
     model, train = config.get(ModelConfig), config.get(TrainConfig)
     window = stage_objective(stage, config.get(ObjectiveConfig)).window
-    size = 2 if train.dtype == "bfloat16" else 4
+    size = 4 if train.dtype == "float32" else 2
     tokens = flops = compute = traffic = hours = 0.0
     samples = slots = 0
     _, counts = share([mix.weight for mix in stage.mix], stage.steps)

@@ -13,7 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.config import Config, RunConfig
+import yaml
+
+from cluster.config import ClusterConfig, Config, RunConfig
+from cluster.config.precision import Precision, hardware, settle
 from cluster.runtime import checkpoint_folders
 from cluster.runtime.process_group import Ranks
 from pretrain.checkpoint import reader
@@ -60,6 +63,24 @@ class ResumePoint:
         guard.restore(self.saved.guard)
         if self.universal and engine.ranks.first:
             shutil.rmtree(source)
+
+
+def settle_dtype(config: Config, ranks: Ranks, checkpoint: Path | None) -> tuple[Config, Precision]:
+    """Settle `train.dtype`, as the checkpoint records it or else by the hardware of all ranks, which all call this.
+
+    Returns the configuration with the type in the place of `auto`. Raises DtypeError.
+    """
+    train, recorded = config.get(TrainConfig), ""
+    if checkpoint is not None:
+        recorded = yaml.safe_load((checkpoint / "config.yaml").read_text())["train"]["dtype"]
+    wanted = train.dtype
+    if wanted == "auto" and not recorded and zero_stage(config.get(DeepSpeedConfig)) == 0:
+        settled = Precision("train.dtype", "float32", "auto: ZeRO stage 0 trains in nothing else")
+    else:
+        found = ranks.all_gather(hardware(ranks.device.type))
+        accept = config.get(ClusterConfig).accept_slow_dtype
+        settled = settle("train.dtype", wanted, found, recorded=recorded, accept=accept)
+    return config.replaced(train.model_copy(update={"dtype": settled.dtype})), settled
 
 
 def find(

@@ -83,8 +83,10 @@ def commit() -> str:
     return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
 
 
-def write_provenance(run: Path, config: Config, *, data_digest: str, hosts: Sequence[str], resumed_from: int) -> None:
-    """Write RUN/config.yaml and append this start to RUN/run.json."""
+def write_provenance(
+    run: Path, config: Config, *, data_digest: str, hosts: Sequence[str], resumed_from: int, dtype: str = ""
+) -> None:
+    """Write RUN/config.yaml and append this start to RUN/run.json. dtype: the line on the type that was settled."""
     write_text(run / "config.yaml", config.yaml())
     path = run / "run.json"
     starts: list[Any] = read_json(path)["starts"] if path.is_file() else []
@@ -97,6 +99,7 @@ def write_provenance(run: Path, config: Config, *, data_digest: str, hosts: Sequ
             "hosts": list(hosts),
             "data_digest": data_digest,
             "config_digest": config.digest(),
+            "dtype": dtype,
             "resumed_from": resumed_from,
             "restarts": restart_count(),
         }

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from cluster.config import Config, RunConfig
+from cluster.config.precision import hardware, settle
 from cluster.runtime.progress import ProgressBar
 from pipeline.records import Bucket
 from pipeline.video import iter_frames
@@ -125,11 +126,15 @@ class VideoGenerator:
         checkpoint or run folder (default: run.dir).
         """
         source = config.get(RunConfig).dir if weights is None else weights
+        sampling = config.get(SampleConfig)
+        settled = settle("sample.dtype", sampling.dtype, [hardware(device)])
+        print(settled.line, flush=True)
+        sampling, dtype = sampling.model_copy(update={"dtype": settled.dtype}), getattr(torch, settled.dtype)
         if (source / "model.json").is_file():
-            exported, model = describe(source), load_model(source, device)
+            exported, model = describe(source), load_model(source, device, dtype)
         else:
             with tempfile.TemporaryDirectory() as folder:
-                exported, model = export(source, Path(folder)), load_model(folder, device)
+                exported, model = export(source, Path(folder), dtype="float32"), load_model(folder, device, dtype)
         tokenizer = config.get(TokenizerConfig).weights
         codec = VideoCodec.load(tokenizer, device=device)
         if codec.spec.digest != exported.spec.digest:
@@ -137,7 +142,6 @@ class VideoGenerator:
                 f"{source} was trained on tokens of tokenizer {exported.spec.digest[:12]}, {tokenizer} is "
                 f"{codec.spec.digest[:12]}: set tokenizer.weights to the tokenizer of the shards"
             )
-        sampling = config.get(SampleConfig)
         if exported.objective.condition_drop == 0 and (sampling.guidance != (1.0, 1.0) or sampling.guidance_end != 1.0):
             raise SampleError(
                 f"{source} was trained with objective.condition_drop 0, so its null token is untrained and guidance cannot "

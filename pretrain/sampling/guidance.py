@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from cluster.config import Section
+from cluster.config.precision import Dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +26,8 @@ class SampleConfig(Section):
     """Guidance strength at each frame's first scale: of the first frame, and of the last (linear in between)."""
     guidance_end: float = Field(default=10.0, ge=0)
     """Guidance strength at each frame's last scale (linear over the scales of a frame)."""
+    dtype: Dtype = "auto"
+    """Data type of the transformer in `videoar sample`: bfloat16 where the hardware computes it, else float32. samples.json records it."""
     temperature: float = Field(default=1.0, ge=0)
     """Temperature of the bit logits; 0 takes the more likely bit."""
     seed: int = 0

@@ -43,6 +43,8 @@ class TrainState:
     """Ranks that wrote the checkpoint."""
     mean_logits: tuple[float, float]
     """Moving means of the discriminator's logits on originals and reconstructions, which LeCAM needs."""
+    dtype: str = "float32"
+    """Type in which the network was trained; earlier versions, which do not record it, took float32 unless told otherwise."""
 
     @classmethod
     def read(cls, folder: Path) -> TrainState:
@@ -52,7 +54,8 @@ class TrainState:
             found = json.loads(path.read_text())
             # Earlier versions called the mean logits `opinion`.
             real, fake = found["mean_logits"] if "mean_logits" in found else found["opinion"]
-            return cls(int(found["step"]), str(found["recipe"]), int(found["ranks"]), (float(real), float(fake)))
+            dtype = str(found.get("dtype", "float32"))
+            return cls(int(found["step"]), str(found["recipe"]), int(found["ranks"]), (float(real), float(fake)), dtype)
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(f"{path}: not the state of a checkpoint ({error}); remove {folder} and start again") from error
 

@@ -15,6 +15,7 @@ import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -22,18 +23,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cluster.config import Config, MetricsConfig, RunConfig
+from cluster.config import ClusterConfig, Config, MetricsConfig, RunConfig
+from cluster.config.precision import hardware, settle
 from cluster.runtime.process_group import Ranks, connect, disconnect
 from cluster.runtime.progress import ProgressBar
 from tokenizer import codec
 from tokenizer.config import TokenizerConfig, TokenizerTraining, TrainingBucket
 from tokenizer.network.network import Network, pixels
 from tokenizer.quantization.codec_spec import CodecSpec
+from tokenizer.training import checkpoint
 from tokenizer.training.autoencoder import Autoencoder
 from tokenizer.training.engine import TrainingError
 from tokenizer.training.run_logger import RunLogger
 from tokenizer.training.schedule import bucket_at, kept_scales_at, perceptual_frames_at
-from tokenizer.training.trainer import Trainer
+from tokenizer.training.trainer import Trainer, log
 
 CHECKPOINTS = "tokenizer-checkpoints"
 COLLECTIVE_TIMEOUT = 1800.0
@@ -67,7 +70,10 @@ def train(config: Config, clips: ClipSource) -> None:
 def _run(config: Config, clips: ClipSource, ranks: Ranks, recipe: str) -> None:
     """Run the loop, from the newest checkpoint to the last step."""
     tokenizer, run = config.get(TokenizerConfig), config.get(RunConfig)
-    training, checkpoints = tokenizer.training, run.dir / CHECKPOINTS
+    checkpoints = run.dir / CHECKPOINTS
+    found = checkpoint.find(checkpoints, recipe, ranks, partial(log, ranks))
+    tokenizer = settled(config, ranks, None if found is None else found[1].dtype)
+    training = tokenizer.training
     torch.manual_seed(run.seed)
     model = Autoencoder(tokenizer)
     if training.init is not None:
@@ -75,7 +81,7 @@ def _run(config: Config, clips: ClipSource, ranks: Ranks, recipe: str) -> None:
     network = tokenizer.network
     spec = CodecSpec(network.bits, network.spatial_stride, network.temporal_stride, "", tokenizer.scales)
     trainer = Trainer(model, tokenizer, ranks)
-    begin = trainer.resume(checkpoints, recipe)
+    begin = trainer.resume(found)
     with ExitStack() as stack:
         logger = stack.enter_context(RunLogger(run.dir, ranks.first, config.get(MetricsConfig), begin))
         batches = stack.enter_context(BatchPrefetcher(clips, training, run.seed, ranks))
@@ -105,7 +111,22 @@ def _run(config: Config, clips: ClipSource, ranks: Ranks, recipe: str) -> None:
             if done % training.checkpoint_every == 0 and done < training.steps:
                 trainer.save(checkpoints, done, recipe)
             bar.update(1, note=f"PSNR {metrics['psnr']:.1f} dB")
-    trainer.export(tokenizer, {"recipe": recipe, "steps": training.steps, "corpus": list(_corpus(config)["videos"])})
+    trainer.export(
+        tokenizer,
+        {"recipe": recipe, "steps": training.steps, "dtype": training.dtype, "corpus": list(_corpus(config)["videos"])},
+    )
+
+
+def settled(config: Config, ranks: Ranks, recorded: str | None) -> TokenizerConfig:
+    """Return the tokenizer section with a type in the place of `auto`: the recorded one, or else by the hardware of all ranks.
+
+    All ranks call this. Raises DtypeError.
+    """
+    tokenizer, accept = config.get(TokenizerConfig), config.get(ClusterConfig).accept_slow_dtype
+    found = ranks.all_gather(hardware(ranks.device.type))
+    dtype = settle("tokenizer.training.dtype", tokenizer.training.dtype, found, recorded=recorded or "", accept=accept)
+    log(ranks, dtype.line)
+    return tokenizer.model_copy(update={"training": tokenizer.training.model_copy(update={"dtype": dtype.dtype})})
 
 
 class BatchPrefetcher:
@@ -132,8 +153,13 @@ class BatchPrefetcher:
 
 
 def recipe_digest(config: Config) -> str:
-    """Return the sha256 of everything that determines the weights: tokenizer section (without its folder), corpus and seed."""
+    """Return the sha256 of everything that determines the weights: tokenizer section (without its folder), corpus and seed.
+
+    `auto` counts as float32, the default of earlier versions; which type it became is in the checkpoints and in tokenizer.json.
+    """
     tokenizer = config.get(TokenizerConfig).model_dump(mode="json", exclude={"weights"})
+    if tokenizer["training"]["dtype"] == "auto":
+        tokenizer["training"]["dtype"] = "float32"
     plain = {"tokenizer": tokenizer, "corpus": _corpus(config), "seed": config.get(RunConfig).seed}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 

@@ -139,11 +139,12 @@ class Trainer:
         if self.ranks.first:
             tensors["ema"] = {name: value.contiguous() for name, value in self.ema.items()}
             real, fake = self.mean_logits.tolist()
-            checkpoint.write(root, TrainState(step, recipe, self.ranks.world, (real, fake)), tensors, self.log)
+            checkpoint.write(
+                root, TrainState(step, recipe, self.ranks.world, (real, fake), self.training.dtype), tensors, self.log
+            )
 
-    def resume(self, root: Path, recipe: str) -> int:
-        """Load the newest undamaged checkpoint; return how many steps it has finished, 0 when there is none."""
-        found = checkpoint.find(root, recipe, self.ranks, self.log)
+    def resume(self, found: tuple[Path, TrainState] | None) -> int:
+        """Load the checkpoint that checkpoint.find found; return how many steps it has finished, 0 when there is none."""
         if found is None:
             return 0
         folder, state = found
@@ -167,8 +168,13 @@ class Trainer:
 
     def log(self, text: str) -> None:
         """Print one line, on the first rank."""
-        if self.ranks.first:
-            print(f"tokenizer: {text}", flush=True)
+        log(self.ranks, text)
+
+
+def log(ranks: Ranks, text: str) -> None:
+    """Print one line, on the first rank."""
+    if ranks.first:
+        print(f"tokenizer: {text}", flush=True)
 
 
 def _add(sums: dict[str, Tensor], terms: Mapping[str, Tensor], share: float) -> None:

@@ -23,5 +23,5 @@ def test_one_demo_a_folder(tmp_path: Path) -> None:
 def test_nothing_runs_without_videos(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     with pytest.raises(DemoError, match="contains no video file"):
-        run(tmp_path / "out", tmp_path / "videos", recipe=lambda config: Recipe(1, None))
+        run(tmp_path / "out", tmp_path / "videos", recipe=lambda config: Recipe((1,), None))
     assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ from cluster.demo.steps import DemoSteps, MetricsScraper, Recipe
 
 
 def test_a_failed_step_names_itself_and_its_exit_code(tmp_path: Path) -> None:
-    steps = DemoSteps(tmp_path, tmp_path / "demo.yaml", Recipe(4, None))
+    steps = DemoSteps(tmp_path, tmp_path / "demo.yaml", Recipe((4,), None))
     assert steps.command("stops cleanly", "sh", "-c", "exit 75", accept=(0, 75)) == 75
     with pytest.raises(DemoError, match="the step `breaks` failed with exit code 3"):
         steps.command("breaks", "sh", "-c", "exit 3")
@@ -47,20 +47,20 @@ def test_the_scraper_keeps_the_last_answer(tmp_path: Path) -> None:
 
 
 def test_training_is_stopped_in_the_first_stage_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = DemoSteps(tmp_path, tmp_path / "demo.yaml", Recipe(200, None))
+    steps = DemoSteps(tmp_path, tmp_path / "demo.yaml", Recipe((200,), None))
     commands: list[tuple[str, ...]] = []
     monkeypatch.setattr(steps, "command", lambda title, *words, **_: commands.append(words))
-    steps.train()
+    steps.train(200)
     assert [words[4:] for words in commands] == [("train.stop_after=101",), ()]
     (tmp_path / "checkpoints" / "step-00000101").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step-00000101" / "DONE").touch()
     commands.clear()
-    steps.train()
+    steps.train(200)
     assert [words[4:] for words in commands] == [()], "a demo that was resumed is not stopped again"
 
 
 def test_samples_use_the_captions_of_the_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = DemoSteps(tmp_path, tmp_path / "demo.yaml", Recipe(200, None))
+    steps = DemoSteps(tmp_path, tmp_path / "demo.yaml", Recipe((200,), None))
     commands: list[tuple[str, ...]] = []
 
     def command(title: str, *words: str) -> None:

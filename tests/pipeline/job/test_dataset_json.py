@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from cluster.config import ClusterConfig, load
+from cluster.config.precision import Hardware
 from cluster.runtime.atomic_files import DamagedFile
+from pipeline.config import PipelineConfig
 from pipeline.job import dataset_json
 from pipeline.job.dataset_json import ConfigChanged
 from pipeline.shards.layout import FolderError
@@ -59,3 +63,38 @@ def test_damaged_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(DamagedFile, match=r"dataset\.json: not valid JSON"):
         dataset_json.begin(tmp_path, {})
+
+
+def settled(folder: Path, *words: str) -> tuple[str, bool]:
+    """Return the type of the codec under a configuration, and whether a slow one is accepted."""
+    file = folder / "job.yaml"
+    file.write_text(f"pipeline: {{output: {folder / 'shards'}}}\n")
+    made = dataset_json.settled(load(file, words))
+    return made.get(PipelineConfig).dtype, made.get(ClusterConfig).accept_slow_dtype
+
+
+def test_the_type_of_the_codec_is_recorded_and_does_not_follow_the_hardware(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def machine(*, bfloat16: bool) -> None:
+        monkeypatch.setattr(dataset_json, "hardware", lambda device: Hardware("a CPU", "cpu", bfloat16, "some feature"))
+
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    machine(bfloat16=False)
+    assert settled(tmp_path) == ("float32", False)
+    machine(bfloat16=True)
+    assert settled(tmp_path) == ("bfloat16", False)
+    for recorded in ("float32", "bfloat16"):
+        (shards / "dataset.json").write_text(json.dumps({"pipeline": {"dtype": recorded}}))
+        for has in (True, False):
+            machine(bfloat16=has)
+            assert settled(tmp_path) == (recorded, False)
+            assert settled(tmp_path, f"pipeline.dtype={recorded}") == (recorded, True), "said by the user: workers only warn"
+    (shards / "dataset.json").write_text(json.dumps({"pipeline": {"batch": 4}}))
+    assert settled(tmp_path) == ("float32", False), "folders of earlier versions"
+
+
+def test_workers_with_gpus_that_the_driver_lacks_take_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset_json, "default_device", lambda: "cpu")
+    assert settled(tmp_path, "pipeline.gpus_per_worker=1") == ("bfloat16", False)
