@@ -78,6 +78,7 @@ def write(run: Path) -> Path:
     page = environment.get_template("report.html.j2").render(
         name=run.name,
         summary=summary(history),
+        budget=budget_lines(run / "budget.json", tokenizer),
         tokenizer_plot=plot_tokenizer(tokenizer),
         loss_plot=plot_loss(history),
         scale_plots=[(title, plot_scales(steps)) for title, steps in history.stages],
@@ -114,6 +115,37 @@ def summary(history: RunHistory) -> list[tuple[str, str]]:
         ("padding", f"{100 * _mean(step.get('padding', 0.0) for step in history.steps):.1f} % of positions"),
         ("compilations during steps", f"{sum(step.get('compilations', 0) for step in history.steps)}"),
     ]
+
+
+def budget_lines(path: Path, tokenizer: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what a demo chose for its minutes and what more of them would give; nothing where nothing was cut to fit."""
+    if not path.is_file():
+        return []
+    plain = read_json(path)
+    known, stages = plain["recipe"], plain["stage_seconds"]
+    if not plain["tokenizer_seconds"] or not stages:
+        return []
+    lines = [
+        f"Within {plain['minutes']:g} minutes: {plain['tokenizer_steps']} of the recipe's {known['tokenizer_steps']} steps for the tokenizer "
+        f"({plain['tokenizer_seconds']:.2f} s each), {' + '.join(map(str, plain['stage_steps']))} of "
+        f"{' + '.join(map(str, known['stage_steps']))} for the transformer ({' and '.join(f'{each:.2f}' for each in stages)} s each)."
+    ]
+    cut = plain["tokenizer_seconds"] * (known["tokenizer_steps"] - plain["tokenizer_steps"])
+    cut += sum(s * (most - n) for s, most, n in zip(stages, known["stage_steps"], plain["stage_steps"], strict=True))
+    if cut > 0:
+        lines.append(
+            f"All steps of the recipe would take {cut / 60:.0f} more minutes on this machine: "
+            f"videoar demo --minutes {plain['minutes'] + cut / 60 + 1:.0f} --out another-folder"
+        )
+    psnr = [line["psnr"] for line in tokenizer if line.get("psnr") is not None]
+    if len(psnr) >= 20:
+        tenth = len(psnr) // 10
+        half, end = _mean(psnr[4 * tenth : 6 * tenth]), _mean(psnr[-2 * tenth :])
+        lines.append(
+            f"The tokenizer's PSNR was {half:.1f} dB at half of its steps and {end:.1f} dB at the end. As a rule, twice the steps gain "
+            f"less than the second half did ({max(0.0, end - half):.1f} dB); samples cannot be sharper than the reconstructions."
+        )
+    return lines
 
 
 def stage_row(title: str, steps: Sequence[Mapping[str, Any]]) -> dict[str, str]:

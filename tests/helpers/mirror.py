@@ -25,7 +25,6 @@ PRETRAIN: dict[str, str] = {
     "pretrain/engine/zero3.py": "tests/system/test_training.py",
     "pretrain/loop/job.py": "tests/system/test_stages.py",
     "pretrain/loop/periodic_samples.py": "tests/system/test_training.py",
-    "pretrain/loop/resume.py": "tests/system/test_training.py",
     "pretrain/loop/validation.py": "tests/system/test_training.py",
 }
 COVERED = {**CLUSTER, **TOKENIZER, **PIPELINE, **PRETRAIN}

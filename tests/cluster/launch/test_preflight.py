@@ -1,4 +1,5 @@
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def test_a_sound_job_passes(config: Config, job: JobKind) -> None:
     assert {"python", "packages", "devices", "tokenizer"} <= {row.check for row in rows}
     assert ("corpus" in {row.check for row in rows}) == (job == "tokenize")
     assert all(row.found for row in rows)
+    dtype = next(row for row in rows if row.check == "dtype")
+    assert re.search(r"auto is (bfloat16|float32); GFLOP/s: float32 [\d,]+, bfloat16 [\d,]+$", dtype.found)
 
 
 def test_another_tokenizer_is_found(config: Config) -> None:
@@ -130,7 +133,7 @@ def test_hosts_are_logged_into_and_compared(config: Config, tmp_path: Path, monk
     rows = check(config, fine(), hostfile=hosts)
     bad = failed(rows)
     assert "host good" not in bad and any(
-        row.check == "host good" and row.found.startswith("2 slot(s), clock within") for row in rows
+        row.check == "host good" and re.match(r"2 slot\(s\), clock within .* s; .*: auto is ", row.found) for row in rows
     )
     assert bad["host late"].found.startswith("clock is ") and bad["host late"].fix == "start an NTP client on it"
     assert bad["host bare"].found.startswith("has no /")

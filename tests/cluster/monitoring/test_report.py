@@ -75,3 +75,24 @@ def test_a_half_written_last_line_is_left_out_and_a_broken_one_is_named(tmp_path
     path.write_text('{"st\n{"step": 1}\n')
     with pytest.raises(ReportError, match=r"metrics.jsonl:1: not a JSON line"):
         read_lines(path)
+
+
+def test_what_fitted_into_the_time_and_what_more_would_give(run: Path) -> None:
+    with (run / "tokenizer-metrics.jsonl").open("w") as file:
+        file.writelines(json.dumps({"step": n, "loss": 1.0, "l1": 0.1, "psnr": 15 + 0.2 * n}) + "\n" for n in range(40))
+    assert "What fitted" not in write(run).read_text(), "no budget: not a demo"
+    plain = {
+        "minutes": 8.0,
+        "tokenizer_steps": 900,
+        "stage_steps": [110, 90],
+        "tokenizer_seconds": 0.24,
+        "stage_seconds": [0.5, 1.0],
+    }
+    plain["recipe"] = {"tokenizer_steps": 1400, "stage_steps": [200, 160]}
+    (run / "budget.json").write_text(json.dumps(plain))
+    page = write(run).read_text()
+    assert "900 of the recipe&#39;s 1400 steps for the tokenizer (0.24 s each), 110 + 90 of 200 + 160" in page
+    assert "would take 4 more minutes on this machine: videoar demo --minutes 13" in page  # 500 x 0.24 + 90 x 0.5 + 70 x 1
+    assert "18.9 dB at half of its steps and 22.1 dB at the end" in page
+    (run / "budget.json").write_text(json.dumps({**plain, "tokenizer_seconds": 0.0, "stage_seconds": []}))
+    assert "What fitted" not in write(run).read_text(), "nothing was timed"

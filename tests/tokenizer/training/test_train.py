@@ -15,9 +15,12 @@ import safetensors.torch
 import torch
 
 from cluster.config import load
+from cluster.config.precision import DtypeError, Hardware
 from cluster.runtime.ports import free_port
+from cluster.runtime.process_group import Ranks
+from tokenizer.training import train as train_module
 from tokenizer.training.engine import TrainingError
-from tokenizer.training.train import finished, recipe_digest
+from tokenizer.training.train import finished, recipe_digest, settled
 
 ROOT = Path(__file__).resolve().parents[3]
 DRIVER = "tests.helpers.drive_train"
@@ -42,6 +45,7 @@ tokenizer:
     checkpoint_every: 2
     log_every: 1
     single_scale_steps: 1
+    dtype: float32
 """
 
 
@@ -190,3 +194,28 @@ def test_another_recipe_is_not_overwritten(straight: Path) -> None:
     with pytest.raises(TrainingError, match="another recipe"):
         finished(straight / "tokenizer", "0" * 64)
     assert not finished(straight / "absent", "0" * 64)
+
+
+def test_the_type_is_the_recorded_one_and_auto_is_no_other_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def machine(*, bfloat16: bool) -> None:
+        monkeypatch.setattr(train_module, "hardware", lambda device: Hardware("a CPU", "cpu", bfloat16, "some feature"))
+
+    def made(recorded: str | None, *words: str) -> str:
+        return settled(
+            load(configure(tmp_path), ["tokenizer.training.dtype=auto", *words]),
+            Ranks(0, 1, torch.device("cpu"), ("here",)),
+            recorded,
+        ).training.dtype
+
+    machine(bfloat16=True)
+    assert made(None) == made("bfloat16") == "bfloat16" and made("float32") == "float32"
+    machine(bfloat16=False)
+    assert made(None) == made("float32") == "float32"
+    with pytest.raises(DtypeError, match=r"tokenizer\.training\.dtype: bfloat16 is recorded"):
+        made("bfloat16")
+    assert made("bfloat16", "cluster.accept_slow_dtype=true") == "bfloat16"
+    assert made(None, "tokenizer.training.dtype=bfloat16") == "bfloat16", "as configured, with a warning"
+    digests = {
+        kind: recipe_digest(load(configure(tmp_path), [f"tokenizer.training.dtype={kind}"])) for kind in ("auto", "float32")
+    }
+    assert digests["auto"] == digests["float32"], "runs that earlier versions began by default go on"
