@@ -22,11 +22,11 @@ LEFT_OUT = 4
 """First steps of a timing run that do not count: they load, and allocate memory."""
 LEAST = {"tokenizer": 200, "stages": 20}
 """Steps below which nothing is learned: the tokenizer's, and those of each stage of the transformer."""
-TOKENIZER_SHARE = 0.5
-"""Share of the minutes that the tokenizer's training may take."""
-STARTS_AFTER = 5
-"""Starts of a command that follow the transformer's timing, in units of the timing run's own start: two of training, two of
-sampling, the report."""
+TOKENIZER_SHARE = 0.42
+"""Share of the minutes that the tokenizer's training may take, timing included."""
+STARTS_AFTER = 3
+"""Starts of a command that follow the transformer's timing, in units of the timing run's own start: two of training, and
+shorter ones of sampling and the report."""
 
 
 @dataclass(frozen=True)

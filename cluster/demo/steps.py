@@ -101,7 +101,7 @@ class DemoSteps:
             *(f"tokenizer.training.steps={TIMED}", "tokenizer.training.log_every=1"),
         )
         seconds = per_step(lines_of(folder / "tokenizer-metrics.jsonl"), self.recipe.pixels, self.recipe.shares)
-        left = 60 * budget.minutes * TOKENIZER_SHARE - watch.seconds / 2
+        left = 60 * budget.minutes * TOKENIZER_SHARE - watch.seconds
         (steps,) = fit(left, [seconds], [wanted], LEAST["tokenizer"])
         console.print(
             f"{seconds:.3f} s per step: [bold]{steps} of the recipe's {wanted} tokenizer steps[/bold], about {steps * seconds / 60:.1f} of "
