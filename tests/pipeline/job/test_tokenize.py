@@ -77,6 +77,7 @@ def write_config(folder: Path, corpus: Path, weights: Path) -> Path:
             "clips_per_shard": 4,
             "batch": 2,
             "videos_per_task": 2,
+            "dtype": "float32",
             "min_free_gb": 0,
         },
         "metrics": {"port": 0},

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
+from cluster.config import ClusterConfig
 from cluster.metrics import Meter
 from pipeline.config import PipelineConfig
 from pipeline.encoding.encoder import GroupReport
@@ -96,6 +97,7 @@ def pool_of(todo: list[int], meter: Meter, **fields: Any) -> Pool:
     sections: dict[type, Any] = {
         PipelineConfig: PipelineConfig(**{"stall_seconds": 30.0, **fields}),
         TokenizerConfig: TokenizerConfig(weights=Path("tokenizer")),
+        ClusterConfig: ClusterConfig(),
     }
     config: Any = SimpleNamespace(get=sections.__getitem__)
     return Pool(config, todo, meter)
