@@ -10,6 +10,7 @@ Out: `Encoded`, frames, and the states of streams. Any chunking gives what the w
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 
 from tokenizer.codec.folder import JSON_NAME, WEIGHTS_NAME, CodecError, check_keys, digest, read_json, read_weights
-from tokenizer.network.causal_conv import Stream, onednn_computes
+from tokenizer.network.causal_conv import Stream
+from tokenizer.network.convolution import onednn_computes
 from tokenizer.network.network import Network, channels_last, pixels, to_uint8
 from tokenizer.quantization.bit_packing import pack, unpack
 from tokenizer.quantization.bsq import accumulate, quantize
@@ -56,6 +58,11 @@ class DecodeState:
     """Clips, height and width."""
 
 
+def _by_rule() -> AbstractContextManager[None]:
+    """Let cuDNN choose its algorithms by shape, never by timing, and not round float32 to TF32: bits must not depend on a clock."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
 class VideoCodec:
     """A loaded tokenizer. `spec` has its shapes; all returned tensors are on `device`."""
 
@@ -66,11 +73,7 @@ class VideoCodec:
         *,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
-        compile: bool = False,
     ) -> None:
-        if compile and torch.device(device).type == "cpu":
-            # torch 2.13's inductor fails on these 3D convolutions on CPU (ValueRangeError in its convolution lowering)
-            raise CodecError("torch.compile cannot compile the codec on CPU; load it with compile=False, or on a GPU")
         if dtype == torch.bfloat16 and torch.device(device).type == "cpu" and not onednn_computes(torch.device("cpu"), dtype):
             warnings.warn(
                 "this CPU has no bfloat16 instructions: the codec is many times slower in it than in float32; "
@@ -81,13 +84,9 @@ class VideoCodec:
         self.network = network.eval().requires_grad_(False).to(device=device, dtype=dtype)
         channels_last(self.network)
         self.spec, self.device, self.dtype = spec, torch.device(device), dtype
-        self._encoder = torch.compile(self.network.encoder) if compile else self.network.encoder
-        self._decoder = torch.compile(self.network.decoder) if compile else self.network.decoder
 
     @classmethod
-    def load(
-        cls, folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, compile: bool = False
-    ) -> VideoCodec:
+    def load(cls, folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> VideoCodec:
         """Read a tokenizer folder and check it against its digest. Raises CodecError naming the file and what to do."""
         folder = Path(folder)
         config, spec, _ = read_json(folder)
@@ -102,7 +101,7 @@ class VideoCodec:
             network = Network(config)
         check_keys(folder / WEIGHTS_NAME, network.shapes(), {name: tuple(weight.shape) for name, weight in state.items()})
         network.load_state_dict(state, assign=True)
-        return cls(network, spec, device=device, dtype=dtype, compile=compile)
+        return cls(network, spec, device=device, dtype=dtype)
 
     @torch.no_grad()
     def encode(self, frames_BTHWC: Tensor) -> Encoded:
@@ -133,7 +132,7 @@ class VideoCodec:
         if last:
             self._grid(seen, height, width)
         stream = Stream() if state is None else state.stream.copy()
-        features = self.network.encoder(self._pixels(frames_BTHWC), stream)
+        features = self._encoder(self._pixels(frames_BTHWC), stream)
         return self._encoded(features), EncodeState(stream, seen, (batch, height, width))
 
     @torch.no_grad()
@@ -147,7 +146,17 @@ class VideoCodec:
             )
         stream = Stream() if state is None else state.stream.copy()
         seen = quantized.shape[2] + (state.latents if state is not None else 0)
-        return to_uint8(self.network.decoder(quantized, stream)), DecodeState(stream, seen, shape)
+        return to_uint8(self._decoder(quantized, stream)), DecodeState(stream, seen, shape)
+
+    def _encoder(self, x_BCTHW: Tensor, stream: Stream | None = None) -> Tensor:
+        with _by_rule():
+            features: Tensor = self.network.encoder(x_BCTHW, stream)
+        return features
+
+    def _decoder(self, f_BCTHW: Tensor, stream: Stream | None = None) -> Tensor:
+        with _by_rule():
+            x_BCTHW: Tensor = self.network.decoder(f_BCTHW, stream)
+        return x_BCTHW
 
     def _grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         try:

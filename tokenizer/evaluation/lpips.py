@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizer.evaluation.pretrained import ScoreError, load
-from tokenizer.network.causal_conv import frames_of
+from tokenizer.network.frame_norm import frames_of
 
 Net = Literal["none", "lpips-vgg", "lpips-alex"]
 

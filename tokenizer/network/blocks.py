@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.network.causal_conv import CausalConv, FrameNorm, Stream, clips_of, frames_of
+from tokenizer.network.causal_conv import CausalConv, Stream
+from tokenizer.network.frame_norm import FrameNorm, clips_of, frames_of
 
 
 class ResidualBlock(nn.Module):
@@ -31,10 +32,24 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x_BCTHW: Tensor, stream: Stream | None = None) -> Tensor:
         """Return `outputs` channels at the same T, H, W."""
+        if x_BCTHW.device.type == "cuda" and x_BCTHW.numel() and not torch.is_grad_enabled():
+            return self._on_cuda(x_BCTHW, stream)
         h = self.conv1(x_BCTHW, stream, self.norm1)
         h = self.conv2(h, stream, self.norm2)
         out: Tensor = h + (x_BCTHW if self.nin_shortcut is None else self.nin_shortcut(x_BCTHW, stream))
         return out
+
+    def _on_cuda(self, x_BCTHW: Tensor, stream: Stream | None) -> Tensor:
+        """Compute the same without gradients; biases are added where the result is read anyway, not in passes of their own."""
+        from tokenizer.network import cuda_kernels
+
+        first, last = self.conv1.conv.bias, self.conv2.conv.bias
+        assert first is not None and last is not None
+        h = self.conv1(x_BCTHW, stream, self.norm1, biased=False)
+        h = self.conv2(h, stream, self.norm2, before_C=first, biased=False)
+        residual = x_BCTHW if self.nin_shortcut is None else self.nin_shortcut(x_BCTHW, stream)
+        memory = torch.channels_last_3d
+        return cuda_kernels.add_residual(h.contiguous(memory_format=memory), residual.contiguous(memory_format=memory), last)
 
 
 class FrameAttention(nn.Module):

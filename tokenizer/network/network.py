@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from tokenizer.config import NetworkConfig
 from tokenizer.network.blocks import Downsample, Middle, ResidualBlock, Upsample, fold, unfold
-from tokenizer.network.causal_conv import CausalConv, FrameNorm, Stream, name_slots
+from tokenizer.network.causal_conv import CausalConv, Stream, name_slots
+from tokenizer.network.frame_norm import FrameNorm
 
 
 class Network(nn.Module):

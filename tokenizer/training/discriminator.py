@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.network.causal_conv import group_count
+from tokenizer.network.frame_norm import group_count
 
 
 class PatchDiscriminator(nn.Module):
