@@ -5,6 +5,7 @@
 limit: the frames a second if every convolution ran at the best rate that a plain 3x3x3 convolution reaches here, and all else
 were free, in CPU time. plain: the same network with the layout and padding that one writes first (NCDHW memory, explicit zero frames in
 front of every convolution). All are measured in this run, one after another, three times each, the best taken.
+`gpu_codec` is the part that `videoar bench gpu` calls: the paper's network in bfloat16 on a card, in shares of the product peak.
 --memory: peak resident memory of streaming 129 and 1,025 frames in chunks of 16, each in its own process; the bar is 1.2x.
 Prints a table and one JSON line.
 """
@@ -12,14 +13,17 @@ Prints a table and one JSON line.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +32,11 @@ from torch import Tensor
 from cluster.runtime.malloc import keep_freed_memory
 from tokenizer.codec import VideoCodec, save
 from tokenizer.config import NetworkConfig
+from tokenizer.network.blocks import ResidualBlock
 from tokenizer.network.causal_conv import CausalConv
+from tokenizer.network.frame_norm import FrameNorm, clips_of, frames_of
 from tokenizer.network.network import Network
+from tokenizer.quantization.codec_spec import CodecSpec
 
 
 def best(action: Callable[[], object], times: int = 3) -> float:
@@ -73,13 +80,104 @@ def flops_of(module: torch.nn.Module, run: Callable[[], object]) -> int:
     return total
 
 
-def plain_convolution(self: CausalConv, x_BCTHW: Tensor, stream: object = None, norm: torch.nn.Module | None = None) -> Tensor:
+def plain_convolution(
+    self: CausalConv, x_BCTHW: Tensor, stream: object = None, norm: torch.nn.Module | None = None, **_: object
+) -> Tensor:
     """The convolution as one writes it first: contiguous memory, zero frames and borders made explicit."""
     x_BCTHW = x_BCTHW if norm is None else norm(x_BCTHW)
     side = self.kernel // 2
     borders = (0, 1, 0, 1) if self.stride == 2 else (side, side, side, side)
     padded = F.pad(x_BCTHW.contiguous(), (*borders, self.kernel_t - 1, 0))
     return F.conv3d(padded, self.conv.weight.contiguous(), self.conv.bias, (self.stride_t, self.stride, self.stride))
+
+
+def gpu_codec(device: str, rounds: int) -> list[dict[str, object]]:
+    """Encode and decode at the paper's size in bfloat16: shares of the measured product peak, and the same with torch's norms.
+
+    On a CPU a tiny network at tiny shapes, as a dry run.
+    """
+    dry = torch.device(device).type == "cpu"
+    config = NetworkConfig(bits=48, width=8 if dry else 128, groups=4 if dry else 32)
+    dtype = torch.float32 if dry else torch.bfloat16
+    torch.manual_seed(0)
+    network = Network(config)
+    with torch.no_grad():
+        for weight in network.parameters():
+            if weight.ndim == 5:  # zeros would need less power, and so compute faster
+                weight.normal_(std=weight[0].numel() ** -0.5)
+    spec = CodecSpec(config.bits, config.spatial_stride, config.temporal_stride, "")
+    codec = VideoCodec(network, spec, device=device, dtype=dtype)
+    peak = product_peak(device, dtype, 256 if dry else 8192)
+    rows: list[dict[str, object]] = []
+    for clips, frames, height, width in ((1, 5, 32, 32), (2, 1, 32, 48)) if dry else ((8, 17, 128, 128), (1, 33, 384, 672)):
+        generator = torch.Generator().manual_seed(0)
+        video = torch.randint(0, 256, (clips, frames, height, width, 3), dtype=torch.uint8, generator=generator).to(device)
+        bits = codec.encode(video).bits
+
+        def encode(video: Tensor = video) -> object:
+            return codec.encode(video)
+
+        def decode(bits: Tensor = bits, height: int = height, width: int = width) -> object:
+            return codec.decode(bits, height, width)
+
+        for name, module, run, wanted in (
+            ("encode", codec.network.encoder, encode, 0.5),
+            ("decode", codec.network.decoder, decode, 0.55),
+        ):
+            flops = flops_of(module, run)
+            seconds = wall(run, device, rounds)
+            with torch_norms():
+                simple = wall(run, device, rounds)
+            rows.append(
+                {
+                    "name": f"codec {name}, {clips} x {frames} x {height} x {width}",
+                    "unit": "of the product peak",
+                    "value": round(flops / seconds / peak, 3),
+                    "wanted": wanted,
+                    "at_most": False,
+                    "frames_per_s": round(clips * frames / seconds, 1),
+                    "tflops": round(flops / seconds / 1e12, 1),
+                    "peak_tflops": round(peak / 1e12, 1),
+                    "with_torch_norms": round(flops / simple / peak, 3),
+                }
+            )
+    return rows
+
+
+def product_peak(device: str, dtype: torch.dtype, side: int) -> float:
+    """FLOP/s of a square matrix product."""
+    a, b = torch.randn(2, side, side, device=device).to(dtype)
+    return 2 * side**3 / wall(lambda: a @ b, device, 10)
+
+
+def wall(action: Callable[[], object], device: str, rounds: int) -> float:
+    """Median seconds of `rounds` calls after two that warm up."""
+    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+    found = []
+    for _ in range(rounds + 2):
+        wait()
+        began = time.perf_counter()
+        action()
+        wait()
+        found.append(time.perf_counter() - began)
+    return statistics.median(found[2:])
+
+
+@contextlib.contextmanager
+def torch_norms() -> Iterator[None]:
+    """Torch's group norm, SiLU, padding and sums in place of the kernels."""
+
+    def norm(self: FrameNorm, x: Tensor, held: int = 0, bias_C: Tensor | None = None) -> Tensor:
+        assert bias_C is None
+        y = self.norm(frames_of(x)) if x.numel() else frames_of(x)
+        return F.pad(clips_of(F.silu(y) if self.act else y, x.shape[0]), (0, 0, 0, 0, held, 0))
+
+    def block(self: ResidualBlock, x: Tensor, stream: object = None) -> Tensor:
+        h = self.conv2(self.conv1(x, None, self.norm1), None, self.norm2)
+        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+
+    with mock.patch.object(FrameNorm, "forward", norm), mock.patch.object(ResidualBlock, "forward", block):
+        yield
 
 
 def stream(folder: str, frames: int, side: int) -> int:

@@ -68,7 +68,8 @@ def onednn_computes(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
-    x = _channels_last(x)
+    # Both, since torch cannot tell the layout of one clip of one frame from the strides of its memory.
+    x, weight = _channels_last(x), _channels_last(weight)
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, weight, bias)):
         out: Tensor = _OneDNN.apply(x, weight, bias, tuple(stride), tuple(padding))  # type: ignore[no-untyped-call]
         return out
