@@ -21,8 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -32,8 +34,10 @@ from torch import Tensor
 from cluster.runtime.malloc import keep_freed_memory
 from tokenizer.codec import VideoCodec, save
 from tokenizer.config import NetworkConfig
+from tokenizer.network import causal_conv
 from tokenizer.network.blocks import ResidualBlock
 from tokenizer.network.causal_conv import CausalConv
+from tokenizer.network.convolution import form
 from tokenizer.network.frame_norm import FrameNorm, clips_of, frames_of
 from tokenizer.network.network import Network
 from tokenizer.quantization.codec_spec import CodecSpec
@@ -78,6 +82,20 @@ def flops_of(module: torch.nn.Module, run: Callable[[], object]) -> int:
     for hook in hooks:
         hook.remove()
     return total
+
+
+def forms_of(run: Callable[[], object]) -> dict[str, int]:
+    """How many convolutions of one run are computed in which form (tokenizer/network/convolution.py)."""
+    found: Counter[str] = Counter()
+    ours = causal_conv.convolve
+
+    def watched(x: Tensor, weight: Tensor, *given: Any) -> Tensor:
+        found[form(x.device, x.dtype, weight.shape[2:], given[1])] += 1
+        return ours(x, weight, *given)
+
+    with mock.patch.object(causal_conv, "convolve", watched):
+        run()
+    return dict(found)
 
 
 def plain_convolution(
@@ -233,10 +251,12 @@ def main() -> int:
         finally:
             CausalConv.forward = ours  # type: ignore[method-assign]
         rows[name] = (flops, seconds, simple)
+        forms = ", ".join(f"{count} {name}" for name, count in sorted(forms_of(run).items()))
         rate = options.frames / seconds
         print(
             f"{name}: {rate:7.1f} frames/s, {flops / 1e9:.1f} GFLOP, {flops / seconds / 1e9:.0f} GFLOP/s = "
-            f"{flops / seconds / peak:.2f} of the convolution peak {peak / 1e9:.0f}; plain {options.frames / simple:.1f} frames/s"
+            f"{flops / seconds / peak:.2f} of the convolution peak {peak / 1e9:.0f}; plain {options.frames / simple:.1f} frames/s; "
+            f"convolutions by form: {forms}"
         )
     flops, seconds, simple = (sum(row[i] for row in rows.values()) for i in range(3))
     both, limit = options.frames / seconds, options.frames / (flops / peak)

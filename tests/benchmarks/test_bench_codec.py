@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.bench_codec import gpu_codec, torch_norms
+from benchmarks.bench_codec import forms_of, gpu_codec, torch_norms
 from tokenizer.config import NetworkConfig
 from tokenizer.network.network import Network
 
@@ -32,3 +32,9 @@ def test_the_plain_form_computes_the_same() -> None:
         plain = network.encoder(video)
     assert (ours - plain).abs().max() < 1e-5
     assert not torch.equal(ours, plain), "it is another form"
+
+
+def test_the_forms_are_counted() -> None:
+    network = Network(NetworkConfig(bits=8, width=8, blocks=1, groups=4)).requires_grad_(False)
+    found = forms_of(lambda: network.encoder(torch.rand(1, 3, 5, 32, 32)))
+    assert set(found) == {"product", "3d"} and found["3d"] > found["product"]
