@@ -1,4 +1,4 @@
-"""How a 3D convolution is computed: on CPUs always by oneDNN or as a matrix product, forward and backward, chosen by shape alone.
+"""How a 3D convolution is computed: on CPUs always by oneDNN or as a matrix product, forward and backward, by a rule.
 
 In:  x_BCTHW in channels_last_3d memory, weight and bias, stride and padding by axis.
 Out: y_BCTHW of the same layout; its gradients.
