@@ -22,7 +22,6 @@ from benchmarks.bench_codec import best, convolution_peak, flops_of, torch_norms
 from cluster.runtime.malloc import keep_freed_memory
 from tokenizer.config import NetworkConfig, TokenizerConfig
 from tokenizer.network import causal_conv
-from tokenizer.network.network import channels_last
 from tokenizer.quantization.scale_schedule import scales
 from tokenizer.training.autoencoder import Autoencoder
 
@@ -45,7 +44,6 @@ def measure(rounds: int, shapes: tuple[tuple[int, int, int], ...] = SHAPES) -> d
     torch.manual_seed(0)
     network = NetworkConfig(bits=16, width=16, patch=2, multipliers=(1, 2, 2), blocks=1, groups=1)
     model = Autoencoder(TokenizerConfig.model_validate({"network": network, "training": {"dtype": "float32"}}))
-    channels_last(model)
     peak = convolution_peak(torch.float32)
     ours = plain = limit = 0.0
     shares = []
