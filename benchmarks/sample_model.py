@@ -25,12 +25,12 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.config import load
+from pretrain.attention.attention import Mask, bind_mask
+from pretrain.attention.token_layout import Layout
 from pretrain.estimate.flops import attended_pairs, training_flops
 from pretrain.model import fused_ops
-from pretrain.model.attention import Mask, bind_mask
 from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
-from pretrain.model.token_layout import Layout
 from pretrain.model.transformer import VideoAR
 from pretrain.objective import counter_rng, teacher_forcing
 from pretrain.sampling import guidance

@@ -29,12 +29,12 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.runtime.malloc import keep_freed_memory
+from pretrain.attention.attention import Mask
+from pretrain.attention.token_layout import Layout
 from pretrain.data.batch import Batch
 from pretrain.estimate.flops import attended_pairs, training_flops
 from pretrain.model import rope
-from pretrain.model.attention import Mask
 from pretrain.model.config import ModelConfig
-from pretrain.model.token_layout import Layout
 from pretrain.model.transformer import VideoAR
 from pretrain.objective.config import ObjectiveConfig
 from pretrain.objective.objective import Objective

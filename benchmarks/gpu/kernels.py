@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.gpu import shapes
 from benchmarks.gpu.bench import Bench, Figures
 from benchmarks.gpu.shapes import Shape
-from pretrain.model.attention import Attend, Mask, bind_mask
+from pretrain.attention.attention import Attend, Mask, bind_mask
 from pretrain.model.config import ModelConfig
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.gpu.bench import Bench
+from pretrain.attention.token_layout import Layout
 from pretrain.model import rope
 from pretrain.model.config import ModelConfig
 from pretrain.model.layers import ffn_width
-from pretrain.model.token_layout import Layout
 
 
 class PlainBlock(nn.Module):

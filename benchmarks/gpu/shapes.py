@@ -8,8 +8,8 @@ import torch
 
 from benchmarks.gpu.bench import ROOT, Bench
 from cluster.config import Config, load
+from pretrain.attention.token_layout import Layout
 from pretrain.estimate.job_estimate import spec_of
-from pretrain.model.token_layout import Layout
 from tokenizer.config import TokenizerConfig
 from tokenizer.quantization.codec_spec import CodecSpec
 

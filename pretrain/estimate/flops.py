@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from pretrain.model.token_layout import Layout
+from pretrain.attention.token_layout import Layout
 
 PEAKS = {
     "H200": 989e12,
@@ -41,7 +41,7 @@ def training_flops(parameters: int, tokens: int, layers: int, width: int, pairs:
 
 
 def attended_pairs(layout: Layout, window: int = 0) -> int:
-    """Return the (query, key) pairs that the mask (pretrain/model/attention.py) allows in one sample without hidden frames.
+    """Return the (query, key) pairs that the mask (pretrain/attention/attention.py) allows in one sample without hidden frames.
 
     layout: its text without padding. window: latent frames of history; 0 = all.
     """

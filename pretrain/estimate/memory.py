@@ -14,13 +14,13 @@ import torch
 
 from cluster.config import Config
 from pipeline.records import Bucket
+from pretrain.attention.block_attention import MAX_QUERIES, MAX_SCORES
+from pretrain.attention.token_layout import Layout
 from pretrain.data.config import Mix
 from pretrain.engine.config import DeepSpeedConfig, TrainConfig
-from pretrain.model.block_attention import MAX_QUERIES, MAX_SCORES
 from pretrain.model.config import ModelConfig
 from pretrain.model.layers import ffn_width
 from pretrain.model.text_tokenizer import TextTokenizer
-from pretrain.model.token_layout import Layout
 from pretrain.model.transformer import VideoAR
 from tokenizer.quantization.codec_spec import CodecSpec
 
@@ -152,7 +152,7 @@ def memory(
     """Return what a rank holds. tokens: positions of its micro-batch. stage: ZeRO stage (default: the configured one)."""
     train, model, zero = config.get(TrainConfig), config.get(ModelConfig), config.get(DeepSpeedConfig).zero_optimization
     stage = int(zero.get("stage", 3)) if stage is None else stage
-    size = 2 if train.dtype == "bfloat16" else 4
+    size = 4 if train.dtype == "float32" else 2
     activations = peak_bytes(model, tokens, bits, size=size, policy=policy, blocks=False)
     part = parameters / ranks
     gathered = size * _gathered(model, zero, parameters, policy) if stage == 3 and ranks > 1 else 0.0
@@ -189,4 +189,4 @@ def checkpoint_bytes(config: Config, parameters: int, ranks: int, here: int) -> 
     """Return bytes of host memory that checkpoints copy to, on a host with `here` of the ranks; kept from the first one on."""
     train, stage = config.get(TrainConfig), int(config.get(DeepSpeedConfig).zero_optimization.get("stage", 3))
     part = (12.0 + (4 if train.ema else 0)) * parameters / ranks * here
-    return part + (0.0 if stage == 3 else (2 if train.dtype == "bfloat16" else 4) * parameters)  # rank 0 writes the weights
+    return part + (0.0 if stage == 3 else (4 if train.dtype == "float32" else 2) * parameters)  # rank 0 writes the weights

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cluster.config import Config
 from cluster.runtime.process_group import Ranks
-from pretrain.model.token_layout import Layout, sent
+from pretrain.attention.token_layout import Layout, sent
 from pretrain.data.curriculum import StreamName
 from pretrain.data.loader import StepData
 from pretrain.data.token_datasets import TokenDatasets

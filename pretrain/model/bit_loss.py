@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pretrain.model.token_layout import Layout, sent
+from pretrain.attention.token_layout import Layout, sent
 
 CPU = torch.device("cpu")
 CHUNK_TOKENS = 2048

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pretrain.attention.attention import Attend
 from pretrain.model import fused_ops
-from pretrain.model.attention import Attend
 from pretrain.model.config import ModelConfig
 
 EPS = 1e-6

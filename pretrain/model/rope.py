@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pretrain.attention.token_layout import Layout, sent
 from pretrain.model.config import ModelConfig
-from pretrain.model.token_layout import Layout, sent
 
 
 def axes(pairs: int, shares: Sequence[float]) -> list[int]:

@@ -17,12 +17,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pretrain.attention.attention import Attend
+from pretrain.attention.token_layout import Layout
 from pretrain.model import rope
-from pretrain.model.attention import Attend
 from pretrain.model.bit_loss import bit_loss
 from pretrain.model.config import ModelConfig
 from pretrain.model.layers import Block, Embedding, Linear, RMSNorm, checkpointed
-from pretrain.model.token_layout import Layout
 
 
 class BitHead(Linear):

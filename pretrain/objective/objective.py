@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pretrain.attention.attention import VARLEN, Backend, Mask, bind_mask, resolve
+from pretrain.attention.token_layout import Layout
 from pretrain.data.batch import Batch, Host
-from pretrain.model.attention import Backend, Mask, bind_mask, resolve
 from pretrain.model.bit_loss import token_weights
-from pretrain.model.token_layout import Layout
 from pretrain.model.transformer import VideoAR
 from pretrain.objective import counter_rng
 from pretrain.objective.config import ObjectiveConfig
@@ -85,8 +85,8 @@ class Objective(nn.Module):
         if row is None:
             attend = bind_mask(backend, mask, device, x_BLC.dtype)
         else:
+            row, attend = row.bind(backend, mask, device, x_BLC.dtype)
             x_BLC, positions_BLA = row.join(x_BLC), row.join(positions_BLA)
-            attend = row.attend(backend, mask, device, x_BLC.dtype)
         weight_BN = batch.weight.unsqueeze(1) * token_weights(layout, self.config.scale_weights, device)
         if group is None:
             hidden_BLC = model(x_BLC, positions_BLA, attend)
@@ -140,9 +140,9 @@ class Objective(nn.Module):
         )
 
     def _row(self, batch: Batch, mask: Mask, backend: Backend) -> PackedRow | None:
-        """Return how the samples share a row: as packed by the loader, and always for `flash`, which then meets no padded text."""
+        """Return how the samples share a row: as packed by the loader, and always for those with a plan, which then meet no padded text."""
         layout, device = mask.documents[0], batch.bits.device
-        if backend != "flash":
+        if backend not in VARLEN:
             return PackedRow.make(layout, batch.spans, batch.row, device) if batch.row else None
         length = batch.row or len(batch.ids) * layout.length
         return PackedRow.make(layout, tuple(mask.text_length[:, 0].tolist()), -(-length // ROW_MULTIPLE) * ROW_MULTIPLE, device)

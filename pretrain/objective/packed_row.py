@@ -12,21 +12,23 @@ pretrain/data/batch.py decides when to pack, and which samples share a row:
     sample 2: t t . . . v v v v
 
 Everything in a block but attention runs on the row. The backend `blocks` lays queries, keys and values out by sample again, where
-equal shapes make large products (what it pads costs attention only); `flash` and `dense` get a mask with documents. For `flash`
-every micro-batch is laid out so, since samples without padded text are whole runs of its plan.
+equal shapes make large products (what it pads costs attention only); the others get a mask with documents. For `flash` and `cudnn`
+every micro-batch is laid out so, since samples without padded text are whole runs of their plan, and the row takes its order.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.model.attention import Attend, Backend, Mask, bind_mask, resolve
-from pretrain.model.token_layout import Layout, sent
+from pretrain.attention import flash_attention
+from pretrain.attention.attention import VARLEN, Attend, Backend, Mask, bind_mask, plan_of, resolve
+from pretrain.attention.token_layout import Layout, sent
+from pretrain.attention.varlen_plan import VarlenPlan
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,31 @@ class PackedRow:
         video: Tensor = x_1Rx[0].index_select(0, places.flatten()).unflatten(0, places.shape)
         return video
 
-    def attend(self, backend: Backend, mask: Mask, device: torch.device, dtype: torch.dtype = torch.float32) -> Attend:
-        """Return attention over the row. mask: of the unpacked samples, one document per row. device, dtype: of the queries."""
+    def bind(
+        self, backend: Backend, mask: Mask, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> tuple[PackedRow, Attend]:
+        """Return this row with its tokens in the order that attention wants, and attention over it.
+
+        mask: of the unpacked samples, one document per row. device, dtype: of the queries.
+        """
         backend = resolve(backend, device, dtype)
-        if backend != "blocks":
-            documents = tuple(Layout(span, self.layout.frames, self.layout.scales) for span in self.spans)
-            hidden = None if mask.hidden is None else mask.hidden.transpose(0, 1)
-            packed = Mask(documents, mask.text_length.transpose(0, 1), mask.window, hidden, self.padding)
-            return bind_mask(backend, packed, device, dtype)
-        inner = bind_mask(backend, mask, device, dtype)
+        if backend == "blocks":
+            return self, self._by_sample(bind_mask(backend, mask, device, dtype))
+        documents = tuple(Layout(span, self.layout.frames, self.layout.scales) for span in self.spans)
+        hidden = None if mask.hidden is None else mask.hidden.transpose(0, 1)
+        packed = Mask(documents, mask.text_length.transpose(0, 1), mask.window, hidden, self.padding)
+        if backend not in VARLEN:
+            return self, bind_mask(backend, packed, device, dtype)
+        plan = plan_of(packed, backend, device)
+        return self._ordered(plan), lambda layer, q, k, v: flash_attention.attend(q, k, v, plan, ordered=True)
+
+    def _ordered(self, plan: VarlenPlan) -> PackedRow:
+        if plan.order is None or plan.place is None:
+            return self
+        to_samples = plan.place.index_select(0, self.to_samples.flatten()).view(self.to_samples.shape)
+        return replace(self, to_row=self.to_row.index_select(0, plan.order), to_samples=to_samples.to(torch.int64))
+
+    def _by_sample(self, inner: Attend) -> Attend:
 
         def by_sample(x_1HRD: Tensor) -> Tensor:
             tokens_GLHD = x_1HRD[0].transpose(0, 1).index_select(0, self.to_samples.flatten())

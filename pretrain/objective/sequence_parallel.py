@@ -26,9 +26,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cluster.runtime.process_group import Ranks
+from pretrain.attention.attention import Attend
 from pretrain.data.config import Stage, ranks_per_sequence
 from pretrain.data.curriculum import CurriculumError
-from pretrain.model.attention import Attend
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pretrain.model.token_layout import Layout
+from pretrain.attention.token_layout import Layout
 from pretrain.model.transformer import VideoAR
 from pretrain.objective import counter_rng
 from pretrain.objective.teacher_forcing import corrected_labels, resize, token_inputs

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.model.attention import Attend
+from pretrain.attention.attention import Attend
+from pretrain.attention.token_layout import Layout
 from pretrain.model.config import ModelConfig
-from pretrain.model.token_layout import Layout
 
 ALIGN = 16
 """Ranges of keys end at multiples of this."""

@@ -19,8 +19,8 @@ import torch
 from benchmarks.gpu import job, probe, results, runner, shapes, steps, table
 from benchmarks.gpu.bench import Bench, CannotMeasure, Figures
 from benchmarks.gpu.cases import Case, cases
+from pretrain.attention.attention import Mask
 from pretrain.estimate.flops import attended_pairs
-from pretrain.model.attention import Mask
 
 Measure = Callable[[Bench], list[Figures]]
 

@@ -1,4 +1,4 @@
-"""On a card: every backend of attention against float64 on the CPU. (Flash in bfloat16: tests/pretrain/model/test_flash_attention.py.)"""
+"""On a card: every backend of attention against float64 on the CPU. (Flash in bfloat16: tests/pretrain/attention/test_flash_attention.py.)"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.model.attention import Backend, bind_mask
+from pretrain.attention.attention import Backend, bind_mask
 from tests.helpers.masks import MASKS, real_tokens
 
 CASES: tuple[tuple[Backend, torch.dtype, float], ...] = (

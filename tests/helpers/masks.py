@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pretrain.model.attention import Mask
-from pretrain.model.token_layout import Layout
+from pretrain.attention.attention import Mask
+from pretrain.attention.token_layout import Layout
 
 SCALES = ((1, 1), (2, 2), (2, 3))
 LAYOUT = Layout(text=3, frames=4, scales=SCALES)

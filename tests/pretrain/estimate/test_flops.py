@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pretrain.attention.attention import Mask
+from pretrain.attention.token_layout import Layout
 from pretrain.estimate.flops import EstimateError, attended_pairs, peak_flops, peak_of, training_flops
-from pretrain.model.attention import Mask
-from pretrain.model.token_layout import Layout
 
 LAYOUT = Layout(3, 4, ((1, 1), (2, 2), (2, 3)))
 

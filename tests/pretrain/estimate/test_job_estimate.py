@@ -11,10 +11,10 @@ import pytest
 
 from cluster.cli import main
 from cluster.config import Config, load
+from pretrain.attention.token_layout import Layout
 from pretrain.estimate.flops import EstimateError, attended_pairs, training_flops
 from pretrain.estimate.job_estimate import FULL, Machine, estimate_job
 from pretrain.estimate.memory import LIVE_PARAMETERS
-from pretrain.model.token_layout import Layout
 
 MACHINE = Machine(gpus=8, memory_gb=80.0, peak=1e15, mfu=0.5, link_gb=100.0)
 STAGE = "{name: a, steps: 100, mix: [{bucket: f017x64x64, batch: 16}]}"

@@ -14,6 +14,7 @@ from torch._functorch.aot_autograd import aot_function
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from cluster.config import load
+from pretrain.attention import block_attention
 from pretrain.data.batch import Batch
 from pretrain.data.config import Mix
 from pretrain.engine.config import TrainConfig
@@ -28,7 +29,7 @@ from pretrain.estimate.memory import (
     memory,
     parameters_of,
 )
-from pretrain.model import block_attention, fused_ops
+from pretrain.model import fused_ops
 from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
 from pretrain.model.transformer import VideoAR

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pretrain.attention.token_layout import Layout
 from pretrain.model.bit_loss import bit_loss, token_weights
-from pretrain.model.token_layout import Layout
 
 
 def test_weights_sum_to_one_and_follow_the_root_of_the_area() -> None:

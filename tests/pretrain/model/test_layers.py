@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.model.attention import Mask, bind_mask
+from pretrain.attention.attention import Mask, bind_mask
+from pretrain.attention.token_layout import Layout
 from pretrain.model.config import ModelConfig
 from pretrain.model.layers import Block, Embedding, FeedForward, Linear, RMSNorm, SelfAttention, checkpointed, ffn_width
 from pretrain.model.rope import positions, tables
-from pretrain.model.token_layout import Layout
 
 CONFIG = ModelConfig(layers=2, width=32, heads=4)
 

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from pretrain.attention.token_layout import Layout
 from pretrain.model import rope
 from pretrain.model.config import ModelConfig
-from pretrain.model.token_layout import Layout
 
 CONFIG = ModelConfig(layers=1, width=64, heads=2)
 LAYOUT = Layout(text=4, frames=2, scales=((1, 1), (2, 2), (3, 4)))

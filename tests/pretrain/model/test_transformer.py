@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from cluster.config import load
-from pretrain.model.attention import Mask, bind_mask
+from pretrain.attention.attention import Mask, bind_mask
+from pretrain.attention.token_layout import Layout
 from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
-from pretrain.model.token_layout import Layout
 from pretrain.model.transformer import VideoAR
 
 CONFIG = ModelConfig(layers=2, width=32, heads=4, max_scales=4)

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pretrain.attention.attention import bind_mask
 from pretrain.data.batch import Batch
-from pretrain.model.attention import bind_mask
 from pretrain.model.bit_loss import token_weights
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import VideoAR

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pretrain.attention.attention import Mask
+from pretrain.attention.token_layout import Layout
 from pretrain.data.batch import Batch
-from pretrain.model.attention import Mask
 from pretrain.model.config import ModelConfig
-from pretrain.model.token_layout import Layout
 from pretrain.model.transformer import VideoAR
 from pretrain.objective.config import ObjectiveConfig
 from pretrain.objective.objective import Objective
@@ -53,7 +53,7 @@ def objective(backend: str, config: ObjectiveConfig) -> Objective:
 
 
 @pytest.mark.usefixtures("varlen_on_cpu")
-@pytest.mark.parametrize("backend", ["blocks", "dense", "flash"])
+@pytest.mark.parametrize("backend", ["blocks", "dense", "flash", "cudnn"])
 @pytest.mark.parametrize(("window", "frame_mask", "checkpointing"), [(0, 0.0, False), (1, 0.5, True)])
 def test_a_packed_batch_is_the_unpacked_one(backend: str, window: int, frame_mask: float, checkpointing: bool) -> None:
     config = ObjectiveConfig(flip_max=0.3, condition_drop=0.4)
@@ -75,18 +75,20 @@ def test_a_packed_batch_is_the_unpacked_one(backend: str, window: int, frame_mas
 
 
 @pytest.mark.usefixtures("varlen_on_cpu")
-@pytest.mark.parametrize("backend", ["blocks", "dense", "flash"])
+@pytest.mark.parametrize("backend", ["blocks", "dense", "flash", "cudnn"])
 def test_no_sample_sees_another(backend: str) -> None:
     """Gradient of each sample's video outputs with respect to the whole row: zero outside the sample."""
     layout = Layout(text=8, frames=2, scales=SPEC.scales(4, 4))
     spans = tuple(max(1, length) for length in LENGTHS)
     row = sum(spans) + layout.video * len(spans) + 3
     shared = PackedRow.make(layout, spans, row, torch.device("cpu"))
-    owner = shared.join(torch.arange(5).unsqueeze(1).expand(5, layout.length))[0]
-    owner[-3:] = -1
-    mask = Mask((layout,), torch.tensor(spans).unsqueeze(1), 1, torch.rand(5, 1, 2) < 0.3)
+    mask = Mask((layout,), torch.tensor(spans).unsqueeze(1), 1, torch.arange(10).view(5, 1, 2) % 3 == 0)
     q, k, v = (torch.randn(1, 4, row, 8, requires_grad=True) for _ in range(3))
-    attend = shared.attend(backend, mask, torch.device("cpu"))  # type: ignore[arg-type]
+    shared, attend = shared.bind(backend, mask, torch.device("cpu"))  # type: ignore[arg-type]
+    owner = torch.full((row,), -1)
+    owner[shared.to_samples[:, layout.text :]] = torch.arange(5).unsqueeze(1)
+    for sample, span in enumerate(spans):
+        owner[shared.to_samples[sample, :span]] = sample
     out = shared.video(attend(0, q, k, v).transpose(1, 2))
     for sample in range(5):
         for gradient in torch.autograd.grad(out[sample].sum(), (q, k, v), retain_graph=True):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from pretrain.model.attention import Mask, bind_mask
+from pretrain.attention.attention import Mask, bind_mask
+from pretrain.attention.token_layout import Layout
 from pretrain.model.config import ModelConfig
-from pretrain.model.token_layout import Layout
 from pretrain.sampling.kv_cache import ALIGN, KVCache, aligned
 
 CONFIG = ModelConfig(layers=2, width=16, heads=2)

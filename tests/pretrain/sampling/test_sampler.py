@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cluster.runtime.progress import ProgressBar
+from pretrain.attention.attention import bind_mask
 from pretrain.data.batch import Batch
-from pretrain.model.attention import bind_mask
 from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextError, TextTokenizer
 from pretrain.model.transformer import VideoAR

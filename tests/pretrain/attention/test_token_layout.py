@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pretrain.model.token_layout import Layout
+from pretrain.attention.token_layout import Layout
 from tokenizer.quantization.scale_schedule import scales
 
 

@@ -9,10 +9,11 @@ The mask (paper A3, Eq. 9): a video token sees its sample's text, all scales of 
 and not hidden, the coarser scales of its own frame, and all of its own scale. A text token sees itself and the text before it.
 Documents packed in one row do not see each other. Padding is seen by no other token.
 
-Backends: `flash` (varlen_plan.py, flash_attention.py) runs FlashAttention kernels over the parts of the mask and is the path on a
-GPU in half precision; `blocks` (block_attention.py) is large products over what the mask allows, the path on a CPU and in float32;
-`dense` is plain scaled-dot-product attention with an L x L mask, the reference for tests. What a text token that is padding, or a
-token of the row's padding attends to is the backend's choice: nothing reads it.
+Backends: `flash` (varlen_plan.py, flash_attention.py) runs FlashAttention kernels over the parts of the mask, on a GPU in half
+precision; `cudnn` is the same but for long sequences, which are cuDNN's: faster on Hopper cards and newer, where `auto` takes it,
+but the last bits of its gradients vary. `blocks` (block_attention.py) is large products over what the mask allows, the path on a
+CPU and in float32; `dense` is plain scaled-dot-product attention with an L x L mask, the reference for tests. What a text token
+that is padding, or a token of the row's padding attends to is the backend's choice: nothing reads it.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.model import flash_attention
-from pretrain.model.block_attention import BlockAttention
-from pretrain.model.token_layout import Layout
-from pretrain.model.varlen_plan import make_plan
+from pretrain.attention import flash_attention
+from pretrain.attention.block_attention import BlockAttention
+from pretrain.attention.token_layout import Layout
+from pretrain.attention.varlen_plan import LONG, VarlenPlan, make_plan
 
-Backend = Literal["auto", "blocks", "flash", "dense"]
+Backend = Literal["auto", "blocks", "flash", "cudnn", "dense"]
+VARLEN: tuple[Backend, ...] = ("flash", "cudnn")
+"""Backends that compute a `VarlenPlan`."""
 
 
 class Attend(Protocol):
@@ -104,10 +107,19 @@ class Mask:
 
 
 def resolve(backend: Backend, device: torch.device, dtype: torch.dtype) -> Backend:
-    """Return the backend that `auto` stands for: flash in half precision on a GPU, else blocks."""
+    """Return the backend that `auto` stands for: in half precision on a GPU cudnn from Hopper on, else flash; otherwise blocks."""
     if backend != "auto":
         return backend
-    return "flash" if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) else "blocks"
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return "blocks"
+    return "cudnn" if torch.cuda.get_device_capability(device) >= (9, 0) else "flash"
+
+
+def plan_of(mask: Mask, backend: Backend, device: torch.device) -> VarlenPlan:
+    """Return the plan of `flash` or `cudnn` for a mask."""
+    hidden = None if mask.hidden is None else mask.hidden.tolist()
+    long = LONG if backend == "cudnn" else 0
+    return make_plan(mask.documents, mask.text_length.tolist(), mask.window, hidden, mask.padding, device, long)
 
 
 def bind_mask(backend: Backend, mask: Mask, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Attend:
@@ -117,9 +129,8 @@ def bind_mask(backend: Backend, mask: Mask, device: torch.device | None = None, 
     """
     device = mask.text_length.device if device is None else device
     chosen = resolve(backend, device, dtype)
-    if chosen == "flash":
-        hidden = None if mask.hidden is None else mask.hidden.tolist()
-        plan = make_plan(mask.documents, mask.text_length.tolist(), mask.window, hidden, mask.padding, device)
+    if chosen in VARLEN:
+        plan = plan_of(mask, chosen, device)
         return lambda layer, q, k, v: flash_attention.attend(q, k, v, plan)
     if chosen == "blocks":
         blocks = BlockAttention.make(mask.documents, mask.text_length, mask.window, mask.hidden, mask.padding).to(device)

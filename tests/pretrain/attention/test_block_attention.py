@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pretrain.attention import block_attention
+from pretrain.attention.attention import bind_mask
+from pretrain.attention.token_layout import Layout
 from pretrain.estimate.flops import attended_pairs
-from pretrain.model import block_attention
-from pretrain.model.attention import bind_mask
-from pretrain.model.token_layout import Layout
 from tests.helpers.masks import MASKS, qkv
 
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pretrain.model.token_layout import Layout
+from pretrain.attention.token_layout import Layout
 
 MIN_QUERIES = 64
 """Scales are joined until a group has this many queries."""

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from pretrain.model.attention import resolve
+from pretrain.attention.attention import resolve
 from tests.helpers.masks import MASKS
 
 
@@ -38,9 +38,11 @@ def test_the_dense_mask_against_a_slow_loop(name: str) -> None:
         assert bool(dense[b, 0, q, k]) == expected, (b, tokens[q], tokens[k])
 
 
-def test_auto_is_flash_only_where_its_kernels_exist() -> None:
+def test_auto_is_a_fused_backend_only_where_its_kernels_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert resolve("auto", gpu, torch.bfloat16) == "flash"
+    for capability, expected in (((8, 0), "flash"), ((9, 0), "cudnn"), ((10, 0), "cudnn")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None, found=capability: found)
+        assert resolve("auto", gpu, torch.bfloat16) == expected
     assert resolve("auto", gpu, torch.float32) == "blocks"
     assert resolve("auto", cpu, torch.bfloat16) == "blocks"
     assert resolve("dense", gpu, torch.bfloat16) == "dense"
