@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.attention.index_buffer import IndexBuffer, Rows
 from pretrain.attention.token_layout import Layout
 from tokenizer.quantization.scale_schedule import Scales
 
@@ -170,7 +171,7 @@ class _Draft:
         assert len(order) == self.at
         place = np.empty_like(order)
         place[order] = np.arange(self.at, dtype=np.int32)
-        buffer = _HostBuffer()
+        buffer = IndexBuffer()
         moved = not np.array_equal(order, np.arange(self.at))
         order_at, place_at = (buffer.add(order), buffer.add(place)) if moved else (None, None)
         calls = self._calls(buffer, long)
@@ -180,15 +181,15 @@ class _Draft:
         return VarlenPlan(
             None if order_at is None else buffer.view(order_at),
             None if place_at is None else buffer.view(place_at),
-            tuple(Call(begin, end, None if rows is None else buffer.segments(*rows)) for begin, end, rows in calls),
+            tuple(Call(begin, end, None if rows is None else _segments(buffer, *rows)) for begin, end, rows in calls),
             None if frames is None else frames(),
             buffer.view(tiles_at),
             buffer.nbytes,
         )
 
-    def _calls(self, buffer: _HostBuffer, long: int) -> list[tuple[int, int, tuple[_Rows, int] | None]]:
+    def _calls(self, buffer: IndexBuffer, long: int) -> list[tuple[int, int, tuple[Rows, int] | None]]:
         """Return begin, end and sequences of each call: consecutive short runs share one."""
-        calls: list[tuple[int, int, tuple[_Rows, int] | None]] = []
+        calls: list[tuple[int, int, tuple[Rows, int] | None]] = []
         begin, lengths = 0, list[int]()
 
         def close() -> None:
@@ -207,7 +208,7 @@ class _Draft:
         close()
         return calls
 
-    def _frames(self, buffer: _HostBuffer, place: np.ndarray) -> _FrameRows:
+    def _frames(self, buffer: IndexBuffer, place: np.ndarray) -> _FrameRows:
         keys = [span for _, seen in self.frames for span in seen]
         lengths = [sum(end - begin for begin, end in seen) for _, seen in self.frames]
         own = [end - begin for (begin, end), _ in self.frames]
@@ -253,62 +254,27 @@ def _frame_tiles(scales: Scales, count: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Where a flat array lies in the buffer, and its shape."""
-
-    begin: int
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class _FrameRows:
     """`Frames` before its arrays are on the device; a call makes it."""
 
-    buffer: _HostBuffer
+    buffer: IndexBuffer
     begin: int
-    rows: tuple[_Rows, _Rows, _Rows]
+    rows: tuple[Rows, Rows, Rows]
     longest: tuple[int, int]
-    shares: list[tuple[_Rows, _Rows]]
+    shares: list[tuple[Rows, Rows]]
 
     def __call__(self) -> Frames:
         view = self.buffer.view
         q_begins, keys, k_begins = self.rows
         q_segments, k_segments = (
-            self.buffer.segments(q_begins, self.longest[0]),
-            self.buffer.segments(k_begins, self.longest[1]),
+            _segments(self.buffer, q_begins, self.longest[0]),
+            _segments(self.buffer, k_begins, self.longest[1]),
         )
         return Frames(self.begin, q_segments, view(keys), k_segments, tuple((view(a), view(b)) for a, b in self.shares))
 
 
-class _HostBuffer:
-    """All integers of a plan in one array, so that one copy takes them to the device."""
-
-    def __init__(self) -> None:
-        self._arrays: list[np.ndarray] = []
-        self._size = 0
-        self._moved = torch.empty(0)
-
-    def add(self, array: np.ndarray) -> _Rows:
-        rows = _Rows(self._size, array.shape)
-        self._arrays.append(array.reshape(-1).astype(np.int32, copy=False))
-        self._size += -(-array.size // 4) * 4  # each array begins at a multiple of 16 bytes
-        self._arrays.append(np.zeros(self._size - rows.begin - array.size, dtype=np.int32))
-        return rows
-
-    def send(self, device: torch.device) -> None:
-        flat = torch.from_numpy(np.concatenate(self._arrays))
-        self._moved = flat.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else flat
-
-    @property
-    def nbytes(self) -> int:
-        return 4 * self._size
-
-    def view(self, rows: _Rows) -> Tensor:
-        count = int(np.prod(rows.shape))
-        return self._moved[rows.begin : rows.begin + count].view(rows.shape)
-
-    def segments(self, rows: _Rows, longest: int) -> Segments:
-        return Segments(self.view(rows), longest)
+def _segments(buffer: IndexBuffer, rows: Rows, longest: int) -> Segments:
+    return Segments(buffer.view(rows), longest)
 
 
 def _begins(lengths: Sequence[int]) -> np.ndarray:

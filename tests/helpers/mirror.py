@@ -26,5 +26,6 @@ PRETRAIN: dict[str, str] = {
     "pretrain/loop/job.py": "tests/system/test_stages.py",
     "pretrain/loop/periodic_samples.py": "tests/system/test_training.py",
     "pretrain/loop/validation.py": "tests/system/test_training.py",
+    "pretrain/loop/warm_up.py": "tests/system/test_compiled_stages.py",
 }
 COVERED = {**CLUSTER, **TOKENIZER, **PIPELINE, **PRETRAIN}
