@@ -6,6 +6,8 @@ No network, no Ray, one card, at most 7 minutes. Cases: `peak` (a product, a cop
 (L at 16 x 682 and 1 x 24,164 tokens under ZeRO-3 and 1, and a plain compiled transformer beside it), `job` (pretrain.train in two
 stages with packing and checkpoints; three stages to count compilations), `sample`, `codec`, `checkpoint`.
 
+--only takes sections, and beginnings of the names of cases ("step/16 x 682"), in the order in which they are to run.
+
 DIR/gpu.jsonl gets a line as each case ends; a call with the same DIR goes on where the last one was cut, and tries again what failed.
 Prints a table of the bars at the end, also into DIR/table.txt; DIR/bench.log holds what the cases printed. Exit code 0: all measured;
 1: a case failed; 2: nothing can be measured here; 75: the time limit came first, the same command goes on.
@@ -46,16 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE
     from benchmarks.gpu import cases, results, runner, table
 
-    wrong = set(arguments.only) - set(cases.SECTIONS)
+    known = cases.cases(bench)
+    wrong = [prefix for prefix in arguments.only if not cases.chosen(known, [prefix])]
     if wrong:
-        print(f"bench gpu: no such case: {', '.join(sorted(wrong))}; there are {', '.join(cases.SECTIONS)}", file=sys.stderr)
+        there = ", ".join([*cases.SECTIONS, *(case.name for case in known if "/" in case.name)])
+        print(f"bench gpu: no such case: {', '.join(wrong)}; there are {there}", file=sys.stderr)
         return USAGE
     out.mkdir(parents=True, exist_ok=True)
-    known = cases.cases(bench)
     if arguments.child:
         runner.work([case for case in known if case.name in arguments.child.split(";")], bench)
     before = set() if arguments.again else results.done(results.read(out), bench.name)
-    todo = [case for case in known if case.section in arguments.only and case.name not in before]
+    todo = [case for case in cases.chosen(known, arguments.only) if case.name not in before]
     work = Path(tempfile.mkdtemp(prefix="bench-gpu-", dir=arguments.work))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(FAILED))
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,22 @@ def test_a_broad_except_is_seen(tmp_path: Path) -> None:
     file = tmp_path / "bad.py"
     file.write_text("try:\n    pass\nexcept (OSError, Exception):\n    pass\n")
     assert [broad(node) for node in ast.walk(tree(file)) if isinstance(node, ast.ExceptHandler)] == [True]
+
+
+def test_triton_kernels_name_only_what_its_compiler_knows() -> None:
+    """Triton's compiler reads annotations too, and refuses a global that is neither its own nor a kernel; its interpreter does not."""
+    wrong = []
+    for path in sources():
+        functions = [node for node in tree(path).body if isinstance(node, ast.FunctionDef)]
+        kernels = [
+            node for node in functions if any(ast.unparse(each).startswith("triton.jit") for each in node.decorator_list)
+        ]
+        known = {"tl", "range", *dir(builtins), *(node.name for node in kernels)}
+        for node in kernels:
+            names = [each for each in ast.walk(node) if isinstance(each, ast.Name) and each not in node.decorator_list]
+            own = {each.id for each in names if isinstance(each.ctx, ast.Store)} | {each.arg for each in node.args.args}
+            used = {each.id for each in names if isinstance(each.ctx, ast.Load)} - {"triton"}
+            wrong += [f"{name(path)}:{node.lineno}: {node.name} reads {each}" for each in sorted(used - own - known)]
+            annotations = {ast.unparse(arg.annotation) for arg in node.args.args if arg.annotation}
+            wrong += [f"{name(path)}:{node.lineno}: {each}" for each in sorted(annotations - {"tl.tensor", "tl.constexpr"})]
+    assert not wrong, "\n".join(wrong)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -54,12 +54,25 @@ def cases(bench: Bench) -> list[Case]:
     for size, captions, way in SAMPLES[:1] if bench.dry else SAMPLES:
         run = partial(_sample, size=size, captions=captions, way="eager" if bench.dry else way)
         found.append(Case(f"sample/{size}/{captions}/{way}", "sample", run, 120, f"sample/{size}"))
-    if not bench.dry:  # these two know no tiny shapes; they are tested where they are
-        found += [
-            Case("codec", "codec", partial(_other, module="benchmarks.bench_codec", name="gpu_codec", given=5), 120, "codec"),
-            Case("checkpoint", "checkpoint", partial(_other, module="benchmarks.checkpoint", name="gpu_checkpoint", given=14.0), 120, "checkpoint"),
-        ]  # fmt: skip
+    found.append(
+        Case("codec", "codec", partial(_other, module="benchmarks.bench_codec", name="gpu_codec", given=5), 120, "codec")
+    )
+    size = 0.01 if bench.dry else 14.0
+    other = partial(_other, module="benchmarks.checkpoint", name="gpu_checkpoint", given=size)
+    found.append(Case("checkpoint", "checkpoint", other, 120, "checkpoint"))
     return sorted(found, key=lambda case: case.name.split("/")[-1] in LATE or "/zero1/" in case.name)
+
+
+def chosen(known: Sequence[Case], only: Sequence[str]) -> list[Case]:
+    """The cases whose section, or the beginning of whose name, is in `only`, in its order."""
+    found: dict[str, Case] = {}
+    for prefix in only:
+        found |= {
+            case.name: case
+            for case in known
+            if case.name not in found and (case.section == prefix or case.name.startswith(prefix))
+        }
+    return list(found.values())
 
 
 def _attention(bench: Bench) -> list[Figures]:

@@ -53,11 +53,9 @@ class Largest(TorchDispatchMode):
 def mask_of(bench: Bench, shape: Shape, seed: int) -> tuple[Mask, Any]:
     """A mask as the objective makes it, and its layout; other hidden frames and text lengths for each seed."""
     layout = shape.layout(shapes.spec(shapes.recipe(bench, "L")))
-    if shape.hidden(seed) is None:  # what changes from step to step without hidden frames is the text
-        generator = torch.Generator().manual_seed(seed)
-        lengths = torch.randint(1, shape.text + 1, (shape.samples, 1), generator=generator)
-    else:
-        lengths = torch.full((shape.samples, 1), shape.text)
+    generator = torch.Generator().manual_seed(seed)
+    # Drawn anew for each seed, so that no two masks are equal: a plan that is known costs nothing.
+    lengths = torch.randint(1, shape.text + 1, (shape.samples, 1), generator=generator)
     return Mask((layout,), lengths, shape.window, shape.hidden(seed)), layout
 
 

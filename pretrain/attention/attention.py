@@ -28,8 +28,9 @@ from torch import Tensor
 
 from pretrain.attention import flash_attention
 from pretrain.attention.block_attention import BlockAttention
+from pretrain.attention.planner import make_plan
 from pretrain.attention.token_layout import Layout
-from pretrain.attention.varlen_plan import LONG, VarlenPlan, make_plan
+from pretrain.attention.varlen_plan import LONG, LONG_MULTIPLE, VarlenPlan
 
 Backend = Literal["auto", "blocks", "flash", "cudnn", "dense"]
 VARLEN: tuple[Backend, ...] = ("flash", "cudnn")
@@ -120,6 +121,11 @@ def plan_of(mask: Mask, backend: Backend, device: torch.device) -> VarlenPlan:
     hidden = None if mask.hidden is None else mask.hidden.tolist()
     long = LONG if backend == "cudnn" else 0
     return make_plan(mask.documents, mask.text_length.tolist(), mask.window, hidden, mask.padding, device, long)
+
+
+def spare(backend: Backend, layout: Layout, samples: int) -> int:
+    """Return tokens of padding by which a row of so many samples must be longer, so that its long runs have few lengths."""
+    return (samples - 1) * LONG_MULTIPLE if backend == "cudnn" and layout.length >= LONG else 0
 
 
 def bind_mask(backend: Backend, mask: Mask, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Attend:

@@ -11,29 +11,43 @@ This module imports triton, which torch for CUDA brings along; it is imported on
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from pretrain.attention.varlen_plan import TILE
 
-WARPS = 4
+STAGES = 2
+"""Tiles loaded ahead. Registers and shared memory of either kernel stay within what a card of 100 kB has (proof_kernels.py)."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _rows(pointer: Any, stride: Any, rows: Any, column: Any, valid: Any) -> Any:
+def _rows(pointer: tl.tensor, stride: tl.tensor, rows: tl.tensor, column: tl.tensor, valid: tl.tensor) -> tl.tensor:
     """Load rows (TILE, BLOCK) of one head."""
     return tl.load(pointer + rows.to(tl.int64)[:, None] * stride + column[None, :], mask=valid, other=0.0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _forward(
-    q: Any, k: Any, v: Any, out: Any, lse: Any, tiles: Any, tokens: Any,
-    q_token: Any, q_head: Any, k_token: Any, k_head: Any, v_token: Any, v_head: Any, out_token: Any, out_head: Any,
-    SIZE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-) -> None:  # fmt: skip
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    out: tl.tensor,
+    lse: tl.tensor,
+    tiles: tl.tensor,
+    tokens: tl.tensor,
+    q_token: tl.tensor,
+    q_head: tl.tensor,
+    k_token: tl.tensor,
+    k_head: tl.tensor,
+    v_token: tl.tensor,
+    v_head: tl.tensor,
+    out_token: tl.tensor,
+    out_head: tl.tensor,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+) -> None:
     tile, head = tl.program_id(0), tl.program_id(1)
     first = tl.load(tiles + tile * 3)
     end = tl.load(tiles + tile * 3 + 2)
@@ -65,7 +79,15 @@ def _forward(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _weights(q_tile: Any, k_tile: Any, grad_tile: Any, v_tile: Any, lse: Any, delta: Any, seen: Any) -> Any:
+def _weights(
+    q_tile: tl.tensor,
+    k_tile: tl.tensor,
+    grad_tile: tl.tensor,
+    v_tile: tl.tensor,
+    lse: tl.tensor,
+    delta: tl.tensor,
+    seen: tl.tensor,
+) -> tl.tensor:
     """Attention weights of a tile of queries (rows) over one of keys (columns), and the gradient of its scores."""
     weights = tl.where(seen, tl.exp(tl.dot(q_tile, tl.trans(k_tile)) - lse[:, None]), 0.0)
     return weights, weights * (tl.dot(grad_tile, tl.trans(v_tile)) - delta[:, None])
@@ -73,11 +95,37 @@ def _weights(q_tile: Any, k_tile: Any, grad_tile: Any, v_tile: Any, lse: Any, de
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _backward(
-    grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, dq: Any, dk: Any, dv: Any, tiles: Any, tokens: Any,
-    grad_token: Any, grad_head: Any, q_token: Any, q_head: Any, k_token: Any, k_head: Any, v_token: Any, v_head: Any,
-    out_token: Any, out_head: Any, dq_token: Any, dq_head: Any, dk_token: Any, dk_head: Any, dv_token: Any, dv_head: Any,
-    SIZE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-) -> None:  # fmt: skip
+    grad: tl.tensor,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    out: tl.tensor,
+    lse: tl.tensor,
+    dq: tl.tensor,
+    dk: tl.tensor,
+    dv: tl.tensor,
+    tiles: tl.tensor,
+    tokens: tl.tensor,
+    grad_token: tl.tensor,
+    grad_head: tl.tensor,
+    q_token: tl.tensor,
+    q_head: tl.tensor,
+    k_token: tl.tensor,
+    k_head: tl.tensor,
+    v_token: tl.tensor,
+    v_head: tl.tensor,
+    out_token: tl.tensor,
+    out_head: tl.tensor,
+    dq_token: tl.tensor,
+    dq_head: tl.tensor,
+    dk_token: tl.tensor,
+    dk_head: tl.tensor,
+    dv_token: tl.tensor,
+    dv_head: tl.tensor,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+) -> None:
     tile, head = tl.program_id(0), tl.program_id(1)
     first = tl.load(tiles + tile * 3)
     begin = tl.load(tiles + tile * 3 + 1)
@@ -134,7 +182,19 @@ def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse_HN: Tensor, tiles:
     block = max(16, triton.next_power_of_2(size))
     strides = _strides(q, k, v, out)
     _forward[(len(tiles), q.shape[1])](
-        q, k, v, out, lse_HN, tiles, q.shape[0], *strides, SIZE=size, BLOCK=block, ROWS=TILE, num_warps=WARPS
+        q,
+        k,
+        v,
+        out,
+        lse_HN,
+        tiles,
+        q.shape[0],
+        *strides,
+        SIZE=size,
+        BLOCK=block,
+        ROWS=TILE,
+        num_warps=_warps(block),
+        num_stages=STAGES,
     )
 
 
@@ -152,8 +212,13 @@ def backward(
     strides = _strides(grad, q, k, v, out, *total)
     _backward[(len(tiles), q.shape[1])](
         grad, q, k, v, out, lse_HN, *total, tiles, q.shape[0], *strides,
-        SIZE=size, BLOCK=block, ROWS=TILE, num_warps=WARPS,
+        SIZE=size, BLOCK=block, ROWS=TILE, num_warps=_warps(block), num_stages=STAGES,
     )  # fmt: skip
+
+
+def _warps(block: int) -> int:
+    """Return warps of a program; tiles of 128 columns need the registers of 8."""
+    return 4 if block <= 64 else 8
 
 
 def _strides(*tensors: Tensor) -> list[int]:

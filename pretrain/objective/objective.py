@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pretrain.attention.attention import VARLEN, Backend, Mask, bind_mask, resolve
+from pretrain.attention.attention import VARLEN, Backend, Mask, bind_mask, resolve, spare
 from pretrain.attention.token_layout import Layout
 from pretrain.data.batch import Batch, Host
 from pretrain.model.bit_loss import token_weights
@@ -144,7 +144,7 @@ class Objective(nn.Module):
         layout, device = mask.documents[0], batch.bits.device
         if backend not in VARLEN:
             return PackedRow.make(layout, batch.spans, batch.row, device) if batch.row else None
-        length = batch.row or len(batch.ids) * layout.length
+        length = (batch.row or len(batch.ids) * layout.length) + spare(backend, layout, len(batch.ids))
         return PackedRow.make(layout, tuple(mask.text_length[:, 0].tolist()), -(-length // ROW_MULTIPLE) * ROW_MULTIPLE, device)
 
     def _condition(self, batch: Batch) -> tuple[Tensor, Tensor]:

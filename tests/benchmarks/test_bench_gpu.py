@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.gpu import job, probe, results, runner, shapes, steps, table
 from benchmarks.gpu.bench import Bench, CannotMeasure, Figures
-from benchmarks.gpu.cases import Case, cases
+from benchmarks.gpu.cases import SECTIONS, Case, cases, chosen
 from pretrain.attention.attention import Mask
 from pretrain.estimate.flops import attended_pairs
 
@@ -195,6 +195,13 @@ def test_without_a_card_it_is_one_line(root: Path, tmp_path: Path) -> None:
     assert command(root, tmp_path / "out", "--dry-run", "--only", "stepp").stderr.startswith("bench gpu: no such case: stepp;")
 
 
+def test_cases_are_chosen_by_section_or_name_in_the_order_given(bench: Bench) -> None:
+    known = cases(bench)
+    names = [case.name for case in chosen(known, ["codec", "step/3 x 30/zero", "peak", "step"])]
+    assert names[:4] == ["codec", "step/3 x 30/zero3/none", "step/3 x 30/zero1/none", "peak"]
+    assert sorted(names[4:]) == sorted(case.name for case in known if case.section == "step" and case.name not in names[:4])
+
+
 @pytest.mark.system
 def test_all_of_it_at_tiny_shapes(root: Path, tmp_path: Path) -> None:
     out, some = tmp_path / "out", ("--dry-run", "--limit", "900")
@@ -204,7 +211,7 @@ def test_all_of_it_at_tiny_shapes(root: Path, tmp_path: Path) -> None:
     assert whole.returncode == 0, whole.stdout + whole.stderr + (out / "bench.log").read_text()[-5000:]
     assert "] peak:" not in whole.stdout, "what was measured is not measured again"
     lines = results.read(out)
-    assert {line["section"] for line in lines.values()} == {"peak", "mask", "attention", "step", "job", "sample"}
+    assert {line["section"] for line in lines.values()} == set(SECTIONS)
     assert all(line["ok"] for line in lines.values())
     rows = {row["name"]: row for line in lines.values() for row in line["figures"]}
     assert all(row["step_s"] > 0 and row["mfu"] > 0 for row in results.figures(lines, "step"))

@@ -19,6 +19,7 @@ PIPELINE: dict[str, str] = {
     "pipeline/workers/encode_actor.py": "tests/pipeline/job/test_tokenize.py",
 }
 PRETRAIN: dict[str, str] = {
+    "pretrain/attention/varlen_plan.py": "tests/pretrain/attention/test_planner.py",
     "pretrain/checkpoint/export.py": "tests/system/test_training.py",
     "pretrain/engine/config.py": "tests/pretrain/engine/test_deepspeed_config.py",
     "pretrain/engine/engine.py": "tests/system/test_training.py",

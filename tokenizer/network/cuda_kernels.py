@@ -11,8 +11,6 @@ This module imports triton, which torch for CUDA brings along; it is imported on
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -26,11 +24,11 @@ STEPS = 32
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _partial_moments(
-    x: Any,
-    bias: Any,
-    partial: Any,
-    pixels: Any,
-    tiles: Any,
+    x: tl.tensor,
+    bias: tl.tensor,
+    partial: tl.tensor,
+    pixels: tl.tensor,
+    tiles: tl.tensor,
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -68,14 +66,14 @@ def _partial_moments(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _scale_and_offset(
-    partial: Any,
-    bias: Any,
-    gain: Any,
-    offset: Any,
-    affine: Any,
-    pixels: Any,
-    tiles: Any,
-    epsilon: Any,
+    partial: tl.tensor,
+    bias: tl.tensor,
+    gain: tl.tensor,
+    offset: tl.tensor,
+    affine: tl.tensor,
+    pixels: tl.tensor,
+    tiles: tl.tensor,
+    epsilon: tl.tensor,
     CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -90,7 +88,7 @@ def _scale_and_offset(
     inside = lane < WIDE
     channel = group * WIDE + lane
     base = partial + frame * tiles * 2 * CHANNELS
-    elements = pixels.to(tl.float32) * WIDE
+    elements = tl.cast(pixels, tl.float32) * WIDE
     total = tl.zeros((AT_ONCE, BLOCK), tl.float32)
     for first in range(0, tiles, AT_ONCE):
         tile = first + tl.arange(0, AT_ONCE)
@@ -120,12 +118,12 @@ def _scale_and_offset(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _scale_and_activate(
-    x: Any,
-    affine: Any,
-    out: Any,
-    pixels: Any,
-    frames: Any,
-    held: Any,
+    x: tl.tensor,
+    affine: tl.tensor,
+    out: tl.tensor,
+    pixels: tl.tensor,
+    frames: tl.tensor,
+    held: tl.tensor,
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -154,7 +152,13 @@ def _scale_and_activate(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _add_residual(
-    h: Any, residual: Any, bias: Any, lines: Any, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
+    h: tl.tensor,
+    residual: tl.tensor,
+    bias: tl.tensor,
+    lines: tl.tensor,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
 ) -> None:
     """Add a bias by channel and the residual to h, in place."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)

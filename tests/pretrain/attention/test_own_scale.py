@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pretrain.attention.planner import make_plan
 from pretrain.attention.token_layout import Layout
-from pretrain.attention.varlen_plan import make_plan
 from tests.helpers import varlen
 from tokenizer.quantization.scale_schedule import scales
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pretrain.attention.attention import Mask
+from pretrain.attention.planner import make_plan
 from pretrain.attention.token_layout import Layout
-from pretrain.attention.varlen_plan import TILE, Segments, VarlenPlan, make_plan
+from pretrain.attention.varlen_plan import LONG_MULTIPLE, TILE, Segments, VarlenPlan
 from tests.helpers.masks import LAYOUT, MASKS, real_tokens
 from tokenizer.quantization.scale_schedule import scales
 
@@ -116,3 +117,28 @@ def test_memory_is_linear_in_the_length() -> None:
     plan = make_plan((layout,), [[512]], 8, [[[frame % 5 == 2 for frame in range(17)]]], 0, CPU)
     assert layout.length > 44_000
     assert plan.nbytes < 64 * 2**20
+
+
+def test_padding_fills_long_runs_to_few_lengths() -> None:
+    """Two documents of 4,352 video tokens a row, with all kinds of text and hidden frames: cuDNN meets few lengths."""
+    scales_, row = ((4, 4), (16, 16)), 9344
+    found = set()
+    for text in range(1, 200, 7):
+        for hidden in (0, 1, 2):
+            spans = (text, 200 - text)
+            documents = tuple(Layout(span, 16, scales_) for span in spans)
+            padding = row - sum(document.length for document in documents)
+            hides = [[[frame < hidden for frame in range(16)]] * 2]
+            plan = make_plan(documents, [list(spans)], 0, hides, padding, CPU, long=2000)
+            assert sum(call.end - call.begin for call in plan.calls) + 2 * hidden * 272 == row
+            assert len(plan.calls) == 2 and all(call.segments is None for call in plan.calls)
+            first, last = (call.end - call.begin for call in plan.calls)
+            assert first % LONG_MULTIPLE == 0
+            found |= {first, last}
+    assert len(found) <= 16, found
+
+
+def test_padding_that_does_not_suffice_is_used_as_far_as_it_goes() -> None:
+    documents = (LAYOUT, LAYOUT)
+    plan = make_plan(documents, [[LAYOUT.text] * 2], 0, None, 3, CPU, long=20)
+    assert [call.end - call.begin for call in plan.calls] == [LAYOUT.length + 3, LAYOUT.length]
