@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import sys
@@ -31,6 +32,8 @@ BEGAN = time.monotonic()
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 75
+COMMA = re.compile(r",(?!\d)")
+"""Between cases; one before a digit is part of a number."""
 RESERVE = 3.0
 """Seconds before the limit that the table needs."""
 
@@ -103,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bench gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", type=lambda text: text.split(","), default=from_sections.split(","), metavar="CASE,...")
+    parser.add_argument("--only", type=lambda text: COMMA.split(text), default=from_sections.split(","), metavar="CASE,...")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/bench-gpu"), metavar="DIR", help="results; default runs/bench-gpu"
     )
