@@ -2,26 +2,34 @@
 SHELL := /bin/sh
 OUT ?= runs/demo
 BIN := .venv/bin
-# CPU builds of PyTorch spin up one thread a core in every process; tests start many processes.
-TEST_ENV := PYTHONHASHSEED=0
+# CPU builds of PyTorch spin up one thread a core in every process; tests start many processes, so each has one thread.
+TEST_ENV := PYTHONHASHSEED=0 OMP_NUM_THREADS=1
+# Unit tests run on all cores, one file of tests on one worker; system tests start clusters and run one after the other.
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+UNIT = $(TEST_ENV) $(BIN)/python -m pytest -m "not system" -n $(JOBS) --maxprocesses 8 --dist loadfile
+SYSTEM = $(TEST_ENV) $(BIN)/python -m pytest -m system
 
-.PHONY: help setup demo test lint unit system bench lock clean proof-tokenizer proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume proof-hosts
+.PHONY: help setup demo test lint unit system bench lock clean proof-tokenizer proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume proof-hosts proof-pythons
+.NOTPARALLEL:
 
 help:
 	@sed -n 's/^## //p' Makefile
 
-## setup            build .venv from requirements.lock
+## setup            build .venv from requirements.lock; TORCH=system keeps the torch that is installed, PYTHON=path chooses the Python
 setup: .venv/.ready
 .venv/.ready: requirements.lock requirements-data.txt pyproject.toml setup.sh
-	@sh setup.sh
+	@TORCH="$(TORCH)" PYTHON="$(PYTHON)" sh setup.sh
 
-## demo             the whole system on real video; VIDEOS=folder takes yours, OUT=folder is where it goes
+## demo             the whole system on real video; VIDEOS=folder takes yours, OUT=folder is where it goes, MINUTES=8 its time
 demo: .venv/.ready
-	@$(BIN)/videoar demo --out "$(OUT)" $(if $(VIDEOS),--videos "$(VIDEOS)")
+	@$(BIN)/videoar demo --out "$(OUT)" $(if $(VIDEOS),--videos "$(VIDEOS)") $(if $(MINUTES),--minutes "$(MINUTES)")
 
-## test             lint, types, unit tests and system tests
+## test             lint, types, unit tests on all cores (JOBS=N), then system tests; the second part runs even if the first fails
 test: .venv/.ready lint
-	$(TEST_ENV) $(BIN)/python -m pytest
+	@failed=0; \
+	echo '$(UNIT)'; $(UNIT) || failed=1; \
+	echo '$(SYSTEM)'; $(SYSTEM) || failed=1; \
+	exit $$failed
 
 ## lint             ruff and mypy
 lint: .venv/.ready
@@ -31,18 +39,18 @@ lint: .venv/.ready
 
 ## unit             tests that start no cluster
 unit: .venv/.ready
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not system"
+	$(UNIT)
 
 ## system           tests over several processes: Ray, ray job submit, the deepspeed launcher
 system: .venv/.ready
-	$(TEST_ENV) $(BIN)/python -m pytest -m system
+	$(SYSTEM)
 
 ## bench            the figures of benchmarks/, each against its physical limit and the plain alternative
 BENCHMARKS := bench_codec bench_tokenize bench_scale shard_size load train_model sample_model memory_model zero_memory padding
 bench: .venv/.ready
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-## proof-NAME       slow proofs: proof-tokenizer proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume proof-hosts
+## proof-NAME       slow proofs: proof-tokenizer proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume proof-hosts proof-pythons
 proof-tokenizer: .venv/.ready
 	$(BIN)/python benchmarks/proof_tokenizer.py --out runs/proof-tokenizer
 proof-hosts: .venv/.ready
@@ -50,12 +58,10 @@ proof-hosts: .venv/.ready
 proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume: .venv/.ready
 	$(BIN)/python benchmarks/$(subst -,_,$@).py
 
-## lock             resolve requirements.in anew into requirements.lock
+## lock             resolve requirements.in anew into requirements.lock, on PYTHONS="python3.11 python3.12 python3.13" (paths will do); KEEP=1 only adds
+PYTHONS ?= python3.11 python3.12 python3.13
 lock:
-	@rm -rf .lock-venv && python3.11 -m venv .lock-venv && .lock-venv/bin/pip install -q -r requirements.in
-	@{ echo "# Made by make lock from requirements.in; the +cpu mark is dropped so that any build of the version serves."; \
-	   .lock-venv/bin/pip freeze | sed 's/+cpu$$//'; } > requirements.lock
-	@rm -rf .lock-venv
+	@python3 .ci/lock.py $(if $(KEEP),--keep) $(PYTHONS)
 
 clean:
 	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache

@@ -122,8 +122,13 @@ class Checkpoints:
             self.buffers.allocate(sizes)
 
     def save(self, engine: Engine, state: TrainState, ema: Ema | None, config_yaml: str) -> float:
-        """Begin a checkpoint; returns the seconds that training stood still. A save still under way is finished first."""
+        """Begin a checkpoint; returns the seconds that training stood still. A save still under way is finished first, and said so."""
         began = time.monotonic()
+        if self._pending is not None and self._pending.thread.is_alive():
+            self.log(
+                f"checkpoint of step {state.step}: training waits for the one of step {self._pending.step} to be written; "
+                "save less often (train.checkpoint_every), or to a faster disk"
+            )
         self.finish()
         self.prepare(engine, ema)
         partial = partial_of(self.root, state.step)

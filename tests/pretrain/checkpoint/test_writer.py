@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,28 @@ def test_a_checkpoint_that_cannot_be_published_is_dropped_and_training_continues
     saver.finish()
     assert said == [f"checkpoint of step 4 could not be written ({error}); older checkpoints stay, training continues"]
     assert list((tmp_path / "checkpoints").iterdir()) == [] and saver.last_saved == 0
+
+
+def test_a_save_that_waits_for_the_one_before_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    told = threading.Event()
+
+    def log(line: str) -> None:
+        said.append(line)
+        told.set()
+
+    def slow(path: Path, value: Any) -> tuple[Path, int, str]:
+        assert told.wait(20), "nothing was said while training waited"
+        return write_torch(path, value)
+
+    monkeypatch.setattr(writer, "write_torch", slow)
+    saver = Checkpoints(tmp_path, ALONE, 2, log)
+    for step in (3, 4):
+        saver.save(FakeEngine(), replace(STATE, step=step), None, "x: 1\n")  # type: ignore[arg-type]
+    saver.finish()
+    assert len(said) == 1
+    assert said[0].startswith("checkpoint of step 4: training waits for the one of step 3") and "checkpoint_every" in said[0]
+    assert [path.name[-1] for path in checkpoint_folders.listed(tmp_path / "checkpoints")] == ["4", "3"]
 
 
 def test_a_failed_write_is_told_by_rank_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
