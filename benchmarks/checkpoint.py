@@ -30,8 +30,9 @@ from cluster.runtime.atomic_files import sync
 from cluster.runtime.checkpoint_folders import listed
 from cluster.runtime.process_group import Ranks
 from pretrain.checkpoint.deepspeed_io import TAG
-from pretrain.checkpoint.host_buffers import CudaSideStream, mapped
+from pretrain.checkpoint.host_buffers import CudaSideStream
 from pretrain.checkpoint.host_copy import on_host
+from pretrain.checkpoint.host_memory import mapped
 from pretrain.checkpoint.writer import Checkpoints
 from pretrain.engine.ema import Ema
 from tests.helpers.made_state import STATE
@@ -212,7 +213,7 @@ def copy_limit(device: torch.device) -> float:
             end.record()
             end.synchronize()
             best = max(best, source.nbytes / begin.elapsed_time(end) / 1e6)
-        side.unlock(host)
+        side.unlock(host.data_ptr())
         return best
     for _ in range(3):
         began = time.perf_counter()

@@ -166,7 +166,7 @@ def _print_estimate(made: JobEstimate, machine: Machine) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pretrain.checkpoint.host_buffers import SPARE
+    from pretrain.checkpoint.host_memory import SPARE
     from pretrain.estimate.job_estimate import GPUS_PER_HOST
 
     console = Console()

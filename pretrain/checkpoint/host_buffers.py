@@ -10,22 +10,19 @@ waits until they are made.
 
 from __future__ import annotations
 
-import ctypes
+import functools
 import mmap
-import os
-import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import psutil
 import torch
 from torch import Tensor
 
-SPARE = 1.2
-"""Host memory is enough if this multiple of what checkpoints need is free."""
+from pretrain.checkpoint.host_memory import Mapping, cleared, mapped
+
 CHUNK = 64 * 2**20
 """Bytes of each of the two chunks."""
 
@@ -58,8 +55,8 @@ class SideStream(Protocol):
     def lock(self, memory: Tensor) -> str:
         """Lock the pages of host memory, without which a copy stops the host; returns what went wrong, or an empty text."""
 
-    def unlock(self, memory: Tensor) -> None:
-        """Unlock them."""
+    def unlock(self, address: int) -> None:
+        """Unlock memory that was locked, before it goes back to the system."""
 
 
 class CudaSideStream:
@@ -89,14 +86,25 @@ class CudaSideStream:
 
     def lock(self, memory: Tensor) -> str:
         """Register the memory with the driver (1: for all of its contexts)."""
-        with torch.cuda.device(self._stream.device):  # a new thread would go to the first GPU
-            code = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 1))
+        code = self._call("cudaHostRegister", memory.data_ptr(), memory.nbytes, 1)
         return f"cudaHostRegister of {memory.nbytes / 1e9:.2f} GB: error {code}" if code else ""
 
-    def unlock(self, memory: Tensor) -> None:
-        """Take the memory from the driver."""
-        with torch.cuda.device(self._stream.device):
-            torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
+    def unlock(self, address: int) -> None:
+        """Take the memory from the driver, which would else believe that what is mapped at this address later is locked."""
+        self._call("cudaHostUnregister", address)
+
+    def _call(self, name: str, *arguments: int) -> int:
+        """Call the driver in a thread of its own: an error stays with its thread, and would be told at the next kernel of this one."""
+        codes: list[int] = []
+
+        def call() -> None:
+            with torch.cuda.device(self._stream.device):  # a new thread would go to the first GPU
+                codes.append(int(getattr(torch.cuda.cudart(), name)(*arguments)))
+
+        thread = threading.Thread(target=call, name=name)
+        thread.start()
+        thread.join()
+        return codes[0] if codes else -1
 
 
 @dataclass
@@ -149,9 +157,15 @@ class HostBuffers:
             self._memory.append(self._locked(size))
 
     def _locked(self, size: int) -> Tensor:
-        memory = mapped(size)
-        if size:
-            self.problem = self._side.lock(memory) or self.problem
+        if not size:
+            return mapped(0)
+        mapping = Mapping(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = cleared(mapping)
+        problem = self._side.lock(memory)
+        if problem:
+            self.problem = problem
+        else:
+            mapping.release = functools.partial(self._side.unlock, memory.data_ptr())
         return memory
 
     def begin(self, spill: Path | None = None) -> None:
@@ -178,8 +192,6 @@ class HostBuffers:
         if number == len(self._memory):
             self._memory.append(self._locked(size))
         elif self._memory[number].nbytes != size:
-            if self._memory[number].nbytes:
-                self._side.unlock(self._memory[number])
             self._memory[number] = self._locked(size)
         return self._memory[number]
 
@@ -210,48 +222,6 @@ class HostBuffers:
                 waiting[slot] = target, chunk, self._side.mark()
         _empty(waiting[number % 2])
         _empty(waiting[(number + 1) % 2])
-
-
-def free_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes of host memory that this process could still take: of the machine, and of its container's limit.
-
-    group: folder of the container's control group (version 2).
-    """
-    free, limit = int(psutil.virtual_memory().available), group / "memory.max"
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(statistics["inactive_file"])
-        free = min(free, int(text) - used)
-    return free
-
-
-def lacks_memory(told: Sequence[tuple[str, int, int]]) -> dict[str, tuple[int, int]]:
-    """Return (bytes wanted free, bytes free) of each host that has too little. told: host, need and free bytes of each rank."""
-    found = {}
-    for host in dict.fromkeys(name for name, _, _ in told):
-        need = int(SPARE * sum(size for name, size, _ in told if name == host))
-        free = min(size for name, _, size in told if name == host)
-        if need > free:
-            found[host] = need, free
-    return found
-
-
-def mapped(size: int, folder: Path | None = None) -> Tensor:
-    """Return `size` bytes of memory with a storage of its own: of zeros and resident, or on disk in `folder`. Raises OSError."""
-    if not size:
-        return torch.empty(0, dtype=torch.uint8)
-    if folder is not None:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here; later it would be a signal
-            return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE") and Path("/sys/kernel/mm/transparent_hugepage").is_dir():
-        memory.madvise(mmap.MADV_HUGEPAGE)  # 512 times fewer pages to clear and to lock
-    if hasattr(mmap, "MADV_DONTFORK"):
-        memory.madvise(mmap.MADV_DONTFORK)  # or a fork would give this process other pages than those that the device writes to
-    tensor = torch.frombuffer(memory, dtype=torch.uint8)
-    ctypes.memset(tensor.data_ptr(), 0, size)  # here, in a thread, and not during the first copy
-    return tensor
 
 
 def _like(memory: Tensor, source: Tensor) -> Tensor:

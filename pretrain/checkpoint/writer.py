@@ -37,16 +37,9 @@ from cluster.runtime.atomic_files import DiskFull, write_text
 from cluster.runtime.checkpoint_folders import folder_of, listed, partial_of, publish
 from cluster.runtime.process_group import Ranks
 from pretrain.checkpoint.deepspeed_io import TAG, recovery_scripts, state_files
-from pretrain.checkpoint.host_buffers import (
-    CHUNK,
-    Copies,
-    CudaSideStream,
-    HostBuffers,
-    SideStream,
-    free_memory,
-    lacks_memory,
-)
+from pretrain.checkpoint.host_buffers import CHUNK, Copies, CudaSideStream, HostBuffers, SideStream
 from pretrain.checkpoint.host_copy import copied, on_host, write_slices, write_torch
+from pretrain.checkpoint.host_memory import free_memory, lacks_memory
 from pretrain.checkpoint.train_state import ResumeError, TrainState
 from pretrain.engine.ema import Ema
 from pretrain.engine.engine import Engine

@@ -37,8 +37,8 @@ class DelayedStream:
         self.locks += 1
         return ""
 
-    def unlock(self, memory: Tensor) -> None:
-        del self.locked[memory.data_ptr()]
+    def unlock(self, address: int) -> None:
+        del self.locked[address]
 
     def run(self) -> None:
         """Make all copies of the queue."""

@@ -8,13 +8,12 @@ import os
 import weakref
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from torch import Tensor
 
 from pretrain.checkpoint import host_buffers
-from pretrain.checkpoint.host_buffers import HostBuffers, free_memory, lacks_memory, mapped
+from pretrain.checkpoint.host_buffers import HostBuffers
 from pretrain.checkpoint.host_copy import on_host
 from tests.helpers.side_stream import DelayedStream
 
@@ -70,6 +69,32 @@ def test_memory_is_allocated_once_and_only_for_what_changed_again() -> None:
     assert side.locks == 3 and sorted(side.locked.values()) == [80, 200]
 
 
+def test_memory_is_unlocked_when_its_last_tensor_goes_and_not_before() -> None:
+    """Memory that went back to the system while a GPU's driver took it for locked would be written to at its old pages."""
+    side = DelayedStream()
+    buffers = HostBuffers(side)
+    buffers.begin()
+    host = [buffers.take(torch.ones(100)), buffers.take(torch.ones(7)).view(7, 1)[2:]]
+    buffers.start().finish()
+    assert len(side.locked) == 2
+    del buffers
+    assert len(side.locked) == 2 and host[1].tolist() == [[1.0]] * 5
+    host.pop()
+    assert list(side.locked.values()) == [400]
+    host.clear()
+    assert side.locked == {}
+
+
+def test_memory_that_was_not_locked_is_not_unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    side = DelayedStream()
+    monkeypatch.setattr(side, "lock", lambda memory: "the driver refused")
+    monkeypatch.setattr(side, "unlock", lambda address: pytest.fail("unlocked what was not locked"))
+    buffers = HostBuffers(side)
+    buffers.begin()
+    buffers.take(torch.ones(3))
+    del buffers
+
+
 def test_what_is_copied_lives_until_it_is() -> None:
     side = DelayedStream()
     buffers = HostBuffers(side)
@@ -103,22 +128,3 @@ def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path: Path, monk
     with pytest.raises(OSError, match="No space left"):
         buffers.take(torch.ones(3))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_mapped_memory_is_of_exactly_the_size_that_was_asked_for() -> None:
-    assert [mapped(size).untyped_storage().nbytes() for size in (0, 1, 5000)] == [0, 1, 5000]
-
-
-def test_a_host_lacks_memory_if_its_ranks_together_do() -> None:
-    told = [("a", 100, 900), ("b", 100, 240), ("b", 100, 239), ("c", 100, 120)]
-    assert lacks_memory(told) == {"b": (240, 239)}
-
-
-def test_free_memory_knows_the_limit_of_a_container(tmp_path: Path) -> None:
-    assert 0 < free_memory(tmp_path) <= psutil.virtual_memory().total
-    (tmp_path / "memory.max").write_text("max\n")
-    assert free_memory(tmp_path) > 1000
-    (tmp_path / "memory.max").write_text("5000\n")
-    (tmp_path / "memory.current").write_text("4500\n")
-    (tmp_path / "memory.stat").write_text("anon 4000\ninactive_file 300\n")
-    assert free_memory(tmp_path) == 800
