@@ -9,10 +9,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 UNIT = $(TEST_ENV) $(BIN)/python -m pytest -m "not system" -n $(JOBS) --maxprocesses 8 --dist loadfile
 SYSTEM = $(TEST_ENV) $(BIN)/python -m pytest -m system
 
-.PHONY: help setup demo test lint unit system bench lock clean proof-tokenizer proof-kernels: .venv/.ready
-	$(BIN)/pip install --quiet --no-deps --upgrade --target runs/proof-kernels triton
-	PYTHONPATH=runs/proof-kernels $(BIN)/python benchmarks/proof_kernels.py
-proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume proof-hosts proof-pythons proof-kernels
+.PHONY: help setup demo test lint unit system bench lock clean proof-tokenizer proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume proof-hosts proof-pythons proof-kernels
 .NOTPARALLEL:
 
 help:
@@ -58,6 +55,9 @@ proof-tokenizer: .venv/.ready
 	$(BIN)/python benchmarks/proof_tokenizer.py --out runs/proof-tokenizer
 proof-hosts: .venv/.ready
 	VIDEOAR_HOSTS=1 $(BIN)/python -m pytest -m hosts
+proof-kernels: .venv/.ready
+	$(BIN)/pip install --quiet --no-deps --upgrade --target runs/proof-kernels triton
+	PYTHONPATH=runs/proof-kernels $(BIN)/python benchmarks/proof_kernels.py
 proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume: .venv/.ready
 	$(BIN)/python benchmarks/$(subst -,_,$@).py
 
