@@ -25,13 +25,50 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="videoar",
-    help="Pre-training of VideoAR: videos to tokens, tokens to a model, on one machine or a cluster.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 config_app = typer.Typer(help="The configuration.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def version() -> str:
+    """Return the version, the commit and what is underneath, on three lines."""
+    import importlib.metadata
+    import platform
+
+    import torch
+
+    from cluster.config.precision import hardware, settle
+    from cluster.supported import torch_version
+    from pretrain.runs.provenance import code_digest, commit
+
+    here = hardware("cuda" if torch.cuda.is_available() else "cpu")
+    code = f"commit {commit()[:12]}" if commit() else f"no clone, code {code_digest()[:12]}"
+    return "\n".join((
+        f"videoar {importlib.metadata.version('videoar-pretrain')} ({code})",
+        f"Python {platform.python_version()}, torch {torch_version()}",
+        f"{here.name}; {settle('dtype', 'auto', [here]).line}",
+    ))  # fmt: skip
+
+
+def _show_version(show: bool) -> None:
+    if show:
+        typer.echo(version())
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show version, commit, Python, torch, device and dtype.", callback=_show_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Pre-training of VideoAR: videos to tokens, tokens to a model, on one machine or a cluster."""
 
 
 def demo(
@@ -81,6 +118,7 @@ def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 app.command()(demo)
+app.command()(tools.init)
 app.command()(data.tokenize)
 app.command()(data.submit)
 app.command()(tools.compare)

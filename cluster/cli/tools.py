@@ -26,6 +26,37 @@ BENCHMARKS = {
 """Name of a benchmark -> its script in benchmarks/."""
 
 
+def _show_recipes(show: bool) -> None:
+    from cluster.config import recipes
+
+    if show:
+        width = max(map(len, recipes.recipes()))
+        for name, text in recipes.recipes().items():
+            typer.echo(f"{name:<{width}}  {text}")
+        raise typer.Exit
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder to write into; it is made if it is not there.")],
+    recipe: Annotated[str, typer.Option(help="Name of the recipe; --list shows them.")] = "train_cpu",
+    show: Annotated[
+        bool, typer.Option("--list", help="Show the recipes and write nothing.", callback=_show_recipes, is_eager=True)
+    ] = False,
+) -> None:
+    """Copy a recipe, and the templates for Slurm and Kubernetes, into FOLDER to start from. Nothing is overwritten.
+
+    Example: videoar init my-run --recipe videoar_l
+    """
+    from cluster.config import recipes
+
+    written, commands = recipes.copy(recipe, folder)
+    for path in written:
+        typer.echo(f"wrote {path}")
+    typer.echo("\nEdit it, then:")
+    for line in (f"videoar config show -c {written[0]}    (all keys, defaults filled in)", *commands):
+        typer.echo(f"  {line}")
+
+
 def compare(
     first: Annotated[Path, typer.Argument(help="Run folder.")],
     second: Annotated[Path, typer.Argument(help="Another run folder.")],

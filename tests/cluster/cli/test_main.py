@@ -129,3 +129,24 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("videoar")
     done = subprocess.run(f"{program} config show -c {file} | head -1", shell=True, capture_output=True, text=True, check=True)
     assert done.stdout == "run:\n" and done.stderr == ""
+
+
+def test_version_says_what_is_underneath() -> None:
+    import platform
+
+    import torch
+
+    done = videoar("--version")
+    first, second, third = done.stdout.splitlines()
+    assert done.returncode == 0 and first.startswith("videoar 0.") and ("commit" in first or "no clone" in first)
+    assert second == f"Python {platform.python_version()}, torch {torch.__version__}"
+    assert "dtype: bfloat16 (auto" in third or "dtype: float32 (auto" in third
+
+
+def test_init_writes_a_recipe_to_start_from_and_says_how_to_go_on(tmp_path: Path) -> None:
+    done = videoar("init", str(tmp_path / "mine"), "--recipe", "ucf101")
+    assert done.returncode == 0 and f"videoar tokenize -c {tmp_path}/mine/ucf101.yaml" in done.stdout
+    assert videoar("config", "show", "-c", str(tmp_path / "mine" / "ucf101.yaml")).returncode == 0
+    again = videoar("init", str(tmp_path / "mine"), "--recipe", "ucf101")
+    assert again.returncode == 2 and again.stderr.count("\n") == 1 and "nothing is overwritten" in again.stderr
+    assert "videoar_4b" in videoar("init", "--list").stdout
