@@ -5,6 +5,7 @@ import re
 import shlex
 import signal
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from typer.main import get_command
 
+from cluster import supported
 from cluster.cli import main
 from cluster.launch.hostfile import Host, read_hostfile
 
@@ -101,3 +103,33 @@ def test_rayjob_runs_a_command_that_exists_with_the_locked_ray(root: Path) -> No
     assert Path(options[1]).parent == Path("/config")
     for group in cluster["workerGroupSpecs"]:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_the_image_holds_what_a_set_up_needs_and_is_the_one_that_kubernetes_runs(root: Path) -> None:
+    lines = (root / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    image = f"videoar-pretrain:{project['version']}"
+    assert f"#   docker build -t {image} ." in lines
+    found = yaml.safe_load((root / "cluster/kubernetes/rayjob-tokenize.yaml").read_text())["spec"]["rayClusterSpec"]
+    templates = [found["headGroupSpec"]["template"], *(group["template"] for group in found["workerGroupSpecs"])]
+    assert {each["image"] for template in templates for each in template["spec"]["containers"]} == {image}
+    user = re.search(r"--uid (\d+)", "\n".join(lines))
+    assert user is not None and all(template["spec"]["securityContext"] == {"fsGroup": int(user[1])} for template in templates)
+
+    copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[2:-1]]
+    assert all((root / word).exists() for word in copied)
+    used = {"setup.sh", "Makefile", "pyproject.toml", "requirements.lock", "requirements-data.txt", "README.md", "configs/"}
+    assert {*used, "cluster/", "pipeline/", "pretrain/", "tokenizer/"} <= set(copied), "recipes is a link to configs"
+    ignored = (root / ".dockerignore").read_text().split()
+    assert not {word.strip("/") for word in copied} & {word.strip("/") for word in ignored}
+
+
+def test_the_image_keeps_the_torch_of_its_base(root: Path) -> None:
+    text = (root / "Dockerfile").read_text()
+    arguments = dict(re.findall(r"^ARG (\w+)=(\S+)$", text, re.MULTILINE))
+    assert arguments["TORCH"] == "system" and "RUN make setup TORCH=${TORCH}" in text
+    torch = re.fullmatch(r"pytorch/pytorch:(\d+\.\d+\.\d+)-cuda[\d.]+-cudnn\d+-runtime", arguments["BASE"])
+    assert torch is not None and not supported.wrong_torch(torch[1])
+    assert "pip install" not in text, "what is installed is what setup.sh installs"
+    for line in re.findall(r"--build-arg BASE=python:(\d+)\.(\d+)", text):
+        assert not supported.wrong_python((int(line[0]), int(line[1])))
