@@ -50,7 +50,7 @@ BENCHMARKS := bench_codec bench_tokenize bench_scale shard_size load train_model
 bench: .venv/.ready
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-## proof-NAME       slow proofs: proof-tokenizer proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume proof-hosts proof-pythons proof-kernels
+## proof-NAME       slow proofs: proof-tokenizer proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume proof-hosts proof-pythons proof-kernels (ON="python3.12 python3.13" for proof-pythons)
 proof-tokenizer: .venv/.ready
 	$(BIN)/python benchmarks/proof_tokenizer.py --out runs/proof-tokenizer
 proof-hosts: .venv/.ready
@@ -58,6 +58,8 @@ proof-hosts: .venv/.ready
 proof-kernels: .venv/.ready
 	$(BIN)/pip install --quiet --no-deps --upgrade --target runs/proof-kernels triton
 	PYTHONPATH=runs/proof-kernels $(BIN)/python benchmarks/proof_kernels.py
+proof-pythons: .venv/.ready
+	$(BIN)/python benchmarks/proof_pythons.py $(if $(ON),$(foreach each,$(ON),--python $(each)))
 proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume: .venv/.ready
 	$(BIN)/python benchmarks/$(subst -,_,$@).py
 

@@ -20,15 +20,19 @@ NEED_FREE_GB = 2.0
 """Free disk space that the demo needs, in GB."""
 
 
+CLIPS = "pip install 'videoar-pretrain[demo]'"
+"""Command that installs the default clips."""
+
+
 class DemoError(RuntimeError):
     """A demo that cannot continue; the message is one line with the fix."""
 
 
 def recipe_folder() -> Path:
-    """Return the folder configs/ of this clone. Raises DemoError when the package was installed without it."""
-    folder = source_root() / "configs"
+    """Return the folder of the recipes. Raises DemoError when the package was installed without them."""
+    folder = source_root() / "cluster" / "recipes"
     if not (folder / "demo.yaml").is_file():
-        raise DemoError(f"{folder}/demo.yaml is missing; run the demo from a clone of the repository")
+        raise DemoError(f"{folder}/demo.yaml is missing; install videoar-pretrain anew")
     return folder
 
 
@@ -40,7 +44,9 @@ def default_videos() -> Path:
         folder = Path(place) / "datasets" / "data"
         if folder.is_dir():
             return folder
-    raise DemoError("the default clips are missing; run `make setup`, or pass your own folder with --videos")
+    raise DemoError(
+        f"the default clips are missing; run `{CLIPS}` (in a clone: `make setup`), or pass your own folder with --videos"
+    )
 
 
 def find_videos(folder: Path) -> list[Path]:
