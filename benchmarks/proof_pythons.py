@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = ("tokenizer.training.steps=8", "tokenizer.training.sample_every=8")
+STEPS = ("tokenizer.training.steps=8",)
 PATIENCE = 900
 """Seconds that the demo may take to its first step's end."""
 
@@ -111,7 +111,8 @@ def wheel(python: str, work: Path) -> dict[str, object]:
             while demo.poll() is None and not done.exists() and time.monotonic() - began < PATIENCE:
                 time.sleep(1)
         finally:
-            os.killpg(demo.pid, signal.SIGTERM)
+            if demo.poll() is None:
+                os.killpg(demo.pid, signal.SIGTERM)
             demo.wait(60)
     said = subprocess.run([program, "--version"], cwd=outside, env=variables, capture_output=True, text=True, check=True).stdout
     tail = log.read_text().strip().splitlines()[-1:] or [""]
