@@ -27,7 +27,7 @@ BENCHMARKS = {
 
 
 def _show_recipes(show: bool) -> None:
-    from cluster.runtime import recipes
+    from cluster.launch import recipes
 
     if show:
         width = max(map(len, recipes.recipes()))
@@ -47,7 +47,7 @@ def init(
 
     Example: videoar init my-run --recipe videoar_l
     """
-    from cluster.runtime import recipes
+    from cluster.launch import recipes
 
     written, commands = recipes.copy(recipe, folder)
     for path in written:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.config import ConfigError, load
-from cluster.runtime import recipes
+from cluster.launch import recipes
 
 
 def test_every_recipe_is_listed_with_a_sentence() -> None:
