@@ -16,18 +16,20 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from cluster.config import Config, MetricsConfig, RunConfig, load
-from cluster.runtime import checkpoint_folders
 from cluster.runtime.errors import ErrorReport, is_ours, one_line
 from cluster.runtime.exit_codes import DONE, STOPPED
-from cluster.runtime.process_group import connect, disconnect, leave
+from cluster.runtime.file_lock import hold_run
+from cluster.runtime.process_group import Ranks, connect, disconnect, leave
 from pretrain.checkpoint.train_state import TrainState, past_digest
-from pretrain.checkpoint.writer import CHECKPOINTS, Checkpoints
+from pretrain.checkpoint.writer import Checkpoints
 from pretrain.data.config import CurriculumConfig
 from pretrain.data.curriculum import Curriculum, counted
 from pretrain.data.loader import Loader, LoaderConfig, StepData
@@ -42,7 +44,7 @@ from pretrain.loop import resume
 from pretrain.loop.compilation import CACHE, Compilations, use_cache
 from pretrain.loop.guard import Guard
 from pretrain.loop.job import Job, banner, build, enter_stage, open_datasets
-from pretrain.loop.ledger import LaunchedStep, Ledger
+from pretrain.loop.ledger import LaunchedStep, Ledger, kind_of
 from pretrain.loop.periodic_samples import PeriodicSamples
 from pretrain.loop.preemption import StopRequest
 from pretrain.loop.step_metrics import Clock, DeviceSums, StepFlags
@@ -85,11 +87,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: Config) -> int:
-    """Train to the end of the curriculum, or to a request to stop. Returns the exit code."""
-    train, model, run_dir = config.get(TrainConfig), config.get(ModelConfig), config.get(RunConfig).dir
-    seed = config.get(RunConfig).seed
+    """Train to the end of the curriculum, or to a request to stop. Returns the exit code.
+
+    Rank 0 holds RUN/run.lock meanwhile: whoever holds it owns the run folder. Raises RunFolderError if another job does.
+    """
+    train, run_dir = config.get(TrainConfig), config.get(RunConfig).dir
     stop = StopRequest(run_dir, train.stop_after)
     ranks = connect(train.collective_timeout, train.threads)
+    with ExitStack() as owned:
+        lock = hold_run(run_dir)
+        ranks.from_first(lambda: owned.enter_context(lock).path)
+        return _run(config, ranks, stop)
+
+
+def _run(config: Config, ranks: Ranks, stop: StopRequest) -> int:
+    train, model, run_dir = config.get(TrainConfig), config.get(ModelConfig), config.get(RunConfig).dir
+    seed = config.get(RunConfig).seed
     datasets = open_datasets(config)
     data = counted(config.get(CurriculumConfig), datasets.spec)
     curriculum = Curriculum(data)
@@ -118,25 +131,28 @@ def run(config: Config) -> int:
             seed=seed, universal=start.universal,
         )  # fmt: skip
         ema = Ema(train.ema) if train.ema else None
-        guard = Guard(train.spike_sigma, train.max_skips, run_dir / "skipped.jsonl" if ranks.first else None)
+        guard = Guard(train.spike_sigma, train.max_skips, partial(logger.line, "skipped"))
         start.restore(source, engine, ema, guard)
+        logger.begin(step)
         if ranks.first:
-            run_logger.truncate_metrics(run_dir / "metrics.jsonl", step)
             provenance.write_provenance(
                 run_dir, config, data_digest=datasets.digest, hosts=ranks.hosts, resumed_from=step, dtype=dtype.line
             )
-            run_logger.write_status(run_dir, "running", step, curriculum.steps)
+        logger.status("running", step, curriculum.steps)
         for line in banner(config, curriculum, datasets, engine, step):
             logger.log(line)
         job = Job(
             config=config, data=data, curriculum=curriculum, datasets=datasets, ranks=ranks, groups=groups, stop=stop,
             logger=logger, engine=engine, ema=ema, guard=guard,
             saver=Checkpoints(run_dir, ranks, train.keep_checkpoints, logger.log),
-            validation=Validation.make(config, curriculum, text, ranks, groups),
-            samples=PeriodicSamples(config, datasets, text, ranks, logger.log),
+            validation=Validation.make(config, curriculum, text, ranks, groups, logger),
+            samples=PeriodicSamples(config, datasets, text, ranks, logger),
             compilations=Compilations(compiling),
             peak_flops=peak_flops(ranks.device, engine.dtype) * ranks.world,
         )  # fmt: skip
+        job.samples.check(curriculum, engine.module)
+        if start.checkpoint is not None:
+            job.saver.keeper.sound.add(start.checkpoint.name)
         order = Order(seed, curriculum, {name: datasets.sources(name) for name in curriculum.streams()}, train.shuffle_window)
         loading = LoaderConfig(
             micro_batch=train.micro_batch, text_length=model.text_length, pack_tokens=train.pack_tokens,
@@ -150,7 +166,7 @@ def run(config: Config) -> int:
 def loop(job: Job, loader: Loader, start: TrainState, warm_up: WarmUp) -> int:
     """Train one step after the other, to the end or to a request to stop. Returns the exit code."""
     config, ranks, engine, logger = job.config, job.ranks, job.engine, job.logger
-    train, run_dir, steps = config.get(TrainConfig), config.get(RunConfig).dir, job.curriculum.steps
+    train, steps = config.get(TrainConfig), job.curriculum.steps
     step, clock, ledger = start.step, Clock(), Ledger(job, start.tokens)
     for item in loader:
         clock.mark("data")
@@ -178,23 +194,23 @@ def loop(job: Job, loader: Loader, start: TrainState, warm_up: WarmUp) -> int:
 
         if save or validate or sample or ledger.stop:
             ledger.report()
+            if save and (validate or sample):
+                job.saver.finish()  # whatever they meet, the checkpoint is whole
         if job.validation is not None and validate:
-            logger.scalars(step, job.validation.run(engine, at, logger.log, run_dir))
+            logger.scalars(step, job.validation.run(engine, at))
         if sample:
             job.samples.make(engine, at)
         if ledger.stop:
-            job.saver.finish()
-            why = "; ".join(sorted({reason for reason in ranks.all_gather(job.stop.reason) if reason}))
-            logger.log(f"stopped after step {step} ({why}); run the same command to continue")
             if ranks.first:
                 job.stop.clear()
-                run_logger.write_status(run_dir, "stopped", step, steps, why)
+            job.saver.prove(step)
+            why = "; ".join(sorted({reason for reason in ranks.all_gather(job.stop.reason) if reason}))
+            logger.log(f"stopped after step {step} ({why}); run the same command to continue")
+            logger.status("stopped", step, steps, why)
             return STOPPED
         clock.restart()
-    job.saver.finish()
-    if ranks.first:
-        run_logger.write_status(run_dir, "finished", step, steps)
-    checkpoint = checkpoint_folders.folder_of(run_dir / CHECKPOINTS, step)
+    checkpoint = job.saver.prove(step)
+    logger.status("finished", step, steps)
     logger.log(f"finished: {steps} steps, {ledger.tokens:,} tokens, checkpoint {checkpoint}")
     return DONE
 
@@ -205,7 +221,7 @@ def launch(job: Job, item: StepData, clock: Clock) -> LaunchedStep:
     The sums over ranks are made before the last backward, which is the last chance to drop the step on all ranks.
     """
     at, engine, totals = item.curriculum_step, job.engine, dict[str, Tensor]()
-    rate, limit = learning_rate(at.step, job.config.get(TrainConfig), job.curriculum), job.guard.limit(at.step)
+    rate, limit = learning_rate(at.step, job.config.get(TrainConfig), job.curriculum), job.guard.limit(at.step, kind_of(at))
     window, frame_mask = enter_stage(at, engine.module, job.config)
     for number, batch in enumerate(item.batches, 1):
         last, skip = number == len(item.batches), None

@@ -5,11 +5,14 @@ All ranks must make the same calls in the same order: if one rank omits a call, 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import socket
 import sys
+import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -17,8 +20,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from cluster.runtime.errors import FirstRankFailed, exit_code
 from cluster.runtime.malloc import keep_freed_memory
 from cluster.runtime.ports import free_port
+
+_ALONE = itertools.count()
+"""Numbers the calls of `Ranks.from_first`, which all ranks make alike."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,34 @@ class Ranks:
         box = [value]
         torch.distributed.broadcast_object_list(box, src=0, device=self.device if self.device.type == "cuda" else None)
         return box[0]
+
+    def from_first(self, work: Callable[[], Any]) -> Any:
+        """Let rank 0 do `work` and return its result on every rank.
+
+        The others wait outside of any collective, so the work may take longer than a collective may. If it raises on rank 0, the
+        other ranks raise FirstRankFailed.
+        """
+        if self.world == 1:
+            return work()
+        # torch has no public name for the store of the process group, which is where ranks can wait without a collective.
+        store = torch.distributed.distributed_c10d._get_default_store()  # type: ignore[no-untyped-call,unused-ignore]  # noqa: SLF001
+        key = f"videoar/alone/{next(_ALONE)}"
+        if self.first:
+            result, failed = None, True
+            try:
+                result, failed = work(), False
+            finally:
+                error = sys.exc_info()[1] if failed else None
+                store.set(key, "done" if error is None else str(exit_code(error)))
+            return self.broadcast(result)
+        pause = 0.01
+        while not store.check([key]):
+            time.sleep(pause)
+            pause = min(1.0, 1.5 * pause)
+        said = store.get(key).decode()
+        if said != "done":
+            raise FirstRankFailed(int(said))
+        return self.broadcast(None)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

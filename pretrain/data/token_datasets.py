@@ -34,6 +34,8 @@ class Dataset(Protocol):
     def spec(self) -> CodecSpec: ...  # noqa: D102
     @property
     def digest(self) -> str: ...  # noqa: D102
+    @property
+    def fps(self) -> float: ...  # noqa: D102
     def buckets(self) -> list[Bucket]: ...  # noqa: D102
     def rows(self, bucket: Bucket) -> Any: ...  # noqa: D102
     def read(self, bucket: Bucket, row: int, *, meta: bool = True) -> TokenSample: ...  # noqa: D102
@@ -165,6 +167,11 @@ class TokenDatasets:
             )
             for number, source in enumerate(self._sources[stream[0]])
         ]
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of the clips (of the first dataset, if they differ)."""
+        return self._datasets[0].fps
 
     def key(self, stream: StreamName, slot: Slot) -> str:
         """Return the sample key of a slot."""

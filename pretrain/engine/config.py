@@ -71,6 +71,8 @@ class TrainConfig(Section):
     accept_new_data: bool = False
     """Resume even if the index or an exclusion list changed since the checkpoint: from there on, the sample order follows the
     new data."""
+    start_over: bool = False
+    """Begin at step 1 although the run folder holds checkpoints of before this was set: they are set aside, with their metrics."""
     spike_sigma: float = Field(default=0.0, ge=0)
     """Skip a step whose loss is more than this many standard deviations above the mean of the last 128; 0 disables it."""
     deterministic: bool = False

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -21,7 +22,7 @@ from cluster.runtime import checkpoint_folders
 from cluster.runtime.process_group import Ranks
 from pretrain.checkpoint import reader
 from pretrain.checkpoint.deepspeed_io import to_universal
-from pretrain.checkpoint.train_state import TrainState, past_digest
+from pretrain.checkpoint.train_state import ResumeError, TrainState, past_digest
 from pretrain.checkpoint.writer import CHECKPOINTS
 from pretrain.data.config import CurriculumConfig
 from pretrain.data.token_datasets import TokenDatasets
@@ -31,6 +32,9 @@ from pretrain.engine.ema import Ema
 from pretrain.engine.engine import Engine
 from pretrain.loop.guard import Guard
 from pretrain.model.config import ModelConfig
+
+HISTORY = ("metrics.jsonl", "validation.jsonl", "skipped.jsonl", "samples", "tensorboard")
+"""What a run folder keeps of the steps that were trained."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class ResumePoint:
         if self.saved is None or self.checkpoint is None or not self.universal:
             return self.checkpoint
         log(f"{self.checkpoint.name} was written by {self.saved.world} ranks, this job has {ranks.world}: converting it")
-        made: Path = ranks.broadcast(to_universal(self.checkpoint) if ranks.first else None)
+        checkpoint = self.checkpoint
+        made: Path = ranks.from_first(lambda: to_universal(checkpoint))
         return made
 
     def restore(self, source: Path | None, engine: Engine, ema: Ema | None, guard: Guard) -> None:
@@ -70,17 +75,55 @@ def settle_dtype(config: Config, ranks: Ranks, checkpoint: Path | None) -> tuple
 
     Returns the configuration with the type in the place of `auto`. Raises DtypeError.
     """
-    train, recorded = config.get(TrainConfig), ""
+    train, known = config.get(TrainConfig), ""
     if checkpoint is not None:
-        recorded = yaml.safe_load((checkpoint / "config.yaml").read_text())["train"]["dtype"]
+        known = recorded(checkpoint)["train"]["dtype"]
     wanted = train.dtype
-    if wanted == "auto" and not recorded and zero_stage(config.get(DeepSpeedConfig)) == 0:
+    if wanted == "auto" and not known and zero_stage(config.get(DeepSpeedConfig)) == 0:
         settled = Precision("train.dtype", "float32", "auto: ZeRO stage 0 trains in nothing else")
     else:
         found = ranks.all_gather(hardware(ranks.device.type))
         accept = config.get(ClusterConfig).accept_slow_dtype
-        settled = settle("train.dtype", wanted, found, recorded=recorded, accept=accept)
+        settled = settle("train.dtype", wanted, found, recorded=known, accept=accept)
     return config.replaced(train.model_copy(update={"dtype": settled.dtype})), settled
+
+
+def locate(run: Path, log: Callable[[str], None], *, start_over: bool) -> Path | None:
+    """Return the newest sound checkpoint of a run, or None for one that begins; what lies above it is set aside. Rank 0 only.
+
+    start_over: begin anew although there are checkpoints: those of runs before it was set are set aside, with their metrics.
+    Raises ResumeError if there are checkpoints and none is sound.
+    """
+    root = run / CHECKPOINTS
+    checkpoint_folders.remove_leftovers(root)
+    there = bool(checkpoint_folders.listed(root))
+
+    def none_sound(found: str) -> ResumeError:
+        return ResumeError(
+            f"{root}: all checkpoints are damaged ({found}); restore one, or set train.start_over=true to set them aside and begin at "
+            "step 1, or set run.dir to a new folder"
+        )
+
+    found = checkpoint_folders.resumed(root, log, None if start_over else none_sound)
+    if not start_over:
+        return found
+    if found is not None and recorded(found)["train"].get("start_over"):
+        log(f"train.start_over: done before; {found.name} was trained since (to start over again, move {root} away)")
+        return found
+    old = [*checkpoint_folders.listed(root), *(run / name for name in HISTORY if (run / name).exists())]
+    for path in old if there else ():
+        log(f"train.start_over: {path.name} is set aside as {checkpoint_folders.set_aside(path)}")
+    return None
+
+
+def recorded(checkpoint: Path) -> dict[str, Any]:
+    """Return the configuration that a checkpoint was trained with, as plain values. Raises ResumeError."""
+    path = checkpoint / "config.yaml"
+    try:
+        plain: dict[str, Any] = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ResumeError(f"{path}: no readable configuration ({error})") from error
+    return plain
 
 
 def find(
@@ -90,10 +133,8 @@ def find(
 
     curriculum: counted, with batches in samples and stages in steps.
     """
-    train, root = config.get(TrainConfig), config.get(RunConfig).dir / CHECKPOINTS
-    if ranks.first:
-        checkpoint_folders.remove_leftovers(root)
-    checkpoint: Path | None = ranks.broadcast(checkpoint_folders.newest(root, log) if ranks.first else None)
+    train, run = config.get(TrainConfig), config.get(RunConfig).dir
+    checkpoint: Path | None = ranks.from_first(lambda: locate(run, log, start_over=train.start_over))
     saved = None if checkpoint is None else TrainState.read(checkpoint / "state.json")
     step = 0 if saved is None else saved.step
     state = TrainState(

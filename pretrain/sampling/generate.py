@@ -34,8 +34,8 @@ from pretrain.checkpoint.export import describe, export, load_model
 from pretrain.data.config import CurriculumConfig
 from pretrain.model.text_tokenizer import TextTokenizer
 from pretrain.sampling.clip_graphs import ClipGraphs
-from pretrain.sampling.guidance import SampleConfig
-from pretrain.sampling.sampler import SampleError, Sampler, forwards
+from pretrain.sampling.guidance import SampleConfig, SampleError, check
+from pretrain.sampling.sampler import Sampler, forwards
 from pretrain.sampling.video_sink import VideoSink, contact_sheet, sheet_frames
 from tokenizer.codec import DecodeState, VideoCodec
 from tokenizer.config import TokenizerConfig
@@ -142,16 +142,14 @@ class VideoGenerator:
                 f"{source} was trained on tokens of tokenizer {exported.spec.digest[:12]}, {tokenizer} is "
                 f"{codec.spec.digest[:12]}: set tokenizer.weights to the tokenizer of the shards"
             )
-        if exported.objective.condition_drop == 0 and (sampling.guidance != (1.0, 1.0) or sampling.guidance_end != 1.0):
-            raise SampleError(
-                f"{source} was trained with objective.condition_drop 0, so its null token is untrained and guidance cannot "
-                "work: set sample.guidance=[1,1] sample.guidance_end=1"
-            )
+        check(
+            sampling, null_token=exported.model.null_token, condition_drop=exported.objective.condition_drop, model=str(source)
+        )
         stages = config.get(CurriculumConfig).stages
         window = exported.objective.window
         if stages and stages[-1].window is not None:
             window = stages[-1].window
-        sampler = Sampler(model, codec.spec, TextTokenizer.make(model.config), sampling, ClipGraphs())
+        sampler = Sampler(model, codec.spec, TextTokenizer.make(model.config), sampling, graphs=ClipGraphs())
         return cls(sampler, codec, _bucket(config, bucket), window)
 
     @property

@@ -77,24 +77,24 @@ def write(root: Path, state: TrainState, tensors: Mapping[str, Mapping[str, Tens
         shutil.rmtree(partial, ignore_errors=True)
         log(f"checkpoint of step {state.step} could not be written ({error}); older checkpoints stay, training continues")
         return
-    complete = [folder for folder in checkpoint_folders.listed(root) if (folder / "DONE").is_file()]
-    for folder in complete[KEEP:]:
-        # Without DONE first, a kill in the middle of the removal leaves no folder that looks whole.
-        (folder / "DONE").unlink()
-        shutil.rmtree(folder)
+    checkpoint_folders.Keeper(root, KEEP, log).tend()
 
 
 def find(root: Path, recipe: str, ranks: Ranks, log: Callable[[str], None]) -> tuple[Path, TrainState] | None:
-    """Return the newest undamaged checkpoint and its state, None when there is none. All ranks call this.
+    """Return the newest sound checkpoint and its state, None when there is none. All ranks call this.
 
-    Damaged checkpoints are passed over, with a log line that names what is wrong. Raises TrainingError for a checkpoint of
-    another recipe.
+    Damaged checkpoints are set aside, with a log line that names what is wrong. Raises TrainingError for a checkpoint of another
+    recipe, or when all of them are damaged.
     """
-    folder: Path | None = None
-    if ranks.first:
+
+    def none_sound(found: str) -> TrainingError:
+        return TrainingError(f"{root}: all checkpoints are damaged ({found}); restore one, or remove {root} to start anew")
+
+    def look() -> Path | None:
         checkpoint_folders.remove_leftovers(root)
-        folder = checkpoint_folders.newest(root, log)
-    folder = ranks.broadcast(folder)
+        return checkpoint_folders.resumed(root, log, none_sound)
+
+    folder: Path | None = ranks.from_first(look)
     if folder is None:
         return None
     state = TrainState.read(folder)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from cluster.config import ClusterConfig, Config, MetricsConfig, RunConfig
 from cluster.config.precision import hardware, settle
+from cluster.runtime.file_lock import hold_run
 from cluster.runtime.process_group import Ranks, connect, disconnect
 from cluster.runtime.progress import ProgressBar
 from tokenizer import codec
@@ -54,15 +55,18 @@ class ClipSource(Protocol):
 def train(config: Config, clips: ClipSource) -> None:
     """Train the tokenizer of `config` to its end, from its newest checkpoint. All ranks call this.
 
-    Returns at once when `tokenizer.weights` already holds the result of this recipe. Raises TrainingError, CodecError, OSError
-    or what the clip source raises.
+    Returns at once when `tokenizer.weights` already holds the result of this recipe. Raises TrainingError, CodecError,
+    RunFolderError, OSError or what the clip source raises.
     """
     recipe = recipe_digest(config)
     if finished(config.get(TokenizerConfig).weights, recipe):
         return
     ranks = connect(COLLECTIVE_TIMEOUT)
     try:
-        _run(config, clips, ranks, recipe)
+        with ExitStack() as owned:
+            lock = hold_run(config.get(RunConfig).dir)
+            ranks.from_first(lambda: owned.enter_context(lock).path)
+            _run(config, clips, ranks, recipe)
     finally:
         disconnect()
 

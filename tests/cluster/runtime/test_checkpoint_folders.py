@@ -71,7 +71,7 @@ def test_a_partial_folder_is_no_checkpoint_and_a_stale_one_is_replaced(tmp_path:
     (final / "DONE").unlink()
     again = whole(tmp_path, 10)
     checkpoint_folders.remove_leftovers(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [again.name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["aside", again.name]
     assert checkpoint_folders.listed(tmp_path) == [again] and checkpoint_folders.damage(again) == ""
     assert sorted(json.loads((again / "manifest.json").read_text())) == ["state.json", "zero/rank0.pt", "zero/rank1.pt"]
 
@@ -81,3 +81,46 @@ def test_checkpoints_from_before_the_hashes_are_taken_as_they_are(tmp_path: Path
     folder.mkdir()
     (folder / "DONE").touch()
     assert checkpoint_folders.damage(folder) == "" and checkpoint_folders.newest(tmp_path, print) == folder
+
+
+def no_sound_one(found: str) -> Exception:
+    return LookupError(found)
+
+
+def test_what_lies_above_the_step_that_a_job_resumes_from_is_set_aside(tmp_path: Path) -> None:
+    """Else it would be counted as a newest checkpoint, and the job's own ones removed for it."""
+    made = [whole(tmp_path, step) for step in (10, 20, 30, 40)]
+    for folder in made[2:]:
+        flip(folder)
+    said: list[str] = []
+    assert checkpoint_folders.resumed(tmp_path, said.append, no_sound_one) == made[1]
+    assert [line.split(" is ")[0] for line in said] == ["checkpoint step-00000040", "checkpoint step-00000030"]
+    assert said[0].endswith(f"it is set aside as {tmp_path}/aside/step-00000040")
+    keeper = checkpoint_folders.Keeper(tmp_path, 1, said.append)
+    again = whole(tmp_path, 30)
+    flip(again)
+    keeper.tend()
+    assert checkpoint_folders.listed(tmp_path) == [made[1]], "the damaged one does not count"
+    assert sorted(path.name for path in (tmp_path / "aside").iterdir()) == [
+        "step-00000030", "step-00000030-2", "step-00000040",
+    ]  # fmt: skip
+
+
+def test_only_sound_checkpoints_are_counted_when_old_ones_are_removed(tmp_path: Path) -> None:
+    made = [whole(tmp_path, step) for step in (10, 20, 30, 40, 50)]
+    flip(made[3])
+    (made[2] / "DONE").unlink()
+    said: list[str] = []
+    checkpoint_folders.Keeper(tmp_path, 2, said.append, lambda folder: folder == made[0]).tend()
+    assert checkpoint_folders.listed(tmp_path) == [made[4], made[1], made[0]]
+    assert len(said) == 2 and list(tmp_path.glob("*.partial")) == []
+
+
+def test_a_job_does_not_begin_anew_where_all_checkpoints_are_damaged(tmp_path: Path) -> None:
+    assert checkpoint_folders.resumed(tmp_path, print, no_sound_one) is None
+    for step in (10, 20):
+        flip(whole(tmp_path, step))
+    with pytest.raises(LookupError, match=r"step-00000020: zero/rank1.pt does not match its sha256; step-00000010: zero"):
+        checkpoint_folders.resumed(tmp_path, print, no_sound_one)
+    assert len(checkpoint_folders.listed(tmp_path)) == 2, "and nothing is touched"
+    assert checkpoint_folders.resumed(tmp_path, print, None) is None and checkpoint_folders.listed(tmp_path) == []
