@@ -28,7 +28,7 @@ from cluster.runtime.errors import ErrorReport, is_ours, one_line
 from cluster.runtime.exit_codes import DONE, STOPPED
 from cluster.runtime.file_lock import hold_run
 from cluster.runtime.process_group import Ranks, connect, disconnect, leave
-from pretrain.checkpoint.train_state import TrainState, past_digest
+from pretrain.checkpoint.train_state import TrainState
 from pretrain.checkpoint.writer import Checkpoints
 from pretrain.data.config import CurriculumConfig
 from pretrain.data.curriculum import Curriculum, counted
@@ -186,7 +186,7 @@ def loop(job: Job, loader: Loader, start: TrainState, warm_up: WarmUp) -> int:
         if save or ledger.stop:
             state = replace(
                 start, step=step, stage=at.stage_number, stage_ends=at.stage_ends, tokens=ledger.tokens,
-                past=past_digest(job.data, step), guard=job.guard.plain(),
+                guard=job.guard.plain(),
             )  # fmt: skip
             logger.meter.set("train_checkpoint_seconds", job.saver.save(engine, state, job.ema, config.yaml()))
         clock.mark("checkpoint")

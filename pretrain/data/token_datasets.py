@@ -50,8 +50,9 @@ class _Rows:
     shards: tuple[int, ...]
     """Rows of each shard, in order."""
     keys: Any
-    """Arrow array of strings, as the captions are."""
+    """Arrow array of strings, as the captions and the checksums of the bits are."""
     captions: Any
+    checksums: Any
 
     @property
     def size(self) -> int:
@@ -66,6 +67,7 @@ class _Rows:
             shards=shards,
             keys=table.column("key").combine_chunks(),
             captions=table.column("caption").combine_chunks(),
+            checksums=table.column("bits_xxh3").combine_chunks(),
         )
 
 
@@ -156,6 +158,19 @@ class TokenDatasets:
                     digest.update(f"{name}:{rows.dataset}:{rows.shards}".encode())
                     digest.update("\n".join(rows.keys.to_pylist()).encode())
         return digest.hexdigest()
+
+    def contents(self) -> dict[str, str]:
+        """Return for each bucket in use the sha256 of its samples in their order: shards, keys, captions, checksums of the bits."""
+        found = {}
+        for name, sources in self._sources.items():
+            digest = hashlib.sha256()
+            for source in sources:
+                for rows in source.parts:
+                    digest.update(f"{rows.dataset}:{rows.shards}".encode())
+                    for column in (rows.keys, rows.captions, rows.checksums):
+                        digest.update("\n".join(map(str, column.to_pylist())).encode())
+            found[name] = digest.hexdigest()
+        return found
 
     def sources(self, stream: StreamName) -> list[SampleSource]:
         """Return the sources of a stream: all datasets joined, or one for each dataset if curriculum.weights is set."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from cluster.config import ClusterConfig, Config, RunConfig
 from cluster.config.precision import Precision, hardware, settle
@@ -22,16 +23,20 @@ from cluster.runtime import checkpoint_folders
 from cluster.runtime.process_group import Ranks
 from pretrain.checkpoint import reader
 from pretrain.checkpoint.deepspeed_io import to_universal
-from pretrain.checkpoint.train_state import ResumeError, TrainState, past_digest
+from pretrain.checkpoint.resume_rules import Changes, compare_data, compare_keys, compare_stages
+from pretrain.checkpoint.train_state import ResumeError, TrainState
 from pretrain.checkpoint.writer import CHECKPOINTS
 from pretrain.data.config import CurriculumConfig
+from pretrain.data.curriculum import Curriculum, counted
 from pretrain.data.token_datasets import TokenDatasets
 from pretrain.engine.config import DeepSpeedConfig, TrainConfig
 from pretrain.engine.deepspeed_config import zero_stage
 from pretrain.engine.ema import Ema
 from pretrain.engine.engine import Engine
+from pretrain.engine.optimizer import learning_rate
 from pretrain.loop.guard import Guard
 from pretrain.model.config import ModelConfig
+from tokenizer.quantization.codec_spec import CodecSpec
 
 HISTORY = ("metrics.jsonl", "validation.jsonl", "skipped.jsonl", "samples", "tensorboard")
 """What a run folder keeps of the steps that were trained."""
@@ -149,11 +154,51 @@ def find(
         data_digest=datasets.digest,
         tokenizer=datasets.spec.plain(),
         model=config.get(ModelConfig).model_dump(mode="json"),
-        past=past_digest(curriculum, step),
         has_ema=train.ema > 0,
+        contents=datasets.contents(),
     )
     if saved is None or checkpoint is None:
         return ResumePoint(state, None, None, universal=False)
-    for note in saved.check(state, accept_new_data=train.accept_new_data, folder=checkpoint):
-        log(note)
+    for line in changed(config, curriculum, saved, state, checkpoint):
+        log(line)
     return ResumePoint(state, saved, checkpoint, universal=reader.needs_universal(saved, ranks))
+
+
+def changed(config: Config, curriculum: CurriculumConfig, saved: TrainState, state: TrainState, checkpoint: Path) -> list[str]:
+    """Return a line for each change since a checkpoint that has an effect. Raises ResumeError for one that the run cannot take.
+
+    curriculum: the present one, counted. state: as presently configured.
+    """
+    old, step = recorded(checkpoint), saved.step
+    changes = Changes(str(checkpoint), accept_new_data=config.get(TrainConfig).accept_new_data)
+    if saved.tokenizer["digest"] != state.tokenizer["digest"]:
+        before, now = saved.tokenizer["digest"][:12], state.tokenizer["digest"][:12]
+        changes.refuse("tokenizer digest of the shards", before, now, "restore the shards, or set run.dir to a new folder")
+    compare_keys(old, config.plain(), changes)
+    try:
+        stages = {"stages": old["curriculum"]["stages"]}
+        former = counted(CurriculumConfig.model_validate(stages), CodecSpec.parse(saved.tokenizer))
+        train = TrainConfig.model_validate(
+            {key: value for key, value in old["train"].items() if key in TrainConfig.model_fields}
+        )
+    except (ValidationError, KeyError) as error:
+        raise ResumeError(
+            f"{checkpoint}: its curriculum is of another version and cannot be compared ({one_problem(error)})"
+        ) from error
+    compare_stages(former, curriculum, step, changes)
+    compare_data(saved, state, step, curriculum, changes)
+    whole, present = Curriculum(former), Curriculum(curriculum)
+    if step < present.steps:
+        before = learning_rate(min(step + 1, whole.steps), train, whole)
+        now = learning_rate(step + 1, config.get(TrainConfig), present)
+        if abs(now - before) > 1e-3 * max(now, before):
+            changes.announce(f"learning rate of step {step + 1}", f"{before:.3g}", f"{now:.3g}", "it jumps from here on")
+    return changes.lines
+
+
+def one_problem(error: ValidationError | KeyError) -> str:
+    """Return the first problem that pydantic found, or the missing key."""
+    if isinstance(error, KeyError):
+        return f"no {error}"
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

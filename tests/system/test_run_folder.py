@@ -197,3 +197,26 @@ def test_a_signal_stops_and_the_status_says_which(config: Path) -> None:
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=training.PATIENCE)
     assert process.returncode == 75 and (status(run)["state"], status(run)["line"]) == ("stopped", "SIGTERM")
+
+
+def test_changes_between_two_starts_are_refused_said_or_silent(config: Path) -> None:
+    """Keys of every kind, as a user changes them; the table is tested in tests/pretrain/checkpoint/test_resume_rules.py."""
+    run = config.parent / "changed"
+    zero3 = ("deepspeed.zero_optimization.stage=3", "train.stop_after=4")
+    job(config, run, *zero3, code=75)
+    for change, words in (
+        ("train.dtype=bfloat16", "`train.dtype` was float32 in this run and is bfloat16 now"),
+        ("train.shuffle_window=2", "`train.shuffle_window` was 16 in this run and is 2 now"),
+        ("curriculum.stages.0.mix.0.batch=4", "`curriculum.stages.0.mix` was"),
+        ("model.layers=3", "`model.layers` was 2 in this run and is 3 now"),
+    ):
+        said = job(config, run, *zero3, change, code=2)
+        assert words in said and "Traceback" not in said, said
+    changes = (
+        "model.attention=dense", "train.micro_batch=5", "train.learning_rate=0.001", "curriculum.stages.0.steps=5",
+        "curriculum.stages.1.steps=3", "train.checkpoint_every=3",
+    )  # fmt: skip
+    said = job(config, run, "deepspeed.zero_optimization.stage=3", *changes)
+    for key in ("model.attention", "train.micro_batch", "train.learning_rate", "curriculum.stages", "learning rate of step 5"):
+        assert f"`{key}` was " in said, said
+    assert "checkpoint_every" not in said and [line["step"] for line in training.metrics(run)] == list(range(1, 9))
