@@ -29,6 +29,7 @@ from cluster.runtime.exit_codes import DONE, STOPPED
 from cluster.runtime.file_lock import hold_run
 from cluster.runtime.process_group import Ranks, connect, disconnect, leave
 from pretrain.checkpoint.train_state import TrainState
+from pretrain.checkpoint.trained_stage import TrainedStage
 from pretrain.checkpoint.writer import Checkpoints
 from pretrain.data.config import CurriculumConfig
 from pretrain.data.curriculum import Curriculum, counted
@@ -186,7 +187,8 @@ def loop(job: Job, loader: Loader, start: TrainState, warm_up: WarmUp) -> int:
         if save or ledger.stop:
             state = replace(
                 start, step=step, stage=at.stage_number, stage_ends=at.stage_ends, tokens=ledger.tokens,
-                guard=job.guard.plain(),
+                guard=job.guard.plain(), ema_start=None if job.ema is None else job.ema.start_share,
+                trained=TrainedStage.of(config, job.curriculum, step, job.datasets.fps).plain(),
             )  # fmt: skip
             logger.meter.set("train_checkpoint_seconds", job.saver.save(engine, state, job.ema, config.yaml()))
         clock.mark("checkpoint")

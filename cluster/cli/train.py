@@ -66,9 +66,14 @@ def sample(
     output: Annotated[Path, typer.Option(help="Folder for the videos, sheet.png and samples.json.")],
     overrides: Overrides = None,
     prompt: Annotated[list[str] | None, typer.Option(help="Text of one video; repeat the option for more videos.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file with one prompt a line, instead of or after --prompt.")
+    ] = None,
     prefix: Annotated[Path | None, typer.Option(help="Image or video that every sample continues.")] = None,
     prefix_frames: Annotated[int, typer.Option(help="Frames to take from --prefix; 0: half a clip.", min=0)] = 0,
-    bucket: Annotated[str | None, typer.Option(help="Shape, such as f017x128x128 (default: that of the last stage).")] = None,
+    bucket: Annotated[
+        str | None, typer.Option(help="Shape, such as f017x128x128 (default: the longest that was trained on last).")
+    ] = None,
     extend: Annotated[int, typer.Option(help="How many times to extend the clip.", min=0)] = 0,
     weights: Annotated[Path | None, typer.Option(help="Run folder, checkpoint or exported model (default: run.dir).")] = None,
     batch: Annotated[int, typer.Option(help="Videos to generate at the same time.", min=1)] = 4,
@@ -81,17 +86,19 @@ def sample(
     from cluster.config import load
     from cluster.launch.launcher import accelerators
     from pipeline.config import PipelineConfig
-    from pretrain.data.config import CurriculumConfig
-    from pretrain.sampling.generate import SampleRequest, run
+    from pretrain.sampling.generate import run
+    from pretrain.sampling.request import SampleRequest, read_prompts
 
     resolved = load(config, overrides or ())
-    if bucket is None and not resolved.get(CurriculumConfig).stages:
-        bucket = resolved.get(PipelineConfig).buckets[0].name
+    given = list(prompt or ([] if prompts else [""]))
+    texts, lines = read_prompts(prompts) if prompts else ([], [])
+    places = [f"--prompt {number}" for number in range(1, len(given) + 1)]
     files = run(
         resolved,
-        SampleRequest(prompt or [""], prefix, prefix_frames, extend, batch),
+        SampleRequest([*given, *texts], prefix, prefix_frames, extend, batch, [*places, *lines]),
         output,
         bucket=bucket,
+        fallback=resolved.get(PipelineConfig).buckets[0].name,
         weights=weights,
         device=("cuda" if accelerators() else "cpu") if device == "auto" else device,
     )
@@ -117,7 +124,10 @@ def export(
     from pretrain.checkpoint.export import export
 
     made = export(source, output, average=average, dtype=dtype)
-    typer.echo(f"{output}: step {made.step}, {made.dtype}{', moving average' if made.averaged else ''}")
+    average_note = f", moving average ({made.start_share:.1%} of it is the random start)" if made.averaged else ""
+    typer.echo(f"{output}: step {made.step}, {made.dtype}{average_note}")
+    if made.averaged and made.start_share > 0.01:
+        typer.echo("too much of the average is the start for weights to be used: train longer, or export with --no-average")
 
 
 def plan(

@@ -3,7 +3,7 @@
 All ranks write into ROOT/step-XXXXXXXX.partial; `publish` adds manifest.json (size and sha256 of each file), writes DONE (sha256 of
 the manifest) last and renames the folder to ROOT/step-XXXXXXXX. A checkpoint is sound if every byte is as it was written: only such
 ones are resumed from, counted and pruned. What is not, and what another history of the run has left above the step that it resumed
-from, is moved to ROOT/aside, where nothing is read or removed again.
+from, is moved to the folder `aside` of the run, where nothing is read or removed again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from cluster.runtime.atomic_files import sync, write_text
 
 ASIDE = "aside"
-"""Folder for what is neither used nor removed."""
+"""Sub-folder of a run for what is neither used nor removed."""
 _NAME = re.compile(r"^step-(\d{8})$")
 
 
@@ -57,21 +57,21 @@ def publish(partial: Path, final: Path) -> None:
         sync(folder)
     write_text(partial / "DONE", hashlib.sha256(text.encode()).hexdigest() + "\n")
     if final.exists():
-        set_aside(final)
+        set_aside(final, final.parent.parent)
     partial.rename(final)
     sync(final.parent)
 
 
-def set_aside(path: Path) -> Path:
-    """Move a file or folder into the folder `aside` beside it, under its own name or, if that is taken, with a number. Returns where."""
-    folder, number = path.parent / ASIDE, 1
-    folder.mkdir(exist_ok=True)
-    target = folder / path.name
+def set_aside(path: Path, run: Path) -> Path:
+    """Move a file or folder below `run` to the same place below RUN/aside, with a number if that is taken. Returns where it is now."""
+    number, place = 1, run / ASIDE / path.relative_to(run)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    target = place
     while target.exists():
         number += 1
-        target = folder / f"{path.name}-{number}"
-    path.rename(target)
-    sync(folder)
+        target = place.with_name(f"{place.name}-{number}")
+    shutil.move(path, target)
+    sync(place.parent)
     sync(path.parent)
     return target
 
@@ -155,7 +155,7 @@ def resumed(root: Path, log: Callable[[str], None], none_sound: Callable[[str], 
     if found is None and damaged and none_sound is not None:
         raise none_sound("; ".join(f"{folder.name}: {problem}" for folder, problem in damaged.items()))
     for folder, problem in damaged.items():
-        log(f"checkpoint {folder.name} is damaged and skipped: {problem}; it is set aside as {set_aside(folder)}")
+        log(f"checkpoint {folder.name} is damaged and skipped: {problem}; it is set aside as {set_aside(folder, root.parent)}")
     return found
 
 
@@ -186,7 +186,9 @@ class Keeper:
         if spare and folder.name not in self.sound:
             problem = damage(folder, workers=2)
             if problem:
-                self.log(f"checkpoint {folder.name} is damaged: {problem}; it is set aside as {set_aside(folder)}")
+                self.log(
+                    f"checkpoint {folder.name} is damaged: {problem}; it is set aside as {set_aside(folder, self.root.parent)}"
+                )
                 return False
             self.sound.add(folder.name)
         if not spare and not self._always(folder):

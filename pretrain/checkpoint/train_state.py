@@ -43,6 +43,10 @@ class TrainState:
     guard: dict[str, Any] = field(default_factory=dict)
     """State of the guard (loop/guard.py)."""
     has_ema: bool = False
+    ema_start: float | None = None
+    """How much of the moving average is the weights that it began with; None in checkpoints of earlier versions."""
+    trained: dict[str, Any] = field(default_factory=dict)
+    """What inference needs of the stage (trained_stage.py); empty in checkpoints of earlier versions."""
     contents: dict[str, str] = field(default_factory=dict)
     """Digest of the samples of each bucket, in their order; empty in checkpoints of earlier versions."""
 

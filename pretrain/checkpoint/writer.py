@@ -273,10 +273,7 @@ class Checkpoints:
         self.ranks.barrier()
 
     def prove(self, step: int) -> Path:
-        """Return the folder of the checkpoint of `step`, which this process wrote and rank 0 has read back. All ranks call it together.
-
-        Raises CheckpointMissing.
-        """
+        """Return the checkpoint of `step`, which rank 0 has read back. All ranks call it together. Raises CheckpointMissing."""
         self.finish()
         folder = folder_of(self.root, step)
         if not self.ranks.broadcast(folder.name in self.keeper.sound):

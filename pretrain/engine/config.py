@@ -35,7 +35,8 @@ class TrainConfig(Section):
     clip: float = Field(default=1.0, gt=0)
     """Maximum gradient norm; larger gradients are scaled down to it."""
     ema: float = Field(default=0.0, ge=0, lt=1)
-    """Decay of the exponential moving average (EMA) of the weights, sharded over the ranks; 0 disables it."""
+    """Decay of the exponential moving average (EMA) of the weights, sharded over the ranks; it warms up as (1 + step) / (10 + step). 0
+    disables it."""
     dtype: Dtype = "auto"
     """Data type of weights and activations in a step: bfloat16 where the hardware computes it, else float32 (checkpoints
     record it); master weights stay in float32."""

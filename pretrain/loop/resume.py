@@ -117,7 +117,7 @@ def locate(run: Path, log: Callable[[str], None], *, start_over: bool) -> Path |
         return found
     old = [*checkpoint_folders.listed(root), *(run / name for name in HISTORY if (run / name).exists())]
     for path in old if there else ():
-        log(f"train.start_over: {path.name} is set aside as {checkpoint_folders.set_aside(path)}")
+        log(f"train.start_over: {path.name} is set aside as {checkpoint_folders.set_aside(path, run)}")
     return None
 
 

@@ -36,8 +36,8 @@ class SampleConfig(Section):
     """Temperature of the bit logits; 0 takes the more likely bit."""
     seed: int = 0
     """Seed of the samples."""
-    fps: float = Field(default=8.0, gt=0)
-    """Frames per second of the written videos."""
+    fps: float | None = Field(default=None, gt=0)
+    """Frames per second of the written videos; unset: that of the clips that the model was trained on."""
     cuda_graphs: bool = True
     """On a GPU, `videoar sample` records the steps of a clip as CUDA graphs at the first clip of a shape and replays them: many times
     faster, after some tens of seconds. The same bits either way."""

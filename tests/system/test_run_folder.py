@@ -64,17 +64,17 @@ def test_damaged_checkpoints_are_set_aside_and_never_counted(config: Path) -> No
         damage(run, step)
     said = job(config, run, "train.keep_checkpoints=1", "train.stop_after=6", code=75)
     assert "continuing after step 4" in said and said.count("it is set aside as") == 2
-    assert checkpoints(run) == ["aside", "step-00000006"]
+    assert checkpoints(run) == ["step-00000006"]
     assert [line["step"] for line in training.metrics(run)] == list(range(1, 7))
     # All of them: not a word about step 1 without being told, and nothing is lost when told.
     damage(run, 6)
     before = (run / "metrics.jsonl").read_bytes()
     said = job(config, run, code=2)
     assert "all checkpoints are damaged (step-00000006: zero/" in said and "train.start_over=true" in said
-    assert checkpoints(run) == ["aside", "step-00000006"] and (run / "metrics.jsonl").read_bytes() == before
+    assert checkpoints(run) == ["step-00000006"] and (run / "metrics.jsonl").read_bytes() == before
     said = job(config, run, "train.start_over=true", "train.stop_after=4", code=75)
     assert "step 1/20" in said and (run / "aside" / "metrics.jsonl").read_bytes() == before
-    assert checkpoints(run) == ["aside", "step-00000004"] and len(list((run / "checkpoints" / "aside").iterdir())) == 3
+    assert checkpoints(run) == ["step-00000004"] and len(list((run / "aside" / "checkpoints").iterdir())) == 3
     # With the key left in the configuration, a restart goes on with what was trained since.
     said = job(config, run, "train.start_over=true", "train.stop_after=5", code=75)
     assert "continuing after step 4" in said and "train.start_over: done before" in said
@@ -82,7 +82,7 @@ def test_damaged_checkpoints_are_set_aside_and_never_counted(config: Path) -> No
     other = config.parent / "sound"
     job(config, other, "train.stop_after=4", code=75)
     said = job(config, other, "train.start_over=true", "train.stop_after=3", code=75)
-    assert "step 1/20" in said and checkpoints(other) == ["aside", "step-00000003"]
+    assert "step 1/20" in said and checkpoints(other) == ["step-00000003"]
 
 
 def test_a_job_without_its_last_checkpoint_on_the_disk_has_failed(config: Path) -> None:

@@ -121,7 +121,7 @@ def test_a_run_is_finished_with_the_checkpoint_of_its_last_step(tmp_path: Path) 
     checkpoint(tmp_path, 3)
     last = checkpoint(tmp_path, 7)
     (last / "state.json").write_text("")
-    checkpoint_folders.set_aside(checkpoint(tmp_path, 9))
+    checkpoint_folders.set_aside(checkpoint(tmp_path, 9), tmp_path)
     assert "(newest: 3)" in why_unfinished(tmp_path, 7, 0), "a cut file, and a checkpoint set aside, are no checkpoints"
     assert why_unfinished(tmp_path, 7, 3) == "", "train.stop_after ends it earlier"
     assert "has no status.json with the number of steps" in why_unfinished(tmp_path, None, 0)

@@ -103,7 +103,7 @@ def test_a_key_that_an_older_version_did_not_have_counts_as_its_default() -> Non
     old = plain()
     del old["model"]["qk_norm"], old["objective"]
     assert compare(old, plain()) == []
-    with pytest.raises(ResumeError, match="`model.qk_norm` was true in this run and is false now"):
+    with pytest.raises(ResumeError, match=r"`model\.qk_norm` was true in this run and is false now"):
         compare(old, plain(model__qk_norm=False))
 
 

@@ -66,8 +66,8 @@ def test_a_job_that_ends_without_its_checkpoint_has_failed(tmp_path: Path, monke
     ):
         saver.prove(8)
     assert saver.last_saved == saved and "step-00000008 is damaged: config.yaml has 1 bytes" in said[0]
-    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["aside", "step-00000004"], "the damaged one is set aside, and the sound one stays although keep is reached"
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("**/step-*"))
+    assert names == ["aside/checkpoints/step-00000008", "checkpoints/step-00000004"], "the sound one stays"
 
 
 class FakeDeepSpeed:
