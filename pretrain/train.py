@@ -135,10 +135,11 @@ def _run(config: Config, ranks: Ranks, stop: StopRequest) -> int:
         guard = Guard(train.spike_sigma, train.max_skips, partial(logger.line, "skipped"))
         start.restore(source, engine, ema, guard)
         logger.begin(step)
-        if ranks.first:
-            provenance.write_provenance(
+        ranks.from_first(
+            lambda: provenance.write_provenance(
                 run_dir, config, data_digest=datasets.digest, hosts=ranks.hosts, resumed_from=step, dtype=dtype.line
             )
+        )
         logger.status("running", step, curriculum.steps)
         for line in banner(config, curriculum, datasets, engine, step):
             logger.log(line)

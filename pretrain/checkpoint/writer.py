@@ -26,7 +26,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,8 @@ class Checkpoints:
         """side: the stream that copies (default: one of the rank's GPU; none on a CPU)."""
         self.root, self.ranks, self.log = run / CHECKPOINTS, ranks, log
         self.keeper = Keeper(self.root, keep, log, _ends_a_stage)
-        self._tending = threading.Thread()
+        self._tender = ThreadPoolExecutor(1, thread_name_prefix="keeper")
+        self._publishing: Future[None] | None = None
         self._failure = ""
         if side is None and ranks.device.type == "cuda":
             side = CudaSideStream(ranks.device)
@@ -236,30 +237,28 @@ class Checkpoints:
             self._failed(pending.step, errors[0])
             return
         if self.ranks.first:
-            try:
-                publish(pending.partial, folder_of(self.root, pending.step))
-            except (OSError, DiskFull) as error:
-                shutil.rmtree(pending.partial, ignore_errors=True)
-                self._failed(pending.step, str(error))
-                return
-            if not self._tending.is_alive():  # else what is new is read back later
-                self._tending = threading.Thread(target=self._tend, name="keeper")
-                self._tending.start()
+            self._publishing = self._tender.submit(self._publish, pending)
 
-    def _tend(self) -> None:
-        known = max(self.keeper.sound, default="")
+    def _publish(self, pending: _Pending) -> None:
+        """Publish a checkpoint, read it back, and remove old ones; runs in a thread of rank 0, one checkpoint after the other."""
+        try:
+            publish(pending.partial, folder_of(self.root, pending.step))
+        except (OSError, DiskFull) as error:
+            shutil.rmtree(pending.partial, ignore_errors=True)
+            self._failed(pending.step, str(error))
+            return
         self.keeper.tend()
-        if max(self.keeper.sound, default="") > known:
+        if folder_of(self.root, pending.step).name in self.keeper.sound:
             self.last_saved = time.time()
 
     def finish(self) -> None:
-        """Wait on all ranks until a checkpoint under way is published or dropped, and until all that is there has been read back."""
+        """Wait on all ranks until a checkpoint under way is published or dropped, and all that is there has been read back."""
         self._finish_writing()
 
         def read_back() -> None:
-            if self._tending.ident is not None:
-                self._tending.join()
-            self._tend()
+            if self._publishing is not None:
+                self._publishing.result()
+            self.keeper.tend()
 
         self.ranks.from_first(read_back)
 
@@ -268,9 +267,9 @@ class Checkpoints:
             return
         if self._pending.thread.ident is not None:
             self._pending.thread.join()
+        self.ranks.meet()  # disks are not equally fast
         total = self.ranks.all_reduce(torch.tensor(self.flags(), dtype=torch.float64, device=self.ranks.device))
         self.settle(float(total[0]), float(total[1]))
-        self.ranks.barrier()
 
     def prove(self, step: int) -> Path:
         """Return the checkpoint of `step`, which rank 0 has read back. All ranks call it together. Raises CheckpointMissing."""

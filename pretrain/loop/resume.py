@@ -71,8 +71,8 @@ class ResumePoint:
             return
         reader.load(engine, self.checkpoint, source, ema)
         guard.restore(self.saved.guard)
-        if self.universal and engine.ranks.first:
-            shutil.rmtree(source)
+        if self.universal:
+            engine.ranks.from_first(lambda: shutil.rmtree(source))
 
 
 def settle_dtype(config: Config, ranks: Ranks, checkpoint: Path | None) -> tuple[Config, Precision]:
