@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.config import ClusterConfig, Config, ConfigError, RunConfig
-from cluster.launch.hostfile import Host, read_hostfile
+from cluster.launch.hostfile import Host, read_hostfile, wrong_name
 from cluster.launch.ssh_launcher import ssh_command
 from cluster.launch.supervisor import Attempt, Policy, Supervisor
 from cluster.launch.watchdog import StallLimit
@@ -124,6 +124,9 @@ def training_job(
         raise LaunchError("--via local takes no --hostfile; omit one of the two")
     if hostfile is not None:
         hosts = read_hostfile(hostfile)
+        wrong = wrong_name(cluster.master_addr) if cluster.master_addr else ""
+        if wrong:
+            raise LaunchError(f"cluster.master_addr: {wrong}")
         if shutil.which("ssh") is None:
             raise LaunchError("--via ssh needs `ssh` on this machine; install it (Debian: apt-get install openssh-client)")
         return TrainingJob(module, arguments, 0, hostfile.resolve(), hosts, cluster.master_port, cluster.master_addr)

@@ -57,6 +57,9 @@ def test_a_hostfile_is_checked_before_anything_starts(config: Config, tmp_path: 
     bad.write_text("a slots=1\na slots=1\n")
     with pytest.raises(HostfileError, match=f"^{bad}:2: host a is already on line"):
         training_job(config, hostfile=bad)
+    bad.write_text("a slots=1\n")
+    with pytest.raises(LaunchError, match=r"^cluster\.master_addr: `root@a` names a user"):
+        training_job(load(config.source, ["cluster.master_addr=root@a"]), hostfile=bad)
     with pytest.raises(LaunchError, match="--via ssh needs --hostfile"):
         training_job(config, via="ssh")
     with pytest.raises(LaunchError, match="--via local takes no --hostfile"):
