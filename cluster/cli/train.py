@@ -141,7 +141,9 @@ def plan(
         float, typer.Option(help="Expected fraction of the peak (model FLOPs utilization).", min=0.001, max=1.0)
     ] = 0.4,
     link: Annotated[float, typer.Option(help="GB/s that a GPU can send to the others.", min=0.001)] = 50.0,
-    text: Annotated[int | None, typer.Option(help="Text tokens per sample (default: model.text_length).", min=0)] = None,
+    text: Annotated[
+        int | None, typer.Option(help="Mean text tokens per sample (default: half of model.text_length).", min=0)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Estimate the memory, FLOPs and hours of a training job; exit code 1 if it does not fit into the GPUs' memory.
@@ -199,10 +201,13 @@ def _print_estimate(made: JobEstimate, machine: Machine) -> None:
     stages.add_row("compute hours", *(f"{stage.compute_hours:.3g}" for stage in made.stages))
     stages.add_row("communication hours", *(f"{stage.traffic_hours:.3g}" for stage in made.stages))
     stages.add_row("hours", *(f"{stage.hours:.3g}" for stage in made.stages))
-    stages.add_row("idle slots", *(f"{stage.idle:.0%}" for stage in made.stages))
+    stages.add_row("padding and fill", *(f"{stage.idle:.0%}" for stage in made.stages))
+    stages.add_row("packed rows", *("yes" if stage.packed else "no" for stage in made.stages))
     console.print(stages)
     if any(stage.traffic_hours > stage.compute_hours for stage in made.stages):
-        typer.echo("a stage is limited by communication: raise train.micro_batch, so that the weights are gathered less often")
+        typer.echo(
+            "a stage is limited by communication: raise train.micro_batch or train.pack_tokens, so that the weights are gathered less often"
+        )
     if not made.fits:
         typer.echo(
             "does NOT fit with a tenth of the memory to spare: use more GPUs, train.micro_batch=1, "
