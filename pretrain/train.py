@@ -28,8 +28,7 @@ from cluster.runtime.errors import ErrorReport, is_ours, one_line
 from cluster.runtime.exit_codes import DONE, STOPPED
 from cluster.runtime.file_lock import hold_run
 from cluster.runtime.process_group import Ranks, connect, disconnect, leave
-from pretrain.checkpoint.train_state import TrainState
-from pretrain.checkpoint.trained_stage import TrainedStage
+from pretrain.checkpoint.train_state import TrainedStage, TrainState
 from pretrain.checkpoint.writer import Checkpoints
 from pretrain.data.config import CurriculumConfig
 from pretrain.data.curriculum import Curriculum, counted

@@ -25,8 +25,7 @@ from cluster.config import load as load_config
 from cluster.config.precision import Dtype
 from cluster.runtime import checkpoint_folders
 from cluster.runtime.atomic_files import write_text
-from pretrain.checkpoint.train_state import TrainState
-from pretrain.checkpoint.trained_stage import TrainedStage
+from pretrain.checkpoint.train_state import TrainedStage, TrainState
 from pretrain.data.config import CurriculumConfig
 from pretrain.data.curriculum import Curriculum, counted
 from pretrain.engine.config import TrainConfig

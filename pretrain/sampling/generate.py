@@ -32,7 +32,7 @@ from cluster.runtime.progress import ProgressBar
 from pipeline.records import Bucket
 from pipeline.video import iter_frames
 from pretrain.checkpoint.export import describe, export, load_model
-from pretrain.checkpoint.trained_stage import TrainedStage
+from pretrain.checkpoint.train_state import TrainedStage
 from pretrain.data.config import CurriculumConfig
 from pretrain.model.text_tokenizer import TextTokenizer
 from pretrain.sampling.clip_graphs import ClipGraphs

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.records import Bucket
-from pretrain.checkpoint.trained_stage import TrainedStage
+from pretrain.checkpoint.train_state import TrainedStage
 from pretrain.model.text_tokenizer import TextError, TextTokenizer
 from pretrain.sampling.guidance import SampleConfig, SampleError
 

@@ -118,7 +118,7 @@ def test_an_exported_model_is_the_trained_one(undisturbed: Path, tmp_path: Path)
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     from pretrain.checkpoint.export import describe, export, load_model
-    from pretrain.checkpoint.trained_stage import TrainedStage
+    from pretrain.checkpoint.train_state import TrainedStage
 
     export(undisturbed, tmp_path / "plain", average=False)
     export(undisturbed, tmp_path / "average")

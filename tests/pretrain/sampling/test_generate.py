@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from cluster.config import Config, load
 from pipeline.video import VideoWriter, iter_frames, probe, write_video
-from pretrain.checkpoint.trained_stage import TrainedStage
+from pretrain.checkpoint.train_state import TrainedStage
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import VideoAR
 from pretrain.objective.config import ObjectiveConfig

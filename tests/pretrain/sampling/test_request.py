@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.records import Bucket
-from pretrain.checkpoint.trained_stage import TrainedStage
+from pretrain.checkpoint.train_state import TrainedStage
 from pretrain.model.text_tokenizer import TextTokenizer
 from pretrain.sampling.guidance import SampleConfig, SampleError
 from pretrain.sampling.request import SampleRequest, differences, read_prompts
