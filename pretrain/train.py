@@ -118,6 +118,11 @@ def _run(config: Config, ranks: Ranks, stop: StopRequest) -> int:
         if step >= curriculum.steps:
             logger.log(f"{run_dir}: finished, all {curriculum.steps} steps are trained (newest checkpoint {start.checkpoint})")
             return DONE
+        if train.stop_after and step >= train.stop_after:
+            logger.log(
+                f"stopped: step {step} is trained and train.stop_after is {train.stop_after} (checkpoint {start.checkpoint})"
+            )
+            return STOPPED
         config, dtype = resume.settle_dtype(config, ranks, start.checkpoint)
         train = config.get(TrainConfig)
         logger.log(dtype.line)
@@ -146,7 +151,7 @@ def _run(config: Config, ranks: Ranks, stop: StopRequest) -> int:
             config=config, data=data, curriculum=curriculum, datasets=datasets, ranks=ranks, groups=groups, stop=stop,
             logger=logger, engine=engine, ema=ema, guard=guard,
             saver=Checkpoints(run_dir, ranks, train.keep_checkpoints, logger.log),
-            validation=Validation.make(config, curriculum, text, ranks, groups, logger),
+            validation=Validation.make(config, curriculum, text, ranks, groups, logger, datasets.spec),
             samples=PeriodicSamples(config, datasets, text, ranks, logger),
             compilations=Compilations(compiling),
             peak_flops=peak_flops(ranks.device, engine.dtype) * ranks.world,
@@ -204,7 +209,7 @@ def loop(job: Job, loader: Loader, start: TrainState, warm_up: WarmUp) -> int:
             job.samples.make(engine, at)
         if ledger.stop:
             if ranks.first:
-                job.stop.clear()
+                job.stop.clear(partial(logger.aside, "stop"))
             job.saver.prove(step)
             why = "; ".join(sorted({reason for reason in ranks.all_gather(job.stop.reason) if reason}))
             logger.log(f"stopped after step {step} ({why}); run the same command to continue")

@@ -174,8 +174,9 @@ class Keeper:
 
     def tend(self) -> None:
         """Read back what is new, set aside what is damaged, remove what need not be kept. Errors of the disk are logged."""
-        kept = 0
-        for folder in listed(self.root):
+        kept, there = 0, listed(self.root)
+        self.sound &= {folder.name for folder in there}
+        for folder in there:
             try:
                 kept += self._tend(folder, spare=kept < self.keep)
             except OSError as error:

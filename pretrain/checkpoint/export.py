@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cluster.config import load as load_config
+from cluster.config.errors import first_problem
 from cluster.config.precision import Dtype
 from cluster.runtime import checkpoint_folders
 from cluster.runtime.atomic_files import write_text
@@ -157,9 +158,7 @@ def describe(folder: Path) -> Exported:
             start_share=float(plain.get("start_share", 0.0)),
         )
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ExportError(f"{folder}/model.json: `{key}`: {first['msg']}; export the checkpoint again") from error
+        raise ExportError(f"{folder}/model.json: {first_problem(error)}; export the checkpoint again") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"{folder}: no exported model here ({error}); make one with `videoar export`") from error
 

@@ -49,9 +49,10 @@ RULES: Mapping[str, Rule] = {
         f"model.{key}": WEIGHTS
         for key in (
             "layers", "width", "heads", "ffn", "qk_norm", "rope_base", "rope_split", "rope", "rope_spatial", "scale_embedding",
-            "max_scales", "input_resize", "null_token", "text_tokenizer", "text_length",
+            "max_scales", "input_resize", "null_token", "text_tokenizer",
         )
     },
+    "model.text_length": Rule("announce", "captions are cut there from here on"),
     "model.attention": ROUNDING,
     "model.compile": ROUNDING,
     **{

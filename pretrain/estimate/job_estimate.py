@@ -108,7 +108,7 @@ def estimate_job(config: Config, machine: Machine, *, spec: CodecSpec | None = N
         raise EstimateError("curriculum.stages is empty; there is nothing to plan")
     model, train = config.get(ModelConfig), config.get(TrainConfig)
     spec = spec_of(config.get(TokenizerConfig)) if spec is None else spec
-    mean = (1 + model.text_length) / 2 if text is None else text
+    mean = (1 + model.text_length) / 2 if text is None else min(text, model.text_length)
     stages = counted(config.get(CurriculumConfig), spec).stages
     parameters = parameters_of(model, spec.bits)
     shapes = [
@@ -175,7 +175,7 @@ def estimate_stage(
     for mix, steps in zip(stage.mix, counts):
         layout = layout_of(mix, spec, round(text))
         each = training_flops(parameters, layout.length, model.layers, model.width, attended_pairs(layout, window))
-        lengths = text_lengths(min(text, model.text_length), model.text_length, mix.batch)
+        lengths = text_lengths(text, model.text_length, mix.batch)
         dealt = arrange(
             lengths, layout.length - layout.text, model.text_length,
             micro_batch=train.micro_batch, world=sequences, budget=train.pack_tokens, above=train.pack_above,

@@ -18,6 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from cluster.config import ClusterConfig, Config, RunConfig
+from cluster.config.errors import first_problem
 from cluster.config.precision import Precision, hardware, settle
 from cluster.runtime import checkpoint_folders
 from cluster.runtime.process_group import Ranks
@@ -182,9 +183,8 @@ def changed(config: Config, curriculum: CurriculumConfig, saved: TrainState, sta
             {key: value for key, value in old["train"].items() if key in TrainConfig.model_fields}
         )
     except (ValidationError, KeyError) as error:
-        raise ResumeError(
-            f"{checkpoint}: its curriculum is of another version and cannot be compared ({one_problem(error)})"
-        ) from error
+        why = first_problem(error) if isinstance(error, ValidationError) else f"no {error}"
+        raise ResumeError(f"{checkpoint}: its curriculum is of another version and cannot be compared ({why})") from error
     compare_stages(former, curriculum, step, changes)
     compare_data(saved, state, step, curriculum, changes)
     whole, present = Curriculum(former), Curriculum(curriculum)
@@ -194,11 +194,3 @@ def changed(config: Config, curriculum: CurriculumConfig, saved: TrainState, sta
         if abs(now - before) > 1e-3 * max(now, before):
             changes.announce(f"learning rate of step {step + 1}", f"{before:.3g}", f"{now:.3g}", "it jumps from here on")
     return changes.lines
-
-
-def one_problem(error: ValidationError | KeyError) -> str:
-    """Return the first problem that pydantic found, or the missing key."""
-    if isinstance(error, KeyError):
-        return f"no {error}"
-    first = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -19,7 +19,7 @@ from pretrain.data.config import CurriculumConfig, Mix, Stage
 from pretrain.data.curriculum import Curriculum, CurriculumStep
 from pretrain.data.loader import Loader, LoaderConfig, StepData, TextEncoder
 from pretrain.data.sample_order import Order
-from pretrain.data.token_datasets import TokenDatasets
+from pretrain.data.token_datasets import DataError, TokenDatasets
 from pretrain.engine.config import TrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.loop.step_metrics import DeviceSums, GlobalMetrics
@@ -27,6 +27,7 @@ from pretrain.model.config import ModelConfig
 from pretrain.objective.config import ObjectiveConfig, stage_objective
 from pretrain.objective.sequence_parallel import SequenceGroups
 from pretrain.runs.run_logger import RunLogger
+from tokenizer.quantization.codec_spec import CodecSpec
 
 
 class ValidationFailed(RuntimeError):
@@ -57,12 +58,21 @@ class Validation:
         ranks: Ranks,
         groups: SequenceGroups,
         logger: RunLogger,
+        spec: CodecSpec,
     ) -> Validation | None:
-        """Open curriculum.validation; returns None if it is empty. Raises DataError or DatasetError."""
+        """Open curriculum.validation; returns None if it is empty. Raises DataError or DatasetError.
+
+        spec: of the tokenizer of the shards that are trained on.
+        """
         data = config.get(CurriculumConfig)
         if not data.validation:
             return None
         datasets = TokenDatasets.open(data.validation, curriculum, cache=data.cache, cache_gb=data.cache_gb)
+        if datasets.spec != spec:
+            raise DataError(
+                f"curriculum.validation: shards of another tokenizer ({datasets.spec.digest[:12]}) than curriculum.shards "
+                f"({spec.digest[:12]}); tokenize both with one tokenizer"
+            )
         return cls(config, datasets, text, ranks, groups, logger)
 
     def due(self, at: CurriculumStep) -> bool:

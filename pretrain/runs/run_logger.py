@@ -23,6 +23,7 @@ from rich.console import Console
 from cluster.config import ConfigError, MetricsConfig
 from cluster.metrics import JsonLines, Meter, StepReport
 from cluster.runtime.atomic_files import DamagedFile, DiskFull, read_json, write_text
+from cluster.runtime.checkpoint_folders import set_aside
 from cluster.runtime.errors import one_line
 from cluster.runtime.exit_codes import restart_count
 
@@ -37,6 +38,13 @@ def log_file(run: Path, rank: int) -> Path:
     return run / "log" / f"rank-{rank}.log"
 
 
+class _Console(Console):
+    """A console whose reader may go away (a launcher that was killed): RUN/log has the lines."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class LoggerError(ConfigError):
     """What is asked for cannot be reported; the message names the key."""
 
@@ -48,7 +56,7 @@ class RunLogger:
         """Raise LoggerError, OSError or MetricsPortError for what cannot be written or served from the start."""
         self.run, self.active, self.log_every = run, rank == 0, log_every
         self.meter = Meter()
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = _Console(highlight=False, soft_wrap=True)
         self._board: Any = None
         self._tensorboard = tensorboard
         self._failing: dict[str, int] = {}
@@ -66,11 +74,22 @@ class RunLogger:
             self.log(f"metrics at http://{address}/metrics")
 
     def begin(self, step: int) -> None:
-        """Cut the reports after `step`, the last one that is trained: the steps after it are trained again."""
+        """Set aside the reports and samples of steps after `step`, the last one that is trained: they are trained again."""
         if not self.active:
             return
         for name in LINES:
-            truncate_metrics(self.run / f"{name}.jsonl", step)
+            path = self.run / f"{name}.jsonl"
+            rest = truncate_metrics(path, step)
+            if rest:
+                copy = path.with_name(f"{name}-after-step-{step}.jsonl")
+                try:
+                    copy.write_bytes(rest)
+                    self.log(f"{path.name}: lines after step {step} are set aside as {set_aside(copy, self.run)}")
+                except OSError as error:
+                    self.aside(path.name, error)
+        for folder in sorted((self.run / "samples").glob("step-????????")):
+            if int(folder.name.removeprefix("step-")) > step:
+                self.log(f"samples/{folder.name} is set aside as {set_aside(folder, self.run)}")
         if self._tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -212,13 +231,13 @@ def last_step(path: Path) -> int:
     return 0
 
 
-def truncate_metrics(path: Path, step: int) -> int:
-    """Cut a file of lines after the lines of `step`, also dropping an incomplete last line. Returns the number of bytes removed.
+def truncate_metrics(path: Path, step: int) -> bytes:
+    """Cut a file of lines after the lines of `step`, also dropping an incomplete last line. Returns what was cut.
 
     The file is cut in place: its writer may already have it open, and readers may be following it.
     """
     if not path.is_file():
-        return 0
+        return b""
     kept = 0
     with path.open("rb") as file:
         for text in file:
@@ -228,7 +247,8 @@ def truncate_metrics(path: Path, step: int) -> int:
             except (ValueError, KeyError, TypeError):
                 break
             kept += len(text)
-    size = path.stat().st_size
-    if kept < size:
+        file.seek(kept)
+        rest = file.read()
+    if rest:
         os.truncate(path, kept)
-    return size - kept
+    return rest

@@ -173,8 +173,9 @@ def test_a_disk_that_fills_ends_as_a_failure_that_says_so(config: Path, tmp_path
             and "step 20 is trained, but its checkpoint is not on the disk" in said
         )
         assert status(run)["state"] == "failed" and status(run)["step"] == 20 and len(training.metrics(run)) == 20
-        # Room for the first lines of metrics (the old ones are cut), then none at all.
-        (run / "ballast").write_bytes(b"\0" * (os.statvfs(run).f_bavail * os.statvfs(run).f_frsize))
+        # Room for what is written before the first step and some lines of metrics, then none at all.
+        (run / "metrics.jsonl").unlink()
+        (run / "ballast").write_bytes(b"\0" * (os.statvfs(run).f_bavail * os.statvfs(run).f_frsize - 28_000))
         said = job(config, run, code=1)
         assert (
             "metrics.jsonl: No space left on device; training goes on" in said
@@ -220,3 +221,31 @@ def test_changes_between_two_starts_are_refused_said_or_silent(config: Path) -> 
     for key in ("model.attention", "train.micro_batch", "train.learning_rate", "curriculum.stages", "learning rate of step 5"):
         assert f"`{key}` was " in said, said
     assert "checkpoint_every" not in said and [line["step"] for line in training.metrics(run)] == list(range(1, 9))
+
+
+def test_a_reader_of_the_console_that_goes_away_ends_no_job(config: Path) -> None:
+    """Say, the launcher is killed: nobody reads what its ranks print."""
+    run = config.parent / "pipe"
+    process = start(config, run, "curriculum.stages.0.steps=60")
+    training.until(process, "step 3/")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=training.PATIENCE) == 0
+    assert status(run)["state"] == "finished" and "step 68/68" in (run / "log" / "rank-0.log").read_text()
+
+
+def test_a_run_that_is_past_its_stop_trains_nothing(config: Path) -> None:
+    run = config.parent / "past"
+    job(config, run, "train.stop_after=5", code=75)
+    said = job(config, run, "train.stop_after=3", code=75)
+    assert "step 5 is trained and train.stop_after is 3" in said and checkpoints(run) == ["step-00000004", "step-00000005"]
+
+
+def test_held_out_shards_of_another_tokenizer_are_refused_before_the_first_step(config: Path) -> None:
+    from dataclasses import replace
+
+    from tests.helpers.made_shards import SPEC, make
+
+    held = make(config.parent / "other-tokenizer", training.BUCKETS, spec=replace(SPEC, digest="1" * 64))
+    said = job(config, config.parent / "other", f"curriculum.validation=[{held}]", code=1)
+    assert "curriculum.validation: shards of another tokenizer (111111111111)" in said and "Traceback" not in said

@@ -77,6 +77,7 @@ def test_a_change_that_no_run_can_take_is_refused(key: str, value: object, words
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
+        ("model__text_length", 32, "`model.text_length` was 64 in this run and is 32 now: captions are cut there"),
         ("model__compile", True, "`model.compile` was auto in this run and is true now: .*to rounding only"),
         ("model__attention", "dense", "`model.attention` was auto .*to rounding only"),
         ("train__micro_batch", 4, "`train.micro_batch` was 1 in this run and is 4 now: .*to rounding only"),

@@ -72,14 +72,14 @@ def test_other_ranks_are_silent(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_metrics_are_cut_in_place_after_a_step(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    assert truncate_metrics(path, 3) == 0
+    assert truncate_metrics(path, 3) == b""
     lines = [json.dumps({"step": step, "loss": 0.5}) + "\n" for step in range(1, 7)]
     path.write_text("".join(lines) + '{"step": 7, "lo')
     with path.open("a") as writer:
-        truncate_metrics(path, 4)
+        assert truncate_metrics(path, 4) == ("".join(lines[4:]) + '{"step": 7, "lo').encode()
         writer.write('{"step": 5}\n')
     assert path.read_text() == "".join(lines[:4]) + '{"step": 5}\n'
-    assert truncate_metrics(path, 5) == 0
+    assert truncate_metrics(path, 5) == b""
 
 
 def test_status_is_one_json_object(tmp_path: Path) -> None:
@@ -133,7 +133,9 @@ def test_status_is_written_over_the_old_one_on_a_full_disk(tmp_path: Path, monke
     assert (found["state"], found["step"], found["line"]) == ("failed", 12, "the true reason")
 
 
-def test_reports_of_steps_that_are_trained_again_are_cut(tmp_path: Path) -> None:
+def test_reports_and_samples_of_steps_that_are_trained_again_are_set_aside(tmp_path: Path) -> None:
+    for step in (4, 6):
+        (tmp_path / "samples" / f"step-{step:08d}").mkdir(parents=True)
     for name in ("metrics", "validation", "skipped"):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in (2, 4, 4, 6)))
     with RunLogger(tmp_path, 0, MetricsConfig(enabled=False), log_every=1, tensorboard=False) as logger:
@@ -141,6 +143,9 @@ def test_reports_of_steps_that_are_trained_again_are_cut(tmp_path: Path) -> None
     for name in ("metrics", "validation", "skipped"):
         steps = [json.loads(text)["step"] for text in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         assert steps == [2, 4, 4], name
+        assert (tmp_path / "aside" / f"{name}-after-step-4.jsonl").read_text() == '{"step": 6}\n', "and nothing is lost"
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step-00000004"]
+    assert [path.name for path in (tmp_path / "aside" / "samples").iterdir()] == ["step-00000006"]
 
 
 def test_tensorboard_shows_a_step_once_after_a_resume(tmp_path: Path) -> None:
