@@ -75,7 +75,7 @@ def _run(config: Config, clips: ClipSource, ranks: Ranks, recipe: str) -> None:
     """Run the loop, from the newest checkpoint to the last step."""
     tokenizer, run = config.get(TokenizerConfig), config.get(RunConfig)
     checkpoints = run.dir / CHECKPOINTS
-    found = checkpoint.find(checkpoints, recipe, ranks, partial(log, ranks))
+    found = checkpoint.find(checkpoints, recipe, ranks, partial(log, ranks), recipe_values(config))
     tokenizer = settled(config, ranks, None if found is None else found[1].dtype)
     training = tokenizer.training
     torch.manual_seed(run.seed)
@@ -113,7 +113,7 @@ def _run(config: Config, clips: ClipSource, ranks: Ranks, recipe: str) -> None:
                 write=done % training.log_every == 0 or done == training.steps,
             )
             if done % training.checkpoint_every == 0 and done < training.steps:
-                trainer.save(checkpoints, done, recipe)
+                trainer.save(checkpoints, done, recipe, recipe_values(config))
             bar.update(1, note=f"PSNR {metrics['psnr']:.1f} dB")
     trainer.export(
         tokenizer,
@@ -157,15 +157,19 @@ class BatchPrefetcher:
 
 
 def recipe_digest(config: Config) -> str:
-    """Return the sha256 of everything that determines the weights: tokenizer section (without its folder), corpus and seed.
+    """Return the sha256 of `recipe_values`."""
+    return hashlib.sha256(json.dumps(recipe_values(config), sort_keys=True).encode()).hexdigest()
+
+
+def recipe_values(config: Config) -> dict[str, Any]:
+    """Return everything that determines the weights: tokenizer section (without its folder), corpus and seed.
 
     `auto` counts as float32, the default of earlier versions; which type it became is in the checkpoints and in tokenizer.json.
     """
     tokenizer = config.get(TokenizerConfig).model_dump(mode="json", exclude={"weights"})
     if tokenizer["training"]["dtype"] == "auto":
         tokenizer["training"]["dtype"] = "float32"
-    plain = {"tokenizer": tokenizer, "corpus": _corpus(config), "seed": config.get(RunConfig).seed}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return {"tokenizer": tokenizer, "corpus": _corpus(config), "seed": config.get(RunConfig).seed}
 
 
 def _corpus(config: Config) -> dict[str, Any]:

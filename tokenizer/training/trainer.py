@@ -130,15 +130,15 @@ class Trainer:
 
     # Its state ---------------------------------------------------------------------------------------------------------------
 
-    def save(self, root: Path, step: int, recipe: str) -> None:
-        """Write the checkpoint of `step` finished steps."""
+    def save(self, root: Path, step: int, recipe: str, values: Mapping[str, Any]) -> None:
+        """Write the checkpoint of `step` finished steps. values: what the recipe is the digest of."""
         tensors = {"generator": self.generator.full_state()}
         if self.discriminator is not None:
             self.discriminator.module.requires_grad_(True)  # ZeRO-3 returns no state of frozen parameters
             tensors["discriminator"] = self.discriminator.full_state()
         tensors["ema"] = {name: value.contiguous() for name, value in self.ema.items()}
         real, fake = self.mean_logits.tolist()
-        state = TrainState(step, recipe, self.ranks.world, (real, fake), self.training.dtype)
+        state = TrainState(step, recipe, self.ranks.world, (real, fake), values, self.training.dtype)
         self.ranks.from_first(lambda: checkpoint.write(root, state, tensors, self.log))
 
     def resume(self, found: tuple[Path, TrainState] | None) -> int:
