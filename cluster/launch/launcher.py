@@ -25,11 +25,12 @@ from typing import Literal
 from cluster.config import ClusterConfig, Config, ConfigError, RunConfig
 from cluster.launch.hostfile import Host, read_hostfile, wrong_name
 from cluster.launch.ssh_launcher import ssh_command
-from cluster.launch.supervisor import Attempt, Policy, Supervisor
+from cluster.launch.supervisor import Attempt, Policy, Supervisor, describe
 from cluster.launch.watchdog import StallLimit
+from cluster.metrics import last_step
 from cluster.runtime import checkpoint_folders
-from cluster.runtime.atomic_files import write_text
-from cluster.runtime.exit_codes import RESTARTS
+from cluster.runtime.atomic_files import DiskFull, write_text
+from cluster.runtime.exit_codes import DONE, RESTARTS, STOPPED
 from cluster.runtime.file_lock import FileLock, run_holder
 from cluster.runtime.ports import free_port
 
@@ -229,4 +230,19 @@ def run(config: Config, job: TrainingJob, *, folder: Path | None = None, unfinis
                     else "wait for it, or stop it"
                 )
             )
-        return supervisor.run(attempt, unfinished)
+        code = supervisor.run(attempt, unfinished)
+        if code not in (DONE, STOPPED):
+            mark_ended(folder, code)
+        return code
+
+
+def mark_ended(folder: Path, code: int) -> None:
+    """Change RUN/status.json from running to failed for a job whose rank 0 could not (it was killed)."""
+    path = folder / "status.json"
+    try:
+        plain = json.loads(path.read_text())
+        if plain["state"] == "running" and not run_holder(folder):
+            step = max(int(plain["step"]), last_step(folder / "metrics.jsonl"))
+            write_text(path, json.dumps({**plain, "state": "failed", "step": step, "line": describe(code)}) + "\n")
+    except (OSError, ValueError, KeyError, TypeError, DiskFull):
+        return  # the launch has said it already

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+TAIL = 1 << 20
+"""Bytes at the end of metrics.jsonl that hold a whole line."""
 WAITING = 10_000
 """Most lines that wait for room on the disk; the oldest ones go first."""
 
@@ -117,6 +119,20 @@ def _append(handle: int, line: bytes) -> None:
         if at:
             os.ftruncate(handle, size)
         raise
+
+
+def last_step(path: Path) -> int:
+    """Return the step of the last whole line of metrics.jsonl, 0 without one."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL))
+            lines = file.read().splitlines()
+    except OSError:
+        return 0
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return int(json.loads(line)["step"])
+    return 0
 
 
 def _finite(value: Any) -> Any:

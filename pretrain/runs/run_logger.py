@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from cluster.config import ConfigError, MetricsConfig
-from cluster.metrics import JsonLines, Meter, StepReport
+from cluster.metrics import JsonLines, Meter, StepReport, last_step
 from cluster.runtime.atomic_files import DamagedFile, DiskFull, read_json, write_text
 from cluster.runtime.checkpoint_folders import set_aside
 from cluster.runtime.errors import one_line
@@ -29,8 +29,6 @@ from cluster.runtime.exit_codes import restart_count
 
 LINES = ("metrics", "validation", "skipped")
 """RUN/NAME.jsonl: a line per step, per validation of a stream, per skipped step."""
-TAIL = 1 << 20
-"""Bytes at the end of metrics.jsonl that hold a whole line."""
 
 
 def log_file(run: Path, rank: int) -> Path:
@@ -215,20 +213,6 @@ def mark_failed(run: Path, line: str) -> None:
     if plain["state"] == "running" and (plain["pid"], plain["host"]) == (os.getpid(), socket.gethostname()):
         with contextlib.suppress(OSError):  # the error itself is on the console already
             write_status(run, "failed", max(plain["step"], last_step(run / "metrics.jsonl")), plain["steps"], line)
-
-
-def last_step(path: Path) -> int:
-    """Return the step of the last whole line of metrics.jsonl, 0 without one."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL))
-            lines = file.read().splitlines()
-    except OSError:
-        return 0
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            return int(json.loads(line)["step"])
-    return 0
 
 
 def truncate_metrics(path: Path, step: int) -> bytes:

@@ -42,10 +42,10 @@ class Sampler:
     text: TextTokenizer
     config: SampleConfig
 
-    cut: bool = False
-    """Cut captions that are longer than model.text_length, as training does; else they are refused."""
     graphs: ClipGraphs | None = None
     """Where CUDA graphs are kept; None runs each step from Python (training: ZeRO-3 gathers the weights of each step anew)."""
+    cut: bool = False
+    """Cut captions that are longer than model.text_length, as training does; else they are refused."""
 
     def sample(
         self,

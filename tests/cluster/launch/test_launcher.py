@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from cluster.launch.launcher import (
     TrainingJob,
     environment,
     kill_command,
+    mark_ended,
     run,
     run_lock,
     training_job,
@@ -147,6 +149,19 @@ def test_a_job_without_a_launch_is_named_and_its_folder_is_left_to_it(config: Co
         assert run(other, TrainingJobThatEnds("none", (), 1)) == 2, (
             "the same configuration file with another run.dir is another run"
         )
+
+
+def test_the_status_of_a_job_that_was_killed_is_no_longer_running(config: Config, tmp_path: Path) -> None:
+    status = tmp_path / "run" / "status.json"
+    status.parent.mkdir()
+    status.write_text('{"state": "running", "step": 4, "steps": 20, "line": ""}')
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 11}\n{"step": 12}\n')
+    with hold_run(tmp_path / "run"):
+        mark_ended(tmp_path / "run", 137)
+    assert json.loads(status.read_text())["state"] == "running", "its rank 0 lives"
+    assert run(config, TrainingJobThatEnds("none", (), 1)) == 2
+    found = json.loads(status.read_text())
+    assert (found["state"], found["step"], found["line"]) == ("failed", 12, "exit code 2")
 
 
 class TrainingJobThatEnds(TrainingJob):
