@@ -150,7 +150,12 @@ class VideoGenerator:
         )
         trained = exported.trained
         shape = _bucket(config, bucket, fallback, trained)
-        for line in [] if trained is None else differences(trained, shape, sampling):
+        lines = [] if trained is None else differences(trained, shape, sampling)
+        if exported.averaged and exported.start_share > 0.01:
+            lines.append(
+                f"{exported.start_share:.0%} of the moving average is the random start; take the weights of `videoar export --no-average`"
+            )
+        for line in lines:
             print(f"warning: {source}: {line}", file=sys.stderr, flush=True)
         fps = sampling.fps or (trained.fps if trained is not None else 0) or FPS
         sampler = Sampler(model, codec.spec, TextTokenizer.make(model.config), sampling, graphs=ClipGraphs())

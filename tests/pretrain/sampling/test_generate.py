@@ -204,6 +204,10 @@ def test_window_shape_and_rate_are_those_of_the_stage_that_was_trained(
     assert len(warned) == 2 and "f009x32x32 was not trained on in stage low" in warned[0] and "sample.fps is 8" in warned[1]
     run(config, SampleRequest(["x"]), tmp_path / "out")
     assert probe(tmp_path / "out" / "000.mp4").fps == pytest.approx(12)
+    path.write_text(json.dumps({**plain, "averaged": True, "start_share": 0.75}))
+    capsys.readouterr()
+    VideoGenerator.load(config, bucket=BUCKET)
+    assert "75% of the moving average is the random start" in capsys.readouterr().err
 
 
 def test_a_bad_prompt_is_named_before_anything_is_made(config: Config, tmp_path: Path) -> None:
