@@ -16,18 +16,20 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from cluster.config import Config, MetricsConfig, RunConfig, load
-from cluster.runtime import checkpoint_folders
 from cluster.runtime.errors import ErrorReport, is_ours, one_line
 from cluster.runtime.exit_codes import DONE, STOPPED
-from cluster.runtime.process_group import connect, disconnect, leave
-from pretrain.checkpoint.train_state import TrainState, past_digest
-from pretrain.checkpoint.writer import CHECKPOINTS, Checkpoints
+from cluster.runtime.file_lock import hold_run
+from cluster.runtime.process_group import Ranks, connect, disconnect, leave
+from pretrain.checkpoint.train_state import TrainedStage, TrainState
+from pretrain.checkpoint.writer import Checkpoints
 from pretrain.data.config import CurriculumConfig
 from pretrain.data.curriculum import Curriculum, counted
 from pretrain.data.loader import Loader, LoaderConfig, StepData
@@ -42,7 +44,7 @@ from pretrain.loop import resume
 from pretrain.loop.compilation import CACHE, Compilations, use_cache
 from pretrain.loop.guard import Guard
 from pretrain.loop.job import Job, banner, build, enter_stage, open_datasets
-from pretrain.loop.ledger import LaunchedStep, Ledger
+from pretrain.loop.ledger import LaunchedStep, Ledger, kind_of
 from pretrain.loop.periodic_samples import PeriodicSamples
 from pretrain.loop.preemption import StopRequest
 from pretrain.loop.step_metrics import Clock, DeviceSums, StepFlags
@@ -85,11 +87,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: Config) -> int:
-    """Train to the end of the curriculum, or to a request to stop. Returns the exit code."""
-    train, model, run_dir = config.get(TrainConfig), config.get(ModelConfig), config.get(RunConfig).dir
-    seed = config.get(RunConfig).seed
+    """Train to the end of the curriculum, or to a request to stop. Returns the exit code.
+
+    Rank 0 holds RUN/run.lock meanwhile: whoever holds it owns the run folder. Raises RunFolderError if another job does.
+    """
+    train, run_dir = config.get(TrainConfig), config.get(RunConfig).dir
     stop = StopRequest(run_dir, train.stop_after)
     ranks = connect(train.collective_timeout, train.threads)
+    with ExitStack() as owned:
+        lock = hold_run(run_dir)
+        ranks.from_first(lambda: owned.enter_context(lock).path)
+        return _run(config, ranks, stop)
+
+
+def _run(config: Config, ranks: Ranks, stop: StopRequest) -> int:
+    train, model, run_dir = config.get(TrainConfig), config.get(ModelConfig), config.get(RunConfig).dir
+    seed = config.get(RunConfig).seed
     datasets = open_datasets(config)
     data = counted(config.get(CurriculumConfig), datasets.spec)
     curriculum = Curriculum(data)
@@ -105,6 +118,11 @@ def run(config: Config) -> int:
         if step >= curriculum.steps:
             logger.log(f"{run_dir}: finished, all {curriculum.steps} steps are trained (newest checkpoint {start.checkpoint})")
             return DONE
+        if train.stop_after and step >= train.stop_after:
+            logger.log(
+                f"stopped: step {step} is trained and train.stop_after is {train.stop_after} (checkpoint {start.checkpoint})"
+            )
+            return STOPPED
         config, dtype = resume.settle_dtype(config, ranks, start.checkpoint)
         train = config.get(TrainConfig)
         logger.log(dtype.line)
@@ -118,25 +136,29 @@ def run(config: Config) -> int:
             seed=seed, universal=start.universal,
         )  # fmt: skip
         ema = Ema(train.ema) if train.ema else None
-        guard = Guard(train.spike_sigma, train.max_skips, run_dir / "skipped.jsonl" if ranks.first else None)
+        guard = Guard(train.spike_sigma, train.max_skips, partial(logger.line, "skipped"))
         start.restore(source, engine, ema, guard)
-        if ranks.first:
-            run_logger.truncate_metrics(run_dir / "metrics.jsonl", step)
-            provenance.write_provenance(
+        logger.begin(step)
+        ranks.from_first(
+            lambda: provenance.write_provenance(
                 run_dir, config, data_digest=datasets.digest, hosts=ranks.hosts, resumed_from=step, dtype=dtype.line
             )
-            run_logger.write_status(run_dir, "running", step, curriculum.steps)
+        )
+        logger.status("running", step, curriculum.steps)
         for line in banner(config, curriculum, datasets, engine, step):
             logger.log(line)
         job = Job(
             config=config, data=data, curriculum=curriculum, datasets=datasets, ranks=ranks, groups=groups, stop=stop,
             logger=logger, engine=engine, ema=ema, guard=guard,
             saver=Checkpoints(run_dir, ranks, train.keep_checkpoints, logger.log),
-            validation=Validation.make(config, curriculum, text, ranks, groups),
-            samples=PeriodicSamples(config, datasets, text, ranks, logger.log),
+            validation=Validation.make(config, curriculum, text, ranks, groups, logger, datasets.spec),
+            samples=PeriodicSamples(config, datasets, text, ranks, logger),
             compilations=Compilations(compiling),
             peak_flops=peak_flops(ranks.device, engine.dtype) * ranks.world,
         )  # fmt: skip
+        job.samples.check(curriculum, engine.module)
+        if start.checkpoint is not None:
+            job.saver.keeper.sound.add(start.checkpoint.name)
         order = Order(seed, curriculum, {name: datasets.sources(name) for name in curriculum.streams()}, train.shuffle_window)
         loading = LoaderConfig(
             micro_batch=train.micro_batch, text_length=model.text_length, pack_tokens=train.pack_tokens,
@@ -150,7 +172,7 @@ def run(config: Config) -> int:
 def loop(job: Job, loader: Loader, start: TrainState, warm_up: WarmUp) -> int:
     """Train one step after the other, to the end or to a request to stop. Returns the exit code."""
     config, ranks, engine, logger = job.config, job.ranks, job.engine, job.logger
-    train, run_dir, steps = config.get(TrainConfig), config.get(RunConfig).dir, job.curriculum.steps
+    train, steps = config.get(TrainConfig), job.curriculum.steps
     step, clock, ledger = start.step, Clock(), Ledger(job, start.tokens)
     for item in loader:
         clock.mark("data")
@@ -170,7 +192,8 @@ def loop(job: Job, loader: Loader, start: TrainState, warm_up: WarmUp) -> int:
         if save or ledger.stop:
             state = replace(
                 start, step=step, stage=at.stage_number, stage_ends=at.stage_ends, tokens=ledger.tokens,
-                past=past_digest(job.data, step), guard=job.guard.plain(),
+                guard=job.guard.plain(), ema_start=None if job.ema is None else job.ema.start_share,
+                trained=TrainedStage.of(config, job.curriculum, step, job.datasets.fps).plain(),
             )  # fmt: skip
             logger.meter.set("train_checkpoint_seconds", job.saver.save(engine, state, job.ema, config.yaml()))
         clock.mark("checkpoint")
@@ -178,23 +201,23 @@ def loop(job: Job, loader: Loader, start: TrainState, warm_up: WarmUp) -> int:
 
         if save or validate or sample or ledger.stop:
             ledger.report()
+            if save and (validate or sample):
+                job.saver.finish()  # whatever they meet, the checkpoint is whole
         if job.validation is not None and validate:
-            logger.scalars(step, job.validation.run(engine, at, logger.log, run_dir))
+            logger.scalars(step, job.validation.run(engine, at))
         if sample:
             job.samples.make(engine, at)
         if ledger.stop:
-            job.saver.finish()
+            if ranks.first:
+                job.stop.clear(partial(logger.aside, "stop"))
+            job.saver.prove(step)
             why = "; ".join(sorted({reason for reason in ranks.all_gather(job.stop.reason) if reason}))
             logger.log(f"stopped after step {step} ({why}); run the same command to continue")
-            if ranks.first:
-                job.stop.clear()
-                run_logger.write_status(run_dir, "stopped", step, steps, why)
+            logger.status("stopped", step, steps, why)
             return STOPPED
         clock.restart()
-    job.saver.finish()
-    if ranks.first:
-        run_logger.write_status(run_dir, "finished", step, steps)
-    checkpoint = checkpoint_folders.folder_of(run_dir / CHECKPOINTS, step)
+    checkpoint = job.saver.prove(step)
+    logger.status("finished", step, steps)
     logger.log(f"finished: {steps} steps, {ledger.tokens:,} tokens, checkpoint {checkpoint}")
     return DONE
 
@@ -205,7 +228,7 @@ def launch(job: Job, item: StepData, clock: Clock) -> LaunchedStep:
     The sums over ranks are made before the last backward, which is the last chance to drop the step on all ranks.
     """
     at, engine, totals = item.curriculum_step, job.engine, dict[str, Tensor]()
-    rate, limit = learning_rate(at.step, job.config.get(TrainConfig), job.curriculum), job.guard.limit(at.step)
+    rate, limit = learning_rate(at.step, job.config.get(TrainConfig), job.curriculum), job.guard.limit(at.step, kind_of(at))
     window, frame_mask = enter_stage(at, engine.module, job.config)
     for number, batch in enumerate(item.batches, 1):
         last, skip = number == len(item.batches), None

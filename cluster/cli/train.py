@@ -66,9 +66,14 @@ def sample(
     output: Annotated[Path, typer.Option(help="Folder for the videos, sheet.png and samples.json.")],
     overrides: Overrides = None,
     prompt: Annotated[list[str] | None, typer.Option(help="Text of one video; repeat the option for more videos.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file with one prompt a line, instead of or after --prompt.")
+    ] = None,
     prefix: Annotated[Path | None, typer.Option(help="Image or video that every sample continues.")] = None,
     prefix_frames: Annotated[int, typer.Option(help="Frames to take from --prefix; 0: half a clip.", min=0)] = 0,
-    bucket: Annotated[str | None, typer.Option(help="Shape, such as f017x128x128 (default: that of the last stage).")] = None,
+    bucket: Annotated[
+        str | None, typer.Option(help="Shape, such as f017x128x128 (default: the longest that was trained on last).")
+    ] = None,
     extend: Annotated[int, typer.Option(help="How many times to extend the clip.", min=0)] = 0,
     weights: Annotated[Path | None, typer.Option(help="Run folder, checkpoint or exported model (default: run.dir).")] = None,
     batch: Annotated[int, typer.Option(help="Videos to generate at the same time.", min=1)] = 4,
@@ -81,17 +86,19 @@ def sample(
     from cluster.config import load
     from cluster.launch.launcher import accelerators
     from pipeline.config import PipelineConfig
-    from pretrain.data.config import CurriculumConfig
-    from pretrain.sampling.generate import SampleRequest, run
+    from pretrain.sampling.generate import run
+    from pretrain.sampling.request import SampleRequest, read_prompts
 
     resolved = load(config, overrides or ())
-    if bucket is None and not resolved.get(CurriculumConfig).stages:
-        bucket = resolved.get(PipelineConfig).buckets[0].name
+    given = list(prompt or ([] if prompts else [""]))
+    texts, lines = read_prompts(prompts) if prompts else ([], [])
+    places = [f"--prompt {number}" for number in range(1, len(given) + 1)]
     files = run(
         resolved,
-        SampleRequest(prompt or [""], prefix, prefix_frames, extend, batch),
+        SampleRequest([*given, *texts], prefix, prefix_frames, extend, batch, [*places, *lines]),
         output,
         bucket=bucket,
+        fallback=resolved.get(PipelineConfig).buckets[0].name,
         weights=weights,
         device=("cuda" if accelerators() else "cpu") if device == "auto" else device,
     )
@@ -117,7 +124,10 @@ def export(
     from pretrain.checkpoint.export import export
 
     made = export(source, output, average=average, dtype=dtype)
-    typer.echo(f"{output}: step {made.step}, {made.dtype}{', moving average' if made.averaged else ''}")
+    average_note = f", moving average ({made.start_share:.1%} of it is the random start)" if made.averaged else ""
+    typer.echo(f"{output}: step {made.step}, {made.dtype}{average_note}")
+    if made.averaged and made.start_share > 0.01:
+        typer.echo("too much of the average is the start for weights to be used: train longer, or export with --no-average")
 
 
 def plan(
@@ -131,7 +141,9 @@ def plan(
         float, typer.Option(help="Expected fraction of the peak (model FLOPs utilization).", min=0.001, max=1.0)
     ] = 0.4,
     link: Annotated[float, typer.Option(help="GB/s that a GPU can send to the others.", min=0.001)] = 50.0,
-    text: Annotated[int | None, typer.Option(help="Text tokens per sample (default: model.text_length).", min=0)] = None,
+    text: Annotated[
+        int | None, typer.Option(help="Mean text tokens per sample (default: half of model.text_length).", min=0)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Estimate the memory, FLOPs and hours of a training job; exit code 1 if it does not fit into the GPUs' memory.
@@ -189,10 +201,13 @@ def _print_estimate(made: JobEstimate, machine: Machine) -> None:
     stages.add_row("compute hours", *(f"{stage.compute_hours:.3g}" for stage in made.stages))
     stages.add_row("communication hours", *(f"{stage.traffic_hours:.3g}" for stage in made.stages))
     stages.add_row("hours", *(f"{stage.hours:.3g}" for stage in made.stages))
-    stages.add_row("idle slots", *(f"{stage.idle:.0%}" for stage in made.stages))
+    stages.add_row("padding and fill", *(f"{stage.idle:.0%}" for stage in made.stages))
+    stages.add_row("packed rows", *("yes" if stage.packed else "no" for stage in made.stages))
     console.print(stages)
     if any(stage.traffic_hours > stage.compute_hours for stage in made.stages):
-        typer.echo("a stage is limited by communication: raise train.micro_batch, so that the weights are gathered less often")
+        typer.echo(
+            "a stage is limited by communication: raise train.micro_batch or train.pack_tokens, so that the weights are gathered less often"
+        )
     if not made.fits:
         typer.echo(
             "does NOT fit with a tenth of the memory to spare: use more GPUs, train.micro_batch=1, "

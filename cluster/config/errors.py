@@ -120,3 +120,9 @@ def explain(path: Path, lines: LineOf, given: OverrideAt, name: str, cls: type[B
         else:
             messages.append(f"{where}: `{dotted}`: {item['msg']} (found {item.get('input')!r:.80})")
     return "\n".join(messages)
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return in one line the first thing that pydantic found wrong with values that no user wrote: key and reason."""
+    first = error.errors(include_url=False)[0]
+    return f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}"

@@ -9,10 +9,9 @@ Both run `deepspeed --module MODULE -c CFG [overrides]`, and the command that is
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import re
+import secrets
 import shlex
 import shutil
 import subprocess
@@ -23,20 +22,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
 from cluster.config import ClusterConfig, Config, ConfigError, RunConfig
-from cluster.launch.hostfile import Host, read_hostfile
-from cluster.launch.processes import command_line, runs_module
+from cluster.launch.hostfile import Host, read_hostfile, wrong_name
 from cluster.launch.ssh_launcher import ssh_command
-from cluster.launch.supervisor import Attempt, Policy, Supervisor
+from cluster.launch.supervisor import Attempt, Policy, Supervisor, describe
 from cluster.launch.watchdog import StallLimit
-from cluster.runtime.atomic_files import write_text
-from cluster.runtime.exit_codes import RESTARTS
-from cluster.runtime.file_lock import FileLock
+from cluster.metrics import last_step
+from cluster.runtime import checkpoint_folders
+from cluster.runtime.atomic_files import DiskFull, write_text
+from cluster.runtime.exit_codes import DONE, RESTARTS, STOPPED
+from cluster.runtime.file_lock import FileLock, run_holder
 from cluster.runtime.ports import free_port
 
 Via = Literal["local", "ssh"]
+LAUNCH = "VIDEOAR_LAUNCH"
+"""Environment variable of all processes of a launch: its token."""
 TRAIN = "pretrain.train"
 """Module of a rank of pre-training."""
 
@@ -46,7 +46,7 @@ class LaunchError(ConfigError):
 
 
 class RunBusyError(RuntimeError):
-    """Another launch is using the run folder."""
+    """Another launch or job is using the run folder."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,9 @@ def training_job(
         raise LaunchError("--via local takes no --hostfile; omit one of the two")
     if hostfile is not None:
         hosts = read_hostfile(hostfile)
+        wrong = wrong_name(cluster.master_addr) if cluster.master_addr else ""
+        if wrong:
+            raise LaunchError(f"cluster.master_addr: {wrong}")
         if shutil.which("ssh") is None:
             raise LaunchError("--via ssh needs `ssh` on this machine; install it (Debian: apt-get install openssh-client)")
         return TrainingJob(module, arguments, 0, hostfile.resolve(), hosts, cluster.master_port, cluster.master_addr)
@@ -132,9 +135,9 @@ def training_job(
     return TrainingJob(module, arguments, ranks, master_port=cluster.master_port)
 
 
-def environment(restarts: int, *, cpu: bool) -> dict[str, str]:
-    """Return variables to add to the launcher's environment: the CPU accelerator if wanted, the number of restarts."""
-    added = {RESTARTS: str(restarts), "PYTHONUNBUFFERED": "1"}
+def environment(restarts: int, *, cpu: bool, launch: str = "") -> dict[str, str]:
+    """Return variables to add to the launcher's environment: the CPU accelerator if wanted, the number of restarts, the launch's token."""
+    added = {RESTARTS: str(restarts), "PYTHONUNBUFFERED": "1", LAUNCH: launch}
     if cpu:
         added["DS_ACCELERATOR"] = "cpu"
     return added
@@ -150,26 +153,24 @@ def run_lock(folder: Path) -> FileLock:
     )
 
 
-def kill_command(job: TrainingJob) -> str:
-    """Return the shell command that kills the ranks of this job on a host; they outlive the ssh session that started them."""
-    text = " ".join(["m", job.module, *job.arguments])
-    # The brackets keep the pattern from matching the shell that runs pkill, whose command line contains it.
-    pattern = "[-]" + re.sub(r"([][\\.^$*+?(){}|])", r"\\\1", text)
-    return f"pkill -KILL -f -- {shlex.quote(pattern)}"
+def kill_command(launch: str) -> str:
+    """Return the shell command that kills the ranks of the launch on a host; they outlive the ssh session that started them.
+
+    They are known by the variable LAUNCH in their environment, which holds the launch's own token: another job, of whatever
+    configuration, is not met.
+    """
+    has_it = f"{{ tr '\\0' '\\n' <$each/environ | grep -qx {shlex.quote(f'{LAUNCH}={launch}')}; }} 2>/dev/null"
+    return f"for each in /proc/[0-9]*; do if {has_it}; then kill -KILL ${{each#/proc/}}; fi; done"
 
 
-def _kill_on_hosts(job: TrainingJob) -> None:
+def _kill_on_hosts(job: TrainingJob, launch: str) -> None:
     def kill(host: Host) -> None:
-        # pkill finds nothing where the ranks have already ended, and a dead host does not answer: neither is an error.
-        words = ssh_command(host.name, kill_command(job))
+        # Nothing is found where the ranks have already ended, and a dead host does not answer: neither is an error.
+        words = ssh_command(host.name, kill_command(launch))
         subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
     with ThreadPoolExecutor(max_workers=32) as pool:
         list(pool.map(kill, job.hosts))
-
-
-def _has_same_config(process: psutil.Process, job: TrainingJob) -> bool:
-    return ("-c", job.arguments[job.arguments.index("-c") + 1]) in itertools.pairwise(command_line(process))
 
 
 def why_unfinished(run_folder: Path, steps: int | None, stop_after: int) -> str:
@@ -185,17 +186,16 @@ def why_unfinished(run_folder: Path, steps: int | None, stop_after: int) -> str:
             return f"{run_folder} has no status.json with the number of steps"
     last = min(stop_after or steps, steps)
     folder = run_folder / "checkpoints"
-    complete = sorted(int(done.parent.name.removeprefix("step-")) for done in folder.glob("step-*/DONE"))
-    if complete and complete[-1] >= last:
-        return ""
-    return f"{folder} has no complete checkpoint of step {last} (newest: {complete[-1] if complete else 'none'})"
+    found = [path for path in checkpoint_folders.listed(folder) if not checkpoint_folders.damage(path, contents=False)]
+    newest = int(found[0].name.removeprefix("step-")) if found else 0
+    return "" if newest >= last else f"{folder} has no complete checkpoint of step {last} (newest: {newest or 'none'})"
 
 
 def run(config: Config, job: TrainingJob, *, folder: Path | None = None, unfinished: Callable[[], str] | None = None) -> int:
     """Start the job, keep it running, and return its exit code (0 done, 75 stopped cleanly, 2 a bad configuration).
 
     folder: run folder that the job writes to, locked meanwhile (default: run.dir). unfinished: see `Supervisor.run`.
-    Raises RunBusyError when another launch is using the folder.
+    Raises RunBusyError when another launch or job is using the folder.
     """
     cluster = config.get(ClusterConfig)
     folder = config.get(RunConfig).dir if folder is None else folder
@@ -207,11 +207,12 @@ def run(config: Config, job: TrainingJob, *, folder: Path | None = None, unfinis
     policy = Policy(cluster.max_restarts, cluster.restart_wait_seconds, cluster.stop_grace_seconds, stall)
     # No signal of this machine reaches ranks on other hosts; all ranks look for this file in the shared run folder.
     request_stop = None if job.hostfile is None else (folder / "stop").touch
-    kill_leftovers = None if job.hostfile is None else lambda: _kill_on_hosts(job)
+    token = secrets.token_hex(8)
+    kill_leftovers = None if job.hostfile is None else lambda: _kill_on_hosts(job, token)
     supervisor = Supervisor(policy, rank_module=job.module, request_stop=request_stop, kill_leftovers=kill_leftovers)
 
     def attempt(restarts: int) -> Attempt:
-        return Attempt(job.command(job.master_port or free_port()), environment(restarts, cpu=cpu))
+        return Attempt(job.command(job.master_port or free_port()), environment(restarts, cpu=cpu, launch=token))
 
     with run_lock(folder):
         if job.hostfile is not None:
@@ -219,13 +220,29 @@ def run(config: Config, job: TrainingJob, *, folder: Path | None = None, unfinis
             shared = folder.resolve() / "hostfile"
             write_text(shared, "".join(f"{host.name} slots={host.slots}\n" for host in job.hosts))
             job = replace(job, hostfile=shared)
-        running = [
-            process.pid
-            for process in psutil.process_iter()
-            if runs_module(process, job.module) and _has_same_config(process, job)
-        ]
-        if running:
+        holder = run_holder(folder)
+        if holder:
             raise RunBusyError(
-                f"{folder}: ranks of an earlier launch are still running (processes {running}); stop them with `kill {running[0]}`"
+                f"{folder}: a job that no launch supervises any more, or that was started by hand, is using this run folder ({holder}); "
+                + (
+                    f"`touch {folder / 'stop'}` lets it write a checkpoint and end"
+                    if job.module == TRAIN
+                    else "wait for it, or stop it"
+                )
             )
-        return supervisor.run(attempt, unfinished)
+        code = supervisor.run(attempt, unfinished)
+        if code not in (DONE, STOPPED):
+            mark_ended(folder, code)
+        return code
+
+
+def mark_ended(folder: Path, code: int) -> None:
+    """Change RUN/status.json from running to failed for a job whose rank 0 could not (it was killed)."""
+    path = folder / "status.json"
+    try:
+        plain = json.loads(path.read_text())
+        if plain["state"] == "running" and not run_holder(folder):
+            step = max(int(plain["step"]), last_step(folder / "metrics.jsonl"))
+            write_text(path, json.dumps({**plain, "state": "failed", "step": step, "line": describe(code)}) + "\n")
+    except (OSError, ValueError, KeyError, TypeError, DiskFull):
+        return  # the launch has said it already

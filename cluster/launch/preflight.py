@@ -247,7 +247,18 @@ def _host(host: Host) -> Finding:
     name = f"host {host.name}"
     python, folder = shlex.quote(sys.executable), shlex.quote(str(Path.cwd()))
     script = f"test -x {python} && echo python; test -d {folder} && echo folder; date +%s.%N"
-    words = ["ssh", "-o", "PasswordAuthentication=no", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", host.name, script]
+    words = [
+        "ssh",
+        "-o",
+        "PasswordAuthentication=no",
+        "-o",
+        "BatchMode=yes",
+        "-o",
+        "ConnectTimeout=10",
+        "--",
+        host.name,
+        script,
+    ]
     began = time.time()
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=SSH_SECONDS, check=False)

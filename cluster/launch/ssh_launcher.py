@@ -42,7 +42,7 @@ def remote_command(
 def ssh_command(host: str, command: str) -> list[str]:
     """Return the ssh command that runs `command` on `host`; ssh gives up a host that stops answering after a minute."""
     options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]
-    return ["ssh", *options, host, command]
+    return ["ssh", *options, "--", host, command]
 
 
 def combined_exit_code(codes: Sequence[int]) -> int:

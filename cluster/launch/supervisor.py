@@ -22,6 +22,7 @@ from types import FrameType
 import psutil
 
 from cluster.launch.processes import parent_pid, runs_module
+from cluster.launch.ssh_launcher import UNREACHABLE
 from cluster.launch.watchdog import StallLimit, Watchdog
 from cluster.runtime.exit_codes import DONE, FAILED, STOPPED, USAGE
 
@@ -57,6 +58,9 @@ class Attempt:
 
 def describe(code: int) -> str:
     """Return an exit code in words, with the name of the signal that it stands for."""
+    if code == UNREACHABLE:
+        # Also 256 - SIGHUP; but nothing sends that here, and ssh and `exit(-1)` end so.
+        return f"exit code {code} (ssh could not connect or lost the connection, or a process ended with -1)"
     for number in (code - 128, 256 - code):
         if 0 < number < 32:
             with contextlib.suppress(ValueError):

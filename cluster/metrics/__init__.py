@@ -6,6 +6,6 @@ Read `declarations.py` first: every metric is declared there once.
 
 from cluster.metrics.declarations import METRICS, PREFIX, Metric
 from cluster.metrics.meter import Meter, MetricsPortError
-from cluster.metrics.step_report import JsonLines, StepReport
+from cluster.metrics.step_report import JsonLines, StepReport, last_step
 
-__all__ = ["METRICS", "PREFIX", "JsonLines", "Meter", "Metric", "MetricsPortError", "StepReport"]
+__all__ = ["METRICS", "PREFIX", "JsonLines", "Meter", "Metric", "MetricsPortError", "StepReport", "last_step"]

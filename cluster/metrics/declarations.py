@@ -87,6 +87,12 @@ METRICS: Mapping[str, Metric] = {
         Metric("train_checkpoint_seconds", "gauge", "Seconds that the last checkpoint blocked training."),
         Metric("train_checkpoint_last_success_timestamp_seconds", "gauge", "Unix time of the newest complete checkpoint."),
         Metric("train_memory_bytes", "gauge", "Memory in use, by kind: resident, peak, device.", ("kind",)),
+        Metric(
+            "train_aside_failures_total",
+            "counter",
+            "Failures of what is not the step (samples, validation, reports), after which training went on.",
+            ("what",),
+        ),
         Metric("train_restarts_total", "counter", "Restarts of the job from a checkpoint."),
         Metric("tokenizer_step", "gauge", "Last completed step of tokenizer training."),
         Metric("tokenizer_loss", "gauge", "Weighted sum of the generator's loss terms in the last step."),

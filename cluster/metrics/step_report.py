@@ -6,13 +6,21 @@ Out: lines of metrics.jsonl; `Meter.step` exports the same record to Prometheus.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
+
+TAIL = 1 << 20
+"""Bytes at the end of metrics.jsonl that hold a whole line."""
+WAITING = 10_000
+"""Most lines that wait for room on the disk; the oldest ones go first."""
 
 
 @dataclass(frozen=True)
@@ -56,27 +64,75 @@ class StepReport:
 
 
 class JsonLines:
-    """Appends one JSON object per line and flushes each, so that a reader may follow the file while the job runs."""
+    """Appends one JSON object per line, each with one write, so that a reader may follow the file while the job runs.
+
+    A line that cannot be written (a full disk) waits, and is written before the next one: a report never ends a job.
+    """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO = path.open("a")
+        """Take the path; the file is made with its first line."""
+        self.path = path
+        self._handle: int | None = None
+        self._waiting: deque[bytes] = deque(maxlen=WAITING)
 
-    def write(self, record: StepReport | Mapping[str, Any]) -> None:
-        """Write one record. NaN and infinity become null, which every JSON reader accepts."""
+    def write(self, record: StepReport | Mapping[str, Any]) -> str:
+        """Write one record; returns what went wrong, or an empty text. NaN and infinity become null, which every JSON reader accepts."""
         plain = asdict(record) if isinstance(record, StepReport) else dict(record)
-        self._file.write(json.dumps(_finite(plain), sort_keys=False) + "\n")
-        self._file.flush()
+        self._waiting.append(json.dumps(_finite(plain), sort_keys=False).encode() + b"\n")
+        return self._flush()
+
+    def _flush(self) -> str:
+        try:
+            if self._handle is None and self._waiting:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            while self._handle is not None and self._waiting:
+                _append(self._handle, self._waiting[0])
+                self._waiting.popleft()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.utime(self.path)  # whoever takes the file for a sign of life sees one
+            return f"{self.path}: {error.strerror}"
+        return ""
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Try once more to write what waits, and close the file."""
+        self._flush()
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
 
     def __enter__(self) -> JsonLines:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _append(handle: int, line: bytes) -> None:
+    """Append a line as a whole or not at all. Raises OSError."""
+    size, at = os.fstat(handle).st_size, 0
+    try:
+        while at < len(line):
+            at += os.write(handle, line[at:])
+    except OSError:
+        if at:
+            os.ftruncate(handle, size)
+        raise
+
+
+def last_step(path: Path) -> int:
+    """Return the step of the last whole line of metrics.jsonl, 0 without one."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL))
+            lines = file.read().splitlines()
+    except OSError:
+        return 0
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return int(json.loads(line)["step"])
+    return 0
 
 
 def _finite(value: Any) -> Any:

@@ -62,6 +62,14 @@ ALERTS = (
         "Run `videoar shards verify` on the shards; a disk may be failing.",
     ),
     Alert(
+        "VideoarFailuresAside",
+        "sum by (run, what) (increase(videoar_train_aside_failures_total[1h])) > 0",
+        "1m",
+        "ticket",
+        "{{ $labels.run }} trains on, but {{ $labels.what }} failed.",
+        "RUN/log/rank-0.log has the reason (`training goes on`); most often the disk of the run folder is full.",
+    ),
+    Alert(
         "VideoarRestarts",
         "increase(videoar_train_restarts_total[6h]) > 2 or videoar_train_restarts_total > 5",
         "1m",

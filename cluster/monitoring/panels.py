@@ -109,11 +109,12 @@ TRAINING = Dashboard(
             ),
         ),
         Panel(
-            "skipped steps and replaced samples",
-            "Steps without a weight update, by reason; samples that failed their checksum.",
+            "skipped steps, replaced samples, failures aside",
+            "Steps without a weight update, by reason; samples that failed their checksum; reports, samples and validations that failed.",
             (
                 (f"increase(videoar_train_skipped_steps_total{{{RUN}}}{RATE})", "skipped: {{reason}}"),
                 (f"increase(videoar_train_corrupt_samples_total{{{RUN}}}{RATE})", "corrupt samples"),
+                (f"increase(videoar_train_aside_failures_total{{{RUN}}}{RATE})", "failed aside: {{what}}"),
             ),
         ),
         Panel("memory", "Resident, peak and device memory.", ((f"videoar_train_memory_bytes{{{RUN}}}", "{{kind}}"),), "bytes"),

@@ -21,6 +21,15 @@ SHOW_TRACEBACKS = "VIDEOAR_TRACEBACK"
 """Environment variable: with 1, errors that are meant for the user are shown with their traceback too."""
 
 
+class FirstRankFailed(RuntimeError):
+    """Work that rank 0 did for all ranks has failed; its own error says why."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__("rank 0 ended with an error, which it has printed")
+        self.code = code
+        """Its exit code."""
+
+
 def is_ours(error: BaseException) -> bool:
     """Return whether an error is meant for the user: its class is ours, or it is an OSError that names a file."""
     if isinstance(error, OSError) and error.filename is not None:
@@ -39,6 +48,8 @@ def exit_code(error: BaseException) -> int:
     """Return the exit code of a process that ends with `error`: 2 for a configuration that cannot run, 1 for any other."""
     from cluster.config.errors import ConfigError  # here, so that `videoar --help` starts without pydantic and YAML
 
+    if isinstance(error, FirstRankFailed):
+        return error.code
     return exit_codes.USAGE if isinstance(error, ConfigError) else exit_codes.FAILED
 
 

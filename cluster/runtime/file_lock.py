@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import getpass
 import os
@@ -11,6 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from cluster.config.errors import ConfigError
+
+RUN_LOCK = "run.lock"
+"""File of a run folder, locked by rank 0 of the job that writes to it."""
+
+
+class RunFolderError(ConfigError):
+    """Another job uses the run folder; the message names its process."""
 
 
 class FileLock:
@@ -41,7 +51,10 @@ class FileLock:
             raise
         since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
         os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{getpass.getuser()}, process {os.getpid()} on {socket.gethostname()}, since {since}".encode(), 0)
+        with contextlib.suppress(OSError):  # on a full disk the lock is held without a name
+            os.pwrite(
+                handle, f"{getpass.getuser()}, process {os.getpid()} on {socket.gethostname()}, since {since}".encode(), 0
+            )
         self._handle = handle
         return self
 
@@ -50,3 +63,31 @@ class FileLock:
         os.ftruncate(self._handle, 0)
         os.close(self._handle)
         self._handle = None
+
+
+def hold_run(folder: Path) -> FileLock:
+    """Return the lock RUN/run.lock, which rank 0 of a job holds for its whole life; entering it raises RunFolderError if it is held.
+
+    The folder, not the configuration that a job was started with, is what two jobs may not share.
+    """
+    return FileLock(
+        folder / RUN_LOCK,
+        lambda holder: RunFolderError(
+            f"{folder}: another job is using this run folder ({holder}); wait for it or stop it, or set run.dir to another folder"
+        ),
+    )
+
+
+def run_holder(folder: Path) -> str:
+    """Return who holds RUN/run.lock, or an empty text."""
+    path = folder / RUN_LOCK
+    if not path.exists():
+        return ""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(handle, 4096, 0).decode(errors="replace").strip() or "another process"
+    finally:
+        os.close(handle)
+    return ""

@@ -5,11 +5,15 @@ All ranks must make the same calls in the same order: if one rank omits a call, 
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import os
 import socket
 import sys
+import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -17,8 +21,17 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from cluster.runtime.errors import FirstRankFailed, exit_code
+from cluster.runtime.exit_codes import FAILED
 from cluster.runtime.malloc import keep_freed_memory
 from cluster.runtime.ports import free_port
+
+_MEETINGS = itertools.count()
+"""Numbers the calls of `Ranks.from_first` and `Ranks.meet`, which all ranks make alike."""
+
+
+FAREWELL = 5.0
+"""Seconds that rank 0, when it fails, gives the others to learn of it."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +77,59 @@ class Ranks:
         torch.distributed.broadcast_object_list(box, src=0, device=self.device if self.device.type == "cuda" else None)
         return box[0]
 
+    def from_first(self, work: Callable[[], Any]) -> Any:
+        """Let rank 0 do `work` and return its result on every rank.
+
+        The others wait outside of any collective, so the work may take longer than a collective may. If it raises on rank 0, the
+        other ranks raise FirstRankFailed.
+        """
+        if self.world == 1:
+            return work()
+        store, key = _store(), f"videoar/alone/{next(_MEETINGS)}"
+        if self.first:
+            result, failed = None, True
+            try:
+                result, failed = work(), False
+            finally:
+                error = sys.exc_info()[1] if failed else None
+                store.set(key, "done" if error is None else str(exit_code(error)))
+                if error is not None:  # the store ends with this process: let the others read the code first
+                    _poll(lambda: store.add(f"{key}/read", 0) >= self.world - 1, FAREWELL)
+            return self.broadcast(result)
+        try:
+            _poll(lambda: store.check([key]))
+            said = store.get(key).decode()
+            if said != "done":
+                store.add(f"{key}/read", 1)
+        except torch.distributed.DistError as error:
+            raise FirstRankFailed(FAILED) from error
+        if said != "done":
+            raise FirstRankFailed(int(said))
+        return self.broadcast(None)
+
+    def meet(self) -> None:
+        """Wait for all ranks outside of any collective, as long as it takes: for what the ranks finish at different times."""
+        if self.world > 1:
+            store, key = _store(), f"videoar/meeting/{next(_MEETINGS)}"
+            store.add(key, 1)
+            _poll(lambda: store.add(key, 0) >= self.world)
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world > 1:
             torch.distributed.barrier()
+
+
+def _store() -> Any:
+    """Return the store of the process group, which is where ranks can wait without a collective; torch has no public name for it."""
+    return torch.distributed.distributed_c10d._get_default_store()  # type: ignore[no-untyped-call,unused-ignore]  # noqa: SLF001
+
+
+def _poll(ready: Callable[[], bool], seconds: float = math.inf) -> None:
+    pause, end = 0.001, time.monotonic() + seconds
+    while not ready() and time.monotonic() < end:
+        time.sleep(pause)
+        pause = min(0.5, 1.5 * pause)
 
 
 def connect(timeout: float, threads: int = 0) -> Ranks:

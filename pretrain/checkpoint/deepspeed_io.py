@@ -134,5 +134,7 @@ def to_universal(folder: Path, workers: int = 1) -> Path:
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        raise CheckpointError(f"{folder}: conversion to the universal format failed: {done.stderr.strip().splitlines()[-1:]}")
+        said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
+        ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+        raise CheckpointError(f"{folder}: conversion to the universal format failed ({ended}): {said}")
     return made

@@ -79,6 +79,11 @@ def write_torch(path: Path, value: Any) -> Written:
     file = _Hashed(path)
     try:
         torch.save(value, file)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        # torch's own complaint about the length of the file hides why a write failed.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
     finally:
         file.close()
     return path, file.size, file.digest.hexdigest()

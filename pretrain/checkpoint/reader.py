@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cluster.runtime.process_group import Ranks
@@ -40,7 +40,9 @@ def load(engine: Engine, folder: Path, source: Path, ema: Ema | None) -> None:
     if ema is not None:
         whole = read_ema(folder, engine.shapes)
         rank, world, device = engine.ranks.rank, engine.ranks.world, engine.ranks.device
-        ema.slices = {name: slice_of(value.flatten(), rank, world).to(device).clone() for name, value in whole.items()}
+        slices = {name: slice_of(value.flatten(), rank, world).to(device).clone() for name, value in whole.items()}
+        state = TrainState.read(folder / "state.json")
+        ema.resume(slices, state.step, state.ema_start)
     engine.ranks.barrier()
 
 
@@ -128,6 +130,9 @@ def read_ema(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, T
         raise CheckpointError(f"{folder}: holds no EMA weights (train.ema was 0)")
     parts = []
     for path in files:
-        with safe_open(str(path), framework="pt") as file:
-            parts.append({name: file.get_tensor(name) for name in shapes})
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                parts.append({name: file.get_tensor(name) for name in shapes})
+        except SafetensorError as error:
+            raise CheckpointError(f"{path}: not the slices of a moving average ({error})") from error
     return join(parts, shapes)

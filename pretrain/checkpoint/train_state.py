@@ -1,26 +1,73 @@
-"""state.json of a checkpoint: what a run is and how far it has come, and whether a configuration may continue it.
+"""state.json of a checkpoint: what a run is and how far it has come.
 
-In:  the configuration, the data digest, the step. Out: a `TrainState`, written and read; a `ResumeError` that names what differs.
+In:  the configuration, the data's digests, the step. Out: a `TrainState`, written and read; what inference needs to know of the stage
+that was trained last, which exports hold too. What may change between two starts of a run is in resume_rules.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from cluster.config import ConfigError
-from pretrain.data.config import CurriculumConfig
-from pretrain.model.config import ModelConfig
-
-FORMER_DEFAULTS: dict[str, Any] = {"compile": False}
-"""Defaults that earlier versions had for keys of `model` that say how it is computed, not what it is."""
+from cluster.config import Config, ConfigError
+from pipeline.records import Bucket
+from pretrain.data.curriculum import Curriculum, share
+from pretrain.engine.config import TrainConfig
+from pretrain.objective.config import ObjectiveConfig, stage_objective
 
 
 class ResumeError(ConfigError):
     """A checkpoint that this configuration cannot continue; the message names the difference and the fix."""
+
+
+@dataclass(frozen=True)
+class TrainedStage:
+    """The stage of the last step. A run's configuration names all stages; which of them a checkpoint has seen depends on its step."""
+
+    name: str
+    window: int
+    """Latent frames of history that a frame attends to; 0 = all."""
+    shapes: tuple[str, ...]
+    """Shapes that were trained on in this stage, such as f017x128x128; the longest and largest first."""
+    fps: float
+    """Frames per second of the clips; 0 = not recorded."""
+    dtype: str
+    """Type of weights and activations in training."""
+    condition_drop: float
+    """Share of the samples trained without their text; at 0 guidance cannot work."""
+    guidance: tuple[float, float, float]
+    """The run's own sample.guidance and sample.guidance_end."""
+
+    def plain(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, plain: Mapping[str, Any]) -> TrainedStage:
+        """Read what `plain` returned. Raises KeyError, TypeError or ValueError for anything else."""
+        first, last, end = map(float, plain["guidance"])
+        return cls(
+            name=str(plain["name"]), window=int(plain["window"]), shapes=tuple(map(str, plain["shapes"])),
+            fps=float(plain["fps"]), dtype=str(plain["dtype"]), condition_drop=float(plain["condition_drop"]),
+            guidance=(first, last, end),
+        )  # fmt: skip
+
+    @classmethod
+    def of(cls, config: Config, curriculum: Curriculum, step: int, fps: float) -> TrainedStage:
+        """Return the stage of `step`, with the shapes that it has seen by then."""
+        at, sample = curriculum.at(step), config.plain()["sample"]
+        objective = stage_objective(at.stage, config.get(ObjectiveConfig))
+        _, counts = share([mix.weight for mix in at.stage.mix], at.stage_step + 1)
+        shapes = {mix.shape: Bucket.parse(mix.shape) for mix, count in zip(at.stage.mix, counts) if count}
+        order = sorted(shapes, key=lambda name: (shapes[name].frames, shapes[name].height * shapes[name].width), reverse=True)
+        first, last = sample["guidance"]
+        return cls(
+            name=at.stage.name, window=objective.window, shapes=tuple(order), fps=fps, dtype=config.get(TrainConfig).dtype,
+            condition_drop=objective.condition_drop, guidance=(float(first), float(last), float(sample["guidance_end"])),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,11 +92,15 @@ class TrainState:
     """CodecSpec of the shards, as plain values."""
     model: dict[str, Any]
     """The `model` section."""
-    past: str
-    """Digest of the curriculum up to `step` (past_digest)."""
     guard: dict[str, Any] = field(default_factory=dict)
     """State of the guard (loop/guard.py)."""
     has_ema: bool = False
+    ema_start: float | None = None
+    """How much of the moving average is the weights that it began with; None in checkpoints of earlier versions."""
+    trained: dict[str, Any] = field(default_factory=dict)
+    """A `TrainedStage` as plain values; empty in checkpoints of earlier versions."""
+    contents: dict[str, str] = field(default_factory=dict)
+    """Digest of the samples of each bucket, in their order; empty in checkpoints of earlier versions."""
 
     def write(self, path: Path) -> None:
         """Write state.json."""
@@ -60,56 +111,6 @@ class TrainState:
         """Read state.json. Raises ResumeError if it is missing or has another format."""
         try:
             plain = json.loads(path.read_text())
-            return cls(**{item.name: plain[item.name] for item in fields(cls)})
+            return cls(**{item.name: plain[item.name] for item in fields(cls) if item.name in plain})
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise ResumeError(f"{path}: no readable training state ({type(error).__name__}: {error})") from error
-
-    def check(self, now: TrainState, *, accept_new_data: bool, folder: Path) -> list[str]:
-        """Check that `now`, the state under the present configuration, continues this run. Returns notes on accepted changes.
-
-        Raises ResumeError for a difference; it names the key and both values.
-        """
-
-        def refuse(key: str, old: object, new: object, remedy: str) -> None:
-            raise ResumeError(f"{folder}: `{key}` was {old} in this run and is {new} now; {remedy}")
-
-        # A key that an older version did not have counts as its default.
-        defaults = ModelConfig().model_dump(mode="json")
-        old_model, new_model = {**defaults, **self.model}, {**defaults, **now.model}
-        for name in sorted({*old_model, *new_model}):
-            if name in FORMER_DEFAULTS and old_model[name] == FORMER_DEFAULTS[name] and new_model[name] == defaults[name]:
-                continue
-            if old_model.get(name) != new_model.get(name):
-                refuse(f"model.{name}", old_model.get(name), new_model.get(name), "restore it, or set run.dir to a new folder")
-        for key, old, new in (
-            ("run.seed", self.seed, now.seed),
-            ("tokenizer digest of the shards", self.tokenizer["digest"][:12], now.tokenizer["digest"][:12]),
-            ("train.optimizer", self.optimizer, now.optimizer),
-            ("deepspeed.zero_optimization.stage", self.zero_stage, now.zero_stage),
-            ("train.ema > 0", self.has_ema, now.has_ema),
-            ("curriculum.stages (steps already trained)", self.past[:12], now.past[:12]),
-        ):
-            if old != new:
-                refuse(key, old, new, "restore it, or set run.dir to a new folder")
-        if self.data_digest != now.data_digest:
-            if not accept_new_data:
-                refuse(
-                    "digest of the token shards and exclusion lists",
-                    self.data_digest[:12],
-                    now.data_digest[:12],
-                    "restore the shards, or set train.accept_new_data=true to continue in the sample order of the new data",
-                )
-            return [f"the token shards changed; from step {self.step + 1} on, the sample order is that of the new index"]
-        return []
-
-
-def past_digest(config: CurriculumConfig, step: int) -> str:
-    """Return the sha256 over the part of a counted curriculum that determines the samples of steps 1..step."""
-    plain, left = [], step
-    for stage in config.stages:
-        if left <= 0:
-            break
-        plain.append({"mix": [mix.model_dump(exclude={"batch_tokens"}) for mix in stage.mix], "steps": min(left, stage.steps)})
-        left -= stage.steps
-    text = json.dumps([plain, list(config.weights)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -8,13 +8,14 @@ Out: RUN/checkpoints/step-00001000/:
     zero/                               DeepSpeed's files
     ema-00000-of-00002.safetensors ...  the slices of the moving average, one file per rank
     manifest.json                       size and sha256 of every file above
-    DONE                                sha256 of the manifest, written last
+    DONE                                sha256 of the manifest, written last; then the folder gets its name
 
 A save begins to copy the tensors and returns. On a CPU they are copied by then; on a GPU a stream of their own copies them behind the
 next forward and backward, and `before_update` lets the optimizer, which changes them, wait for that stream. A thread waits for the
 copies and writes `step-00001000.partial`, several files at a time, each hashed while it is written. Each step's all-reduce also
-carries "my files are written"; once that holds for all ranks, rank 0 writes the manifest, renames the folder and writes DONE. A
-failed write (disk full) travels in the same all-reduce: the new folder is dropped, older checkpoints stay, and training continues.
+carries "my files are written"; once that holds for all ranks, rank 0 publishes the folder and, in a thread, reads it back before any
+older one is removed. A failed write (disk full) travels in the same all-reduce: the new folder is dropped, older checkpoints stay,
+and training continues; at the end of a job, `proven` says whether its checkpoint lies on the disk.
 The run folder must be on a file system that all hosts share.
 """
 
@@ -25,7 +26,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ import torch
 from torch import Tensor
 
 from cluster.runtime.atomic_files import DiskFull, write_text
-from cluster.runtime.checkpoint_folders import folder_of, listed, partial_of, publish
+from cluster.runtime.checkpoint_folders import Keeper, folder_of, partial_of, publish
 from cluster.runtime.process_group import Ranks
 from pretrain.checkpoint.deepspeed_io import TAG, recovery_scripts, state_files
 from pretrain.checkpoint.host_buffers import CHUNK, Copies, CudaSideStream, HostBuffers, SideStream
@@ -46,6 +47,10 @@ from pretrain.engine.engine import Engine
 
 CHECKPOINTS = "checkpoints"
 """Sub-folder of a run."""
+
+
+class CheckpointMissing(RuntimeError):
+    """A job ends, and its last checkpoint is not on the disk; the message says which one is."""
 
 
 @dataclass
@@ -74,7 +79,11 @@ class Checkpoints:
 
     def __init__(self, run: Path, ranks: Ranks, keep: int, log: Callable[[str], None], side: SideStream | None = None) -> None:
         """side: the stream that copies (default: one of the rank's GPU; none on a CPU)."""
-        self.root, self.ranks, self.keep, self.log = run / CHECKPOINTS, ranks, keep, log
+        self.root, self.ranks, self.log = run / CHECKPOINTS, ranks, log
+        self.keeper = Keeper(self.root, keep, log, _ends_a_stage)
+        self._tender = ThreadPoolExecutor(1, thread_name_prefix="keeper")
+        self._publishing: Future[None] | None = None
+        self._failure = ""
         if side is None and ranks.device.type == "cuda":
             side = CudaSideStream(ranks.device)
         self._side = side
@@ -84,7 +93,7 @@ class Checkpoints:
         self._pending: _Pending | None = None
         self._copies: Copies | None = None
         self.last_saved = 0.0
-        """Unix time of the newest whole checkpoint that this process wrote, 0 before the first."""
+        """Unix time at which the newest checkpoint of this process was read back, 0 before the first. Rank 0 only."""
 
     def prepare(self, engine: Engine, ema: Ema | None) -> None:
         """Begin to allocate host memory, in a thread; only the first call does anything. All ranks call it together.
@@ -122,7 +131,7 @@ class Checkpoints:
                 f"checkpoint of step {state.step}: training waits for the one of step {self._pending.step} to be written; "
                 "save less often (train.checkpoint_every), or to a faster disk"
             )
-        self.finish()
+        self._finish_writing()
         self.prepare(engine, ema)
         partial = partial_of(self.root, state.step)
         problem = self.ranks.broadcast(self._make_folder(partial) if self.ranks.first else "")
@@ -185,6 +194,7 @@ class Checkpoints:
     def _write(self, pending: _Pending, content: _Content, write_rank_0: Callable[[], None]) -> None:
         """Write this rank's files and their digests; runs in a thread."""
         rank, world, partial = self.ranks.rank, self.ranks.world, pending.partial
+        pending.error = f"rank {rank}: its thread ended early"
         try:
             if content.copies is not None:
                 content.copies.finish()
@@ -199,9 +209,11 @@ class Checkpoints:
                 done = [each.result() for each in writes]
             plain = {str(path.relative_to(partial)): {"size": size, "sha256": digest} for path, size, digest in done}
             write_text(partial / f"files-{rank:05d}.json", json.dumps(plain))
+            pending.error = ""
         except (OSError, RuntimeError) as error:
             pending.error = f"rank {rank}: {error}"
-        pending.written = True
+        finally:
+            pending.written = True
 
     def flags(self) -> tuple[float, float]:
         """Return (files are written, a write failed) of this rank, as numbers to be summed over ranks."""
@@ -225,37 +237,59 @@ class Checkpoints:
             self._failed(pending.step, errors[0])
             return
         if self.ranks.first:
-            try:
-                publish(pending.partial, folder_of(self.root, pending.step))
-            except (OSError, DiskFull) as error:
-                shutil.rmtree(pending.partial, ignore_errors=True)
-                self._failed(pending.step, str(error))
-                return
-            self.prune()
-        self.last_saved = time.time()
+            self._publishing = self._tender.submit(self._publish, pending)
+
+    def _publish(self, pending: _Pending) -> None:
+        """Publish a checkpoint, read it back, and remove old ones; runs in a thread of rank 0, one checkpoint after the other."""
+        try:
+            publish(pending.partial, folder_of(self.root, pending.step))
+        except (OSError, DiskFull) as error:
+            shutil.rmtree(pending.partial, ignore_errors=True)
+            self._failed(pending.step, str(error))
+            return
+        self.keeper.tend()
+        if folder_of(self.root, pending.step).name in self.keeper.sound:
+            self.last_saved = time.time()
 
     def finish(self) -> None:
-        """Wait on all ranks for a checkpoint under way, and publish or drop it."""
+        """Wait on all ranks until a checkpoint under way is published or dropped, and all that is there has been read back."""
+        self._finish_writing()
+
+        def read_back() -> None:
+            if self._publishing is not None:
+                self._publishing.result()
+            self.keeper.tend()
+
+        self.ranks.from_first(read_back)
+
+    def _finish_writing(self) -> None:
         if self._pending is None:
             return
         if self._pending.thread.ident is not None:
             self._pending.thread.join()
+        self.ranks.meet()  # disks are not equally fast
         total = self.ranks.all_reduce(torch.tensor(self.flags(), dtype=torch.float64, device=self.ranks.device))
         self.settle(float(total[0]), float(total[1]))
-        self.ranks.barrier()
+
+    def prove(self, step: int) -> Path:
+        """Return the checkpoint of `step`, which rank 0 has read back. All ranks call it together. Raises CheckpointMissing."""
+        self.finish()
+        folder = folder_of(self.root, step)
+        if not self.ranks.broadcast(folder.name in self.keeper.sound):
+            there = self.ranks.broadcast(max(self.keeper.sound, default="none"))
+            raise CheckpointMissing(
+                f"step {step} is trained, but its checkpoint is not on the disk ({self._failure or 'damaged'}); the newest checkpoint is "
+                f"{there}: mend the disk and run the same command, which continues from there"
+            )
+        return folder
 
     def _failed(self, step: int, why: str) -> None:
+        self._failure = why
         self.log(f"checkpoint of step {step} could not be written ({why}); older checkpoints stay, training continues")
 
-    def prune(self) -> None:
-        """Remove old checkpoints, except for the newest `keep` and the last one of each stage. Rank 0 only."""
-        whole = [path for path in listed(self.root) if (path / "DONE").is_file()]
-        for path in whole[self.keep :]:
-            try:
-                kept = TrainState.read(path / "state.json").stage_ends
-            except ResumeError:
-                kept = True  # leave what cannot be judged to a person
-            if not kept:
-                # DONE goes first: if the removal is interrupted, no folder that looks whole is left.
-                (path / "DONE").unlink()
-                shutil.rmtree(path)
+
+def _ends_a_stage(folder: Path) -> bool:
+    try:
+        return TrainState.read(folder / "state.json").stage_ends
+    except ResumeError:
+        return True  # leave what cannot be judged to a person

@@ -34,6 +34,8 @@ class Dataset(Protocol):
     def spec(self) -> CodecSpec: ...  # noqa: D102
     @property
     def digest(self) -> str: ...  # noqa: D102
+    @property
+    def fps(self) -> float: ...  # noqa: D102
     def buckets(self) -> list[Bucket]: ...  # noqa: D102
     def rows(self, bucket: Bucket) -> Any: ...  # noqa: D102
     def read(self, bucket: Bucket, row: int, *, meta: bool = True) -> TokenSample: ...  # noqa: D102
@@ -48,8 +50,9 @@ class _Rows:
     shards: tuple[int, ...]
     """Rows of each shard, in order."""
     keys: Any
-    """Arrow array of strings, as the captions are."""
+    """Arrow array of strings, as the captions and the checksums of the bits are."""
     captions: Any
+    checksums: Any
 
     @property
     def size(self) -> int:
@@ -64,6 +67,7 @@ class _Rows:
             shards=shards,
             keys=table.column("key").combine_chunks(),
             captions=table.column("caption").combine_chunks(),
+            checksums=table.column("bits_xxh3").combine_chunks(),
         )
 
 
@@ -155,6 +159,19 @@ class TokenDatasets:
                     digest.update("\n".join(rows.keys.to_pylist()).encode())
         return digest.hexdigest()
 
+    def contents(self) -> dict[str, str]:
+        """Return for each bucket in use the sha256 of its samples in their order: shards, keys, captions, checksums of the bits."""
+        found = {}
+        for name, sources in self._sources.items():
+            digest = hashlib.sha256()
+            for source in sources:
+                for rows in source.parts:
+                    digest.update(f"{rows.dataset}:{rows.shards}".encode())
+                    for column in (rows.keys, rows.captions, rows.checksums):
+                        digest.update("\n".join(map(str, column.to_pylist())).encode())
+            found[name] = digest.hexdigest()
+        return found
+
     def sources(self, stream: StreamName) -> list[SampleSource]:
         """Return the sources of a stream: all datasets joined, or one for each dataset if curriculum.weights is set."""
         return [
@@ -165,6 +182,11 @@ class TokenDatasets:
             )
             for number, source in enumerate(self._sources[stream[0]])
         ]
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of the clips (of the first dataset, if they differ)."""
+        return self._datasets[0].fps
 
     def key(self, stream: StreamName, slot: Slot) -> str:
         """Return the sample key of a slot."""

@@ -35,7 +35,8 @@ class TrainConfig(Section):
     clip: float = Field(default=1.0, gt=0)
     """Maximum gradient norm; larger gradients are scaled down to it."""
     ema: float = Field(default=0.0, ge=0, lt=1)
-    """Decay of the exponential moving average (EMA) of the weights, sharded over the ranks; 0 disables it."""
+    """Decay of the exponential moving average (EMA) of the weights, sharded over the ranks; it warms up as (1 + step) / (10 + step). 0
+    disables it."""
     dtype: Dtype = "auto"
     """Data type of weights and activations in a step: bfloat16 where the hardware computes it, else float32 (checkpoints
     record it); master weights stay in float32."""
@@ -71,6 +72,8 @@ class TrainConfig(Section):
     accept_new_data: bool = False
     """Resume even if the index or an exclusion list changed since the checkpoint: from there on, the sample order follows the
     new data."""
+    start_over: bool = False
+    """Begin at step 1 although the run folder holds checkpoints of before this was set: they are set aside, with their metrics."""
     spike_sigma: float = Field(default=0.0, ge=0)
     """Skip a step whose loss is more than this many standard deviations above the mean of the last 128; 0 disables it."""
     deterministic: bool = False

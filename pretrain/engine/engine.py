@@ -111,8 +111,10 @@ class Engine:
     def evaluate(self, batch: Batch, window: int, group: SequenceGroup | None = None) -> dict[str, Tensor]:
         """Run the Objective in eval mode, without gradients and without a frame mask."""
         self.deepspeed.eval()
-        found: dict[str, Tensor] = self.deepspeed(batch, window, 0.0, group)
-        self.deepspeed.train()
+        try:
+            found: dict[str, Tensor] = self.deepspeed(batch, window, 0.0, group)
+        finally:
+            self.deepspeed.train()
         return found
 
     def backward(self, loss: Tensor, *, skip: Tensor | None = None) -> None:

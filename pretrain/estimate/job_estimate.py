@@ -6,16 +6,17 @@ Out: a `JobEstimate` of plain numbers. Nothing is run and nothing of the size of
 Memory is what ZeRO keeps per rank (its stage decides what is divided among the ranks) and what a step of the largest shape adds to
 it. Under ZeRO-3 the lower stages, which never gather weights in a step, are estimated too. Time is FLOPs over the expected share of
 the peak (`Machine.mfu`), or traffic over the link's speed where that takes longer; ZeRO-3 moves the weights twice and the gradients
-once per micro-batch.
+once per micro-batch. How a global batch is dealt to ranks, micro-batches and packed rows is the trainer's own rule (pretrain/data/batch.py),
+on captions whose lengths are spread evenly.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from cluster.config import Config
-from pretrain.data.config import CurriculumConfig, Stage, ranks_per_sequence
+from pretrain.data.batch import arrange, split
+from pretrain.data.config import CurriculumConfig, Mix, Stage, ranks_per_sequence
 from pretrain.data.curriculum import counted, share
 from pretrain.engine.config import DeepSpeedConfig, TrainConfig
 from pretrain.engine.deepspeed_config import zero_stage
@@ -73,7 +74,9 @@ class StageEstimate:
     hours: float
     """The longer of both, step by step."""
     idle: float
-    """Share of the slots of all ranks and micro-batches that global batches do not fill."""
+    """Share of the positions of all ranks and micro-batches that are no sample's: padded text, rounded-up rows, fill samples."""
+    packed: bool
+    """Whether some steps share rows among samples."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class JobEstimate:
 
 
 def estimate_job(config: Config, machine: Machine, *, spec: CodecSpec | None = None, text: int | None = None) -> JobEstimate:
-    """Return the estimate of a job. text: text tokens per sample (default: model.text_length, the most there can be).
+    """Return the estimate of a job. text: mean text tokens per sample (default: half of model.text_length, the most there can be).
 
     Raises EstimateError for a job without stages, ValueError for a shape that the tokenizer cannot encode.
     """
@@ -105,16 +108,17 @@ def estimate_job(config: Config, machine: Machine, *, spec: CodecSpec | None = N
         raise EstimateError("curriculum.stages is empty; there is nothing to plan")
     model, train = config.get(ModelConfig), config.get(TrainConfig)
     spec = spec_of(config.get(TokenizerConfig)) if spec is None else spec
-    text = model.text_length if text is None else text
+    mean = (1 + model.text_length) / 2 if text is None else min(text, model.text_length)
     stages = counted(config.get(CurriculumConfig), spec).stages
     parameters = parameters_of(model, spec.bits)
     shapes = [
         (
-            max(train.micro_batch * layout_of(mix, spec, text).length, train.pack_tokens)
-            // ranks_per_sequence(stage, machine.gpus),
+            _largest_micro_batch(mix, train, layout_of(mix, spec, model.text_length).length, machine.gpus, together)
+            // together,
             stage.activation_checkpointing or train.activation_checkpointing,
         )
         for stage in stages
+        for together in (ranks_per_sequence(stage, machine.gpus),)
         for mix in stage.mix
     ]
 
@@ -130,7 +134,7 @@ def estimate_job(config: Config, machine: Machine, *, spec: CodecSpec | None = N
     return JobEstimate(
         parameters=parameters,
         memory=need,
-        stages=tuple(estimate_stage(stage, config, spec, parameters, text, machine) for stage in stages),
+        stages=tuple(estimate_stage(stage, config, spec, parameters, mean, machine) for stage in stages),
         fits=fits(need),
         lower=tuple(LowerStage(stage, other.total, fits(other)) for stage, other in lower),
         checkpoint=checkpoint_bytes(config, parameters, machine.gpus, min(machine.gpus, GPUS_PER_HOST)),
@@ -143,31 +147,51 @@ def spec_of(config: TokenizerConfig) -> CodecSpec:
     return CodecSpec(network.bits, network.spatial_stride, network.temporal_stride, "", dict(config.scales))
 
 
+def _largest_micro_batch(mix: Mix, train: TrainConfig, longest: int, gpus: int, together: int) -> int:
+    """Return the positions of the largest micro-batch that the trainer may form of a mix. longest: positions of its longest sample."""
+    sequences = gpus // together
+    plain = split(mix.batch, train.micro_batch, sequences).micro_batch * longest
+    return max(plain, min(train.pack_tokens, -(-mix.batch // sequences) * longest))
+
+
+def text_lengths(mean: float, longest: int, count: int) -> list[int]:
+    """Return `count` lengths of text, evenly spread around `mean` as far as 0 and `longest` allow."""
+    reach = min(mean, longest - mean)
+    return [round(mean + reach * ((2 * number + 1) / count - 1)) for number in range(count)]
+
+
 def estimate_stage(
-    stage: Stage, config: Config, spec: CodecSpec, parameters: int, text: int, machine: Machine
+    stage: Stage, config: Config, spec: CodecSpec, parameters: int, text: float, machine: Machine
 ) -> StageEstimate:
-    """Return the estimate of one stage. text: text tokens per sample."""
+    """Return the estimate of one stage. text: mean text tokens per sample."""
     model, train = config.get(ModelConfig), config.get(TrainConfig)
     window = stage_objective(stage, config.get(ObjectiveConfig)).window
     size = 4 if train.dtype == "float32" else 2
-    tokens = flops = compute = traffic = hours = 0.0
-    samples = slots = 0
+    tokens = flops = compute = traffic = hours = computed = 0.0
+    samples, packed = 0, False
+    # GPUs that share a sequence (Ulysses) take a part of its work each; its all-to-alls are not counted.
+    sequences = machine.gpus // ranks_per_sequence(stage, machine.gpus)
     _, counts = share([mix.weight for mix in stage.mix], stage.steps)
     for mix, steps in zip(stage.mix, counts):
-        layout = layout_of(mix, spec, text)
+        layout = layout_of(mix, spec, round(text))
         each = training_flops(parameters, layout.length, model.layers, model.width, attended_pairs(layout, window))
-        # GPUs that share a sequence (Ulysses) take a part of its work each; its all-to-alls are not counted.
-        sequences = machine.gpus // ranks_per_sequence(stage, machine.gpus)
-        micro_steps = math.ceil(mix.batch / (sequences * train.micro_batch))
-        filled = micro_steps * sequences * train.micro_batch
-        # A rank with an empty slot waits for the others: time goes by slots, not by samples.
-        busy = filled / machine.gpus * each / (machine.peak * machine.mfu)
+        lengths = text_lengths(text, model.text_length, mix.batch)
+        dealt = arrange(
+            lengths, layout.length - layout.text, model.text_length,
+            micro_batch=train.micro_batch, world=sequences, budget=train.pack_tokens, above=train.pack_above,
+        )  # fmt: skip
+        micro_steps = len(dealt.micro_batches[0])
+        # A rank with an empty slot waits for the others: time goes by positions, not by samples.
+        busy = dealt.positions / machine.gpus * each / layout.length / (machine.peak * machine.mfu)
         moved = 3 * size * parameters * (machine.gpus - 1) / machine.gpus * micro_steps / (machine.link_gb * 1e9)
-        tokens += steps * mix.batch * layout.length
+        tokens += steps * (mix.batch * (layout.length - layout.text) + sum(lengths))
         flops += steps * mix.batch * each
         compute += steps * busy / 3600
         traffic += steps * moved / 3600
         hours += steps * max(busy, moved) / 3600
         samples += steps * mix.batch
-        slots += steps * filled
-    return StageEstimate(stage.name, stage.steps, samples, tokens, flops, compute, traffic, hours, 1 - samples / slots)
+        computed += steps * dealt.positions
+        packed = packed or dealt.row > 0
+    return StageEstimate(
+        stage.name, stage.steps, samples, tokens, flops, compute, traffic, hours, max(0.0, 1 - tokens / computed), packed
+    )

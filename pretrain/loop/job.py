@@ -6,6 +6,7 @@ In:  the configuration, and what train.py puts together from it. Out: a `Job`; t
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +111,13 @@ def banner(config: Config, curriculum: Curriculum, datasets: TokenDatasets, engi
                 lines.append(
                     f"  sequence_parallel {stage.sequence_parallel} does not divide {ranks.world} ranks: using {together}"
                 )
+    held = (4 + 12 + (4 if train.ema else 0)) * engine.parameters * (train.keep_checkpoints + 1)
+    free = shutil.disk_usage(config.get(RunConfig).dir).free
+    if free < held:
+        lines.append(
+            f"warning: {config.get(RunConfig).dir} has {free / 1e9:.3g} GB free; train.keep_checkpoints={train.keep_checkpoints} and the "
+            f"next one take up to {held / 1e9:.3g} GB, and those that find no room are lost"
+        )
     if step:
         lines.append(f"continuing after step {step} of {curriculum.steps}")
     return lines

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 from cluster.config import Config
 from cluster.metrics import StepReport
+from pretrain.data.curriculum import CurriculumStep
 from pretrain.data.loader import StepData
-from pretrain.loop.guard import Guard
+from pretrain.loop.guard import Guard, Kind
 from pretrain.loop.job import Job
 from pretrain.loop.step_metrics import DeviceSums, GlobalMetrics, read_ids, step_flops
 
@@ -44,6 +45,11 @@ class _Known:
     ids: list[str]
 
 
+def kind_of(at: CurriculumStep) -> Kind:
+    """Return what the guard compares a step with: steps of its stage and shape."""
+    return at.stage_number, at.mix.shape
+
+
 class Ledger:
     """The books of one rank; all ranks make the same calls and come to the same state."""
 
@@ -68,7 +74,7 @@ class Ledger:
         flags, at = metrics.flags, step.item.curriculum_step
         reason = Guard.reason(metrics.loss, step.limit, metrics.values["applied"][0] > 0)
         ids = read_ids(step.item, flags.replaced > 0, job.ranks, job.logger)
-        job.guard.record(at.step, metrics.loss, self._norm(metrics), reason, ids)
+        job.guard.record(at.step, metrics.loss, self._norm(metrics), reason, ids, kind_of(at))
         self.tokens += round(flags.tokens)
         self.stop = self.stop or flags.stop > 0
         job.saver.settle(flags.files_written, flags.write_failed)

@@ -7,6 +7,7 @@ Out: `asked()`. The loop adds it to each step's all-reduce, so that all ranks st
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -35,6 +36,9 @@ class StopRequest:
             self.reason = str(self.file)
         return bool(self.reason)
 
-    def clear(self) -> None:
-        """Remove the stop file, so that the next start continues."""
-        self.file.unlink(missing_ok=True)
+    def clear(self, failed: Callable[[OSError], None]) -> None:
+        """Remove the stop file, so that the next start continues. failed: called if it cannot be."""
+        try:
+            self.file.unlink(missing_ok=True)
+        except OSError as error:
+            failed(error)

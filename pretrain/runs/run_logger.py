@@ -7,6 +7,8 @@ Out: RUN/metrics.jsonl, RUN/log/rank-0.log, RUN/status.json for supervisors and 
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import os
 import socket
@@ -18,10 +20,15 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.config import MetricsConfig
-from cluster.metrics import JsonLines, Meter, StepReport
-from cluster.runtime.atomic_files import DamagedFile, read_json, write_text
+from cluster.config import ConfigError, MetricsConfig
+from cluster.metrics import JsonLines, Meter, StepReport, last_step
+from cluster.runtime.atomic_files import DamagedFile, DiskFull, read_json, write_text
+from cluster.runtime.checkpoint_folders import set_aside
+from cluster.runtime.errors import one_line
 from cluster.runtime.exit_codes import restart_count
+
+LINES = ("metrics", "validation", "skipped")
+"""RUN/NAME.jsonl: a line per step, per validation of a stream, per skipped step."""
 
 
 def log_file(run: Path, rank: int) -> Path:
@@ -29,58 +36,126 @@ def log_file(run: Path, rank: int) -> Path:
     return run / "log" / f"rank-{rank}.log"
 
 
+class _Console(Console):
+    """A console whose reader may go away (a launcher that was killed): RUN/log has the lines."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
+class LoggerError(ConfigError):
+    """What is asked for cannot be reported; the message names the key."""
+
+
 class RunLogger:
-    """Context manager; on ranks other than 0, every call does nothing."""
+    """Context manager; on ranks other than 0, every call does nothing. No report that fails (a full disk) ends training."""
 
     def __init__(self, run: Path, rank: int, metrics: MetricsConfig, *, log_every: int, tensorboard: bool) -> None:
-        self.active = rank == 0
-        self.log_every = log_every
+        """Raise LoggerError, OSError or MetricsPortError for what cannot be written or served from the start."""
+        self.run, self.active, self.log_every = run, rank == 0, log_every
         self.meter = Meter()
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = _Console(highlight=False, soft_wrap=True)
         self._board: Any = None
+        self._tensorboard = tensorboard
+        self._failing: dict[str, int] = {}
+        if tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise LoggerError("train.tensorboard=true needs the package tensorboard: install it, or set it to false")
         if not self.active:
             return
         path = log_file(run, rank)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._log = path.open("a")
-        self._lines = JsonLines(run / "metrics.jsonl")
+        self._log = path.open("ab", buffering=0)
+        self._lines = {name: JsonLines(run / f"{name}.jsonl") for name in LINES}
         self.meter.inc("train_restarts_total", restart_count())
         if metrics.enabled:
             address = self.meter.serve(metrics.host, metrics.port, run / "metrics-address")
             self.log(f"metrics at http://{address}/metrics")
-        if tensorboard:
+
+    def begin(self, step: int) -> None:
+        """Set aside the reports and samples of steps after `step`, the last one that is trained: they are trained again."""
+        if not self.active:
+            return
+        for name in LINES:
+            path = self.run / f"{name}.jsonl"
+            rest = truncate_metrics(path, step)
+            if rest:
+                copy = path.with_name(f"{name}-after-step-{step}.jsonl")
+                try:
+                    copy.write_bytes(rest)
+                    self.log(f"{path.name}: lines after step {step} are set aside as {set_aside(copy, self.run)}")
+                except OSError as error:
+                    self.aside(path.name, error)
+        for folder in sorted((self.run / "samples").glob("step-????????")):
+            if int(folder.name.removeprefix("step-")) > step:
+                self.log(f"samples/{folder.name} is set aside as {set_aside(folder, self.run)}")
+        if self._tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(self.run / "tensorboard"), purge_step=step + 1)  # type: ignore[no-untyped-call]
 
     def log(self, line: str) -> None:
         """Print one line and append it to RUN/log."""
-        if self.active:
+        if not self.active:
+            return
+        with contextlib.suppress(OSError):  # nobody can be told that there is no room for telling
             self._console.print(line, markup=False)
-            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-            self._log.flush()
+        try:
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n".encode())
+        except OSError as error:
+            self._count("log", error)
+
+    def aside(self, what: str, error: BaseException | str) -> None:
+        """Count and log a failure of something that is not the step. In a row of alike ones, only the 1st, 10th, 100th is logged."""
+        if not self.active:
+            return
+        times = self._count(what, error)
+        if times in (1, 10) or times % 100 == 0:
+            often = f" ({times} times)" if times > 1 else ""
+            self.log(f"{what}: {one_line(error) if isinstance(error, BaseException) else error}{often}; training goes on")
+
+    def _count(self, what: str, error: BaseException | str) -> int:
+        self.meter.inc("train_aside_failures_total", what=what)
+        self._failing[what] = self._failing.get(what, 0) + 1
+        return self._failing[what]
+
+    def line(self, name: str, record: StepReport | Mapping[str, Any]) -> None:
+        """Append a record to RUN/NAME.jsonl, one of LINES."""
+        if self.active:
+            problem = self._lines[name].write(record)
+            if problem:
+                self.aside(f"{name}.jsonl", problem)
 
     def step(self, report: StepReport, steps: int, ranks: int) -> None:
         """Report one step."""
         if not self.active:
             return
-        self._lines.write(report)
+        self.line("metrics", report)
         self.meter.step(report)
         now = time.time()
         for rank in range(ranks):
             # Every rank took part in the step's all-reduce, otherwise the step would not have ended.
             self.meter.set("train_heartbeat_timestamp_seconds", now, rank=str(rank))
-        if self._board is not None:
-            for name, value in _scalars(report).items():
-                self._board.add_scalar(name, value, report.step)
+        self.scalars(report.step, _scalars(report))
         if report.step % self.log_every == 0 or report.skipped:
             self.log(console_line(report, steps))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Send values that are not part of a step's report (validation losses) to TensorBoard."""
-        if self._board is not None:
+        """Send values to TensorBoard."""
+        if self._board is None:
+            return
+        try:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+        except OSError as error:
+            self.aside("tensorboard", error)
+
+    def status(self, state: str, step: int, steps: int, line: str = "") -> None:
+        """Write RUN/status.json."""
+        if self.active:
+            try:
+                write_status(self.run, state, step, steps, line)
+            except OSError as error:
+                self.aside("status.json", error)
 
     def __enter__(self) -> RunLogger:
         return self
@@ -88,10 +163,12 @@ class RunLogger:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.meter.close()
         if self.active:
-            self._lines.close()
+            for lines in self._lines.values():
+                lines.close()
             self._log.close()
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
 
 
 def console_line(report: StepReport, steps: int) -> str:
@@ -117,40 +194,45 @@ def _scalars(report: StepReport) -> dict[str, float]:
 
 
 def write_status(run: Path, state: str, step: int, steps: int, line: str = "") -> None:
-    """Write RUN/status.json; `state` is running, stopped, finished or failed."""
+    """Write RUN/status.json; `state` is running, stopped, finished or failed. On a full disk, over the old one. Raises OSError."""
     plain = {"state": state, "step": step, "steps": steps, "line": line, "host": socket.gethostname(), "pid": os.getpid()}
-    write_text(run / "status.json", json.dumps(plain) + "\n")
+    text = json.dumps(plain) + "\n"
+    try:
+        write_text(run / "status.json", text)
+    except DiskFull:
+        (run / "status.json").write_text(text)
 
 
 def mark_failed(run: Path, line: str) -> None:
-    """Change RUN/status.json from running to failed, with the error's line, if this process wrote it."""
+    """Change RUN/status.json from running to failed, with the last step and the error's line, if this process wrote it."""
     path = run / "status.json"
-    if path.is_file():
-        try:
-            plain = read_json(path)
-        except DamagedFile:
-            return  # nothing is known of who wrote it, and the error that ended the run is reported already
-        if plain["state"] == "running" and plain["pid"] == os.getpid():
-            write_status(run, "failed", plain["step"], plain["steps"], line)
+    try:
+        plain = read_json(path)
+    except (OSError, DamagedFile):
+        return
+    if plain["state"] == "running" and (plain["pid"], plain["host"]) == (os.getpid(), socket.gethostname()):
+        with contextlib.suppress(OSError):  # the error itself is on the console already
+            write_status(run, "failed", max(plain["step"], last_step(run / "metrics.jsonl")), plain["steps"], line)
 
 
-def truncate_metrics(path: Path, step: int) -> int:
-    """Cut metrics.jsonl after the line of `step`, also dropping an incomplete last line. Returns the number of bytes removed.
+def truncate_metrics(path: Path, step: int) -> bytes:
+    """Cut a file of lines after the lines of `step`, also dropping an incomplete last line. Returns what was cut.
 
     The file is cut in place: its writer may already have it open, and readers may be following it.
     """
     if not path.is_file():
-        return 0
+        return b""
     kept = 0
     with path.open("rb") as file:
         for text in file:
             try:
                 if not text.endswith(b"\n") or json.loads(text)["step"] > step:
                     break
-            except (json.JSONDecodeError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError):
                 break
             kept += len(text)
-    size = path.stat().st_size
-    if kept < size:
+        file.seek(kept)
+        rest = file.read()
+    if rest:
         os.truncate(path, kept)
-    return size - kept
+    return rest

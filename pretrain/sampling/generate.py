@@ -13,6 +13,7 @@ Legend: B prompts, T pixel frames, H x W pixels, C = 3 colors.
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,30 +32,19 @@ from cluster.runtime.progress import ProgressBar
 from pipeline.records import Bucket
 from pipeline.video import iter_frames
 from pretrain.checkpoint.export import describe, export, load_model
+from pretrain.checkpoint.train_state import TrainedStage
 from pretrain.data.config import CurriculumConfig
 from pretrain.model.text_tokenizer import TextTokenizer
 from pretrain.sampling.clip_graphs import ClipGraphs
-from pretrain.sampling.guidance import SampleConfig
-from pretrain.sampling.sampler import SampleError, Sampler, forwards
+from pretrain.sampling.guidance import SampleConfig, SampleError, check
+from pretrain.sampling.request import SampleRequest, differences
+from pretrain.sampling.sampler import Sampler, forwards
 from pretrain.sampling.video_sink import VideoSink, contact_sheet, sheet_frames
 from tokenizer.codec import DecodeState, VideoCodec
 from tokenizer.config import TokenizerConfig
 
-
-@dataclass(frozen=True)
-class SampleRequest:
-    """What is to be generated."""
-
-    prompts: Sequence[str]
-    """Text of each video."""
-    prefix: Path | None = None
-    """Image or video that every sample continues."""
-    prefix_frames: int = 0
-    """Pixel frames to take of a video; 0 = the first half of a clip."""
-    extend: int = 0
-    """How often the clip is continued by frame re-encoding."""
-    batch: int = 4
-    """Prompts sampled together."""
+FPS = 8.0
+"""Frames per second of videos by weights that do not say."""
 
 
 def run(
@@ -63,6 +53,7 @@ def run(
     output: Path,
     *,
     bucket: str | None = None,
+    fallback: str | None = None,
     weights: Path | None = None,
     device: str = "cpu",
 ) -> list[Path]:
@@ -70,7 +61,8 @@ def run(
 
     Raises SampleError, ExportError, CodecError, TextError or VideoError for a request that cannot be met.
     """
-    generator = VideoGenerator.load(config, bucket=bucket, weights=weights, device=device)
+    generator = VideoGenerator.load(config, bucket=bucket, fallback=fallback, weights=weights, device=device)
+    request.check(generator.sampler.text)
     start = None if request.prefix is None else generator.read_prefix(request.prefix, request.prefix_frames)
     known = 0 if start is None else len(start)
     output.mkdir(parents=True, exist_ok=True)
@@ -84,7 +76,7 @@ def run(
         for first in range(0, len(files), request.batch):
             prompts = request.prompts[first : first + request.batch]
             begin = None if start is None else torch.from_numpy(np.stack([start] * len(prompts)))
-            with VideoSink(files[first : first + request.batch], generator.sampler.config.fps, length, overlap) as sink:
+            with VideoSink(files[first : first + request.batch], generator.fps, length, overlap) as sink:
                 generator.clip(prompts, begin, sink.append, seed=seed, first=first, progress=progress)
                 for number in range(1, request.extend + 1):
                     generator.clip(
@@ -99,6 +91,8 @@ def run(
         "prefix_frames": known,
         "extended": request.extend,
         "tokenizer_digest": generator.codec.spec.digest,
+        "window": generator.window,
+        "fps": generator.fps,
         "sample": generator.sampler.config.model_dump(mode="json"),
     }
     (output / "samples.json").write_text(json.dumps(plain, indent=1) + "\n")
@@ -115,15 +109,24 @@ class VideoGenerator:
     """Shape of a clip."""
     window: int
     """Latent frames of history that a frame attends to; 0 = all."""
+    fps: float = FPS
+    """Frames per second of a clip."""
 
     @classmethod
     def load(
-        cls, config: Config, *, bucket: str | None = None, weights: Path | None = None, device: str = "cpu"
+        cls,
+        config: Config,
+        *,
+        bucket: str | None = None,
+        fallback: str | None = None,
+        weights: Path | None = None,
+        device: str = "cpu",
     ) -> VideoGenerator:
         """Load model and tokenizer. Raises SampleError if they do not belong together.
 
-        bucket: shape of a clip, such as f017x128x128 (default: the longest of the last stage). weights: exported model,
-        checkpoint or run folder (default: run.dir).
+        bucket: shape of a clip, such as f017x128x128 (default: the longest of the stage that the weights were trained in). fallback:
+        the shape for weights that do not say and a configuration without stages. weights: exported model, checkpoint or run
+        folder (default: run.dir). What differs from training is printed.
         """
         source = config.get(RunConfig).dir if weights is None else weights
         sampling = config.get(SampleConfig)
@@ -142,17 +145,24 @@ class VideoGenerator:
                 f"{source} was trained on tokens of tokenizer {exported.spec.digest[:12]}, {tokenizer} is "
                 f"{codec.spec.digest[:12]}: set tokenizer.weights to the tokenizer of the shards"
             )
-        if exported.objective.condition_drop == 0 and (sampling.guidance != (1.0, 1.0) or sampling.guidance_end != 1.0):
-            raise SampleError(
-                f"{source} was trained with objective.condition_drop 0, so its null token is untrained and guidance cannot "
-                "work: set sample.guidance=[1,1] sample.guidance_end=1"
+        check(
+            sampling, null_token=exported.model.null_token, condition_drop=exported.objective.condition_drop, model=str(source)
+        )
+        trained = exported.trained
+        shape = _bucket(config, bucket, fallback, trained)
+        lines = [] if trained is None else differences(trained, shape, sampling)
+        if exported.averaged and exported.start_share > 0.01:
+            lines.append(
+                f"{exported.start_share:.0%} of the moving average is the random start; take the weights of `videoar export --no-average`"
             )
-        stages = config.get(CurriculumConfig).stages
-        window = exported.objective.window
-        if stages and stages[-1].window is not None:
+        for line in lines:
+            print(f"warning: {source}: {line}", file=sys.stderr, flush=True)
+        fps = sampling.fps or (trained.fps if trained is not None else 0) or FPS
+        sampler = Sampler(model, codec.spec, TextTokenizer.make(model.config), sampling, graphs=ClipGraphs())
+        window, stages = exported.objective.window, config.get(CurriculumConfig).stages
+        if trained is None and stages and stages[-1].window is not None:
             window = stages[-1].window
-        sampler = Sampler(model, codec.spec, TextTokenizer.make(model.config), sampling, ClipGraphs())
-        return cls(sampler, codec, _bucket(config, bucket), window)
+        return cls(sampler, codec, shape, window, fps)
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -179,7 +189,7 @@ class VideoGenerator:
 
         wanted: frames (0 = half a clip, or 1 of an image). Raises SampleError if the video holds fewer.
         """
-        shape, fps = self.bucket, self.sampler.config.fps
+        shape, fps = self.bucket, self.fps
         count = wanted or self._half
         self.codec.spec.grid(count, shape.height, shape.width)
         frames = [frame for _, frame in islice(iter_frames(path, fps, shape.height, shape.width), count)]
@@ -262,11 +272,15 @@ class _DecodeStream:
             yield
 
 
-def _bucket(config: Config, name: str | None) -> Bucket:
-    """Return the named shape, or the longest of the last stage."""
+def _bucket(config: Config, name: str | None, fallback: str | None, trained: TrainedStage | None) -> Bucket:
+    """Return the named shape, or the longest that was trained on; for weights that do not say, the longest of the last stage."""
     if name is not None:
         return Bucket.parse(name)
+    if trained is not None:
+        return Bucket.parse(trained.shapes[0])
     stages = config.get(CurriculumConfig).stages
+    if not stages and fallback is not None:
+        return Bucket.parse(fallback)
     if not stages:
         raise SampleError("no shape to sample: curriculum.stages is empty; name one with --bucket, such as f017x128x128")
     shapes = [Bucket.parse(mix.shape) for mix in stages[-1].mix]

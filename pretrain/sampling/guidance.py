@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from cluster.config import Section
+from cluster.config import ConfigError, Section
 from cluster.config.precision import Dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class SampleError(ConfigError):
+    """A request that cannot be sampled; the message says how to change it."""
 
 
 class SampleConfig(Section):
@@ -32,8 +36,8 @@ class SampleConfig(Section):
     """Temperature of the bit logits; 0 takes the more likely bit."""
     seed: int = 0
     """Seed of the samples."""
-    fps: float = Field(default=8.0, gt=0)
-    """Frames per second of the written videos."""
+    fps: float | None = Field(default=None, gt=0)
+    """Frames per second of the written videos; unset: that of the clips that the model was trained on."""
     cuda_graphs: bool = True
     """On a GPU, `videoar sample` records the steps of a clip as CUDA graphs at the first clip of a shape and replays them: many times
     faster, after some tens of seconds. The same bits either way."""
@@ -49,6 +53,22 @@ def strength(config: SampleConfig, frame: int, frames: int, scale: int, scales: 
 def needed(config: SampleConfig) -> bool:
     """Return whether any step is guided; if not, the unconditional half of the batch is left out."""
     return config.guidance != (1.0, 1.0) or config.guidance_end != 1.0
+
+
+def check(config: SampleConfig, *, null_token: bool, condition_drop: float, model: str) -> None:
+    """Check that guidance, if any step is guided, has a trained null token. Raises SampleError. Whatever samples calls it.
+
+    null_token, condition_drop: as the model was trained. model: its name in the message.
+    """
+    if not needed(config):
+        return
+    off = "set sample.guidance=[1,1] sample.guidance_end=1"
+    if not null_token:
+        raise SampleError(f"{model}: guidance needs a null token and this model has none (model.null_token is false): {off}")
+    if condition_drop == 0:
+        raise SampleError(
+            f"{model}: trained with objective.condition_drop 0, so its null token is untrained and guidance cannot work: {off}"
+        )
 
 
 def guided(logits: Tensor, strength: float) -> Tensor:

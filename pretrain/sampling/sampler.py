@@ -26,13 +26,8 @@ from pretrain.objective import counter_rng
 from pretrain.sampling import guidance
 from pretrain.sampling.clip_graphs import ClipGraphs, RecordedClip
 from pretrain.sampling.clip_state import ClipShape, ClipState, SampledScale
-from pretrain.sampling.guidance import SampleConfig
+from pretrain.sampling.guidance import SampleConfig, SampleError
 from tokenizer.quantization.codec_spec import CodecSpec
-
-
-class SampleError(ValueError):
-    """A request that cannot be sampled; the message says how to change it."""
-
 
 TEXT_STEP = 32
 """Texts are padded to a multiple of this, so that captions of different lengths make clips of the same shape."""
@@ -49,6 +44,8 @@ class Sampler:
 
     graphs: ClipGraphs | None = None
     """Where CUDA graphs are kept; None runs each step from Python (training: ZeRO-3 gathers the weights of each step anew)."""
+    cut: bool = False
+    """Cut captions that are longer than model.text_length, as training does; else they are refused."""
 
     def sample(
         self,
@@ -128,6 +125,10 @@ class Sampler:
         for frame in range(shape.known, shape.frames):
             yield from state.frame(frame)
 
+    def check(self, captions: Sequence[str], grid: tuple[int, int, int]) -> None:
+        """Raise what `sample` would raise before its first step."""
+        self._request(captions, grid, 0, 0, None, 0)
+
     def _state(self, shape: ClipShape) -> ClipState:
         return ClipState(self.model, self.config, shape)
 
@@ -170,7 +171,7 @@ class Sampler:
             raise SampleError(
                 "guidance needs a null token and this model has none: set sample.guidance=[1,1] sample.guidance_end=1"
             )
-        text, length = self.text.batch(captions, refuse=True)
+        text, length = self.text.batch(captions, refuse=not self.cut)
         wanted = max(text.shape[1], min(self.text.limit, -(-text.shape[1] // TEXT_STEP) * TEXT_STEP))
         text = F.pad(text, (0, wanted - text.shape[1]), value=PADDING)
         if not has_null:

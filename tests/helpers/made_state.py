@@ -16,5 +16,4 @@ STATE = TrainState(
     data_digest="a" * 64,
     tokenizer={"digest": "d" * 64},
     model={"layers": 2, "width": 64},
-    past="p",
 )

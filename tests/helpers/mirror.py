@@ -20,7 +20,6 @@ PIPELINE: dict[str, str] = {
 }
 PRETRAIN: dict[str, str] = {
     "pretrain/attention/varlen_plan.py": "tests/pretrain/attention/test_planner.py",
-    "pretrain/checkpoint/export.py": "tests/system/test_training.py",
     "pretrain/engine/config.py": "tests/pretrain/engine/test_deepspeed_config.py",
     "pretrain/engine/engine.py": "tests/system/test_training.py",
     "pretrain/engine/zero3.py": "tests/system/test_training.py",

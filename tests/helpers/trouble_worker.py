@@ -25,10 +25,10 @@ now = 0
 limit, forward = guard.Guard.limit, Objective.forward
 
 
-def noted_limit(self: guard.Guard, step: int) -> float:
+def noted_limit(self: guard.Guard, step: int, kind: guard.Kind) -> float:
     global now
     now = step
-    return limit(self, step)
+    return limit(self, step, kind)
 
 
 def troubled_forward(self: Objective, *given: Any, **named: Any) -> dict[str, Tensor]:

@@ -118,6 +118,7 @@ def test_an_exported_model_is_the_trained_one(undisturbed: Path, tmp_path: Path)
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     from pretrain.checkpoint.export import describe, export, load_model
+    from pretrain.checkpoint.train_state import TrainedStage
 
     export(undisturbed, tmp_path / "plain", average=False)
     export(undisturbed, tmp_path / "average")
@@ -129,6 +130,14 @@ def test_an_exported_model_is_the_trained_one(undisturbed: Path, tmp_path: Path)
     assert not torch.equal(averaged["head.weight"], model.state_dict()["head.weight"])
     found = describe(tmp_path / "average")
     assert found.averaged and found.step == 20 and found.spec.digest == "0" * 64
+    # What inference needs is that of the last stage, window 1, and little of the average is the start.
+    assert found.objective.window == 1 and found.trained == TrainedStage(
+        "high", 1, ("f005x64x64",), 8.0, "float32", 0.1, (1.0, 5.0, 10.0)
+    )
+    assert 0 < found.start_share < 1e-4
+    export(undisturbed / "checkpoints" / "step-00000012", tmp_path / "first")
+    first = describe(tmp_path / "first")
+    assert first.objective.window == 0 and first.trained is not None and first.trained.shapes == ("f009x32x32", "f001x32x32")
 
 
 def alone(
@@ -161,7 +170,8 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(config: Path, undisturb
     assert first.communicate(timeout=training.PATIENCE) and first.returncode == 75
     second = alone(config, run, zero, limit=150_000)
     said, _ = second.communicate(timeout=training.PATIENCE)
-    assert second.returncode == 0, said
+    # All 20 steps are trained, and success would be a lie.
+    assert second.returncode == 1 and "step 20 is trained, but its checkpoint is not on the disk" in said, said
     assert (
         "checkpoint of step 8 could not be written (rank 0: " in said and "older checkpoints stay, training continues" in said
     )
@@ -194,6 +204,8 @@ def test_validation_samples_bf16_and_a_corrupt_sample_in_one_run(tmp_path: Path)
         "train.validation_samples=12",
         f"curriculum.validation=[{tmp_path / 'held-out'}]",
         "objective.condition_drop=0.0",
+        "sample.guidance=[1,1]",
+        "sample.guidance_end=1",
     )
     said, _ = job.communicate(timeout=training.PATIENCE)
     assert job.returncode == 0, said

@@ -15,9 +15,11 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
+from cluster.config.errors import first_problem
 from cluster.runtime.atomic_files import replace_folder
 from tokenizer.config import NetworkConfig
 from tokenizer.network.network import Network
@@ -99,7 +101,9 @@ def read_json(folder: str | Path) -> tuple[NetworkConfig, CodecSpec, dict[str, A
         raise CodecError(
             f"{folder}: no tokenizer there; train one (`videoar tokenizer train`) or import one (`videoar tokenizer import`)"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except ValidationError as error:
+        raise CodecError(f"{path}: no tokenizer description: {first_problem(error)}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CodecError(f"{path}: no tokenizer description: {error}") from error
 
 

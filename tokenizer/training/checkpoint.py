@@ -15,13 +15,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from cluster.config.differences import differences
 from cluster.runtime import checkpoint_folders
 from cluster.runtime.atomic_files import DiskFull
 from cluster.runtime.process_group import Ranks
@@ -43,6 +45,8 @@ class TrainState:
     """Ranks that wrote the checkpoint."""
     mean_logits: tuple[float, float]
     """Moving means of the discriminator's logits on originals and reconstructions, which LeCAM needs."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """What the recipe is the digest of, as plain values; earlier versions do not record it."""
     dtype: str = "float32"
     """Type in which the network was trained; earlier versions, which do not record it, took float32 unless told otherwise."""
 
@@ -55,7 +59,8 @@ class TrainState:
             # Earlier versions called the mean logits `opinion`.
             real, fake = found["mean_logits"] if "mean_logits" in found else found["opinion"]
             dtype = str(found.get("dtype", "float32"))
-            return cls(int(found["step"]), str(found["recipe"]), int(found["ranks"]), (float(real), float(fake)), dtype)
+            values = dict(found.get("values", {}))
+            return cls(int(found["step"]), str(found["recipe"]), int(found["ranks"]), (float(real), float(fake)), values, dtype)
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(f"{path}: not the state of a checkpoint ({error}); remove {folder} and start again") from error
 
@@ -77,30 +82,34 @@ def write(root: Path, state: TrainState, tensors: Mapping[str, Mapping[str, Tens
         shutil.rmtree(partial, ignore_errors=True)
         log(f"checkpoint of step {state.step} could not be written ({error}); older checkpoints stay, training continues")
         return
-    complete = [folder for folder in checkpoint_folders.listed(root) if (folder / "DONE").is_file()]
-    for folder in complete[KEEP:]:
-        # Without DONE first, a kill in the middle of the removal leaves no folder that looks whole.
-        (folder / "DONE").unlink()
-        shutil.rmtree(folder)
+    checkpoint_folders.Keeper(root, KEEP, log).tend()
 
 
-def find(root: Path, recipe: str, ranks: Ranks, log: Callable[[str], None]) -> tuple[Path, TrainState] | None:
-    """Return the newest undamaged checkpoint and its state, None when there is none. All ranks call this.
+def find(
+    root: Path, recipe: str, ranks: Ranks, log: Callable[[str], None], values: Mapping[str, Any] | None = None
+) -> tuple[Path, TrainState] | None:
+    """Return the newest sound checkpoint and its state, None when there is none. All ranks call this.
 
-    Damaged checkpoints are passed over, with a log line that names what is wrong. Raises TrainingError for a checkpoint of
-    another recipe.
+    Damaged checkpoints are set aside, with a log line that names what is wrong. Raises TrainingError for a checkpoint of another
+    recipe, or when all of them are damaged. values: what the present recipe is the digest of, so that a difference can be named.
     """
-    folder: Path | None = None
-    if ranks.first:
+
+    def none_sound(found: str) -> TrainingError:
+        return TrainingError(f"{root}: all checkpoints are damaged ({found}); restore one, or remove {root} to start anew")
+
+    def look() -> Path | None:
         checkpoint_folders.remove_leftovers(root)
-        folder = checkpoint_folders.newest(root, log)
-    folder = ranks.broadcast(folder)
+        return checkpoint_folders.resumed(root, log, none_sound)
+
+    folder: Path | None = ranks.from_first(look)
     if folder is None:
         return None
     state = TrainState.read(folder)
     if state.recipe != recipe:
+        changed = "; ".join(differences(state.values, values)) if state.values and values else ""
         raise TrainingError(
-            f"{folder} belongs to another tokenizer recipe; set another run.dir, or remove {root} to start anew"
+            f"{folder} belongs to another tokenizer recipe{f' ({changed})' if changed else ''}; restore it, set another run.dir, or "
+            f"remove {root} to start anew"
         )
     return folder, state
 

@@ -31,6 +31,7 @@ class RunLogger:
     def __init__(self, run: Path, first: bool, config: MetricsConfig, begin: int) -> None:
         self.meter = Meter()
         self._lines: JsonLines | None = None
+        self._failing = False
         if not first:
             return
         run.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,10 @@ class RunLogger:
         if self._lines is None:
             return
         if write:
-            self._lines.write(metrics)
+            problem = self._lines.write(metrics)
+            if problem and not self._failing:
+                print(f"tokenizer: {problem}; training goes on, and the lines are written once there is room", flush=True)
+            self._failing = bool(problem)
         meter, seconds = self.meter, metrics["seconds"]
         meter.set("tokenizer_step", metrics["step"])
         for name, metric in GAUGES.items():

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from cluster.config import ClusterConfig, Config, MetricsConfig, RunConfig
 from cluster.config.precision import hardware, settle
+from cluster.runtime.file_lock import hold_run
 from cluster.runtime.process_group import Ranks, connect, disconnect
 from cluster.runtime.progress import ProgressBar
 from tokenizer import codec
@@ -54,15 +55,18 @@ class ClipSource(Protocol):
 def train(config: Config, clips: ClipSource) -> None:
     """Train the tokenizer of `config` to its end, from its newest checkpoint. All ranks call this.
 
-    Returns at once when `tokenizer.weights` already holds the result of this recipe. Raises TrainingError, CodecError, OSError
-    or what the clip source raises.
+    Returns at once when `tokenizer.weights` already holds the result of this recipe. Raises TrainingError, CodecError,
+    RunFolderError, OSError or what the clip source raises.
     """
     recipe = recipe_digest(config)
     if finished(config.get(TokenizerConfig).weights, recipe):
         return
     ranks = connect(COLLECTIVE_TIMEOUT)
     try:
-        _run(config, clips, ranks, recipe)
+        with ExitStack() as owned:
+            lock = hold_run(config.get(RunConfig).dir)
+            ranks.from_first(lambda: owned.enter_context(lock).path)
+            _run(config, clips, ranks, recipe)
     finally:
         disconnect()
 
@@ -71,7 +75,7 @@ def _run(config: Config, clips: ClipSource, ranks: Ranks, recipe: str) -> None:
     """Run the loop, from the newest checkpoint to the last step."""
     tokenizer, run = config.get(TokenizerConfig), config.get(RunConfig)
     checkpoints = run.dir / CHECKPOINTS
-    found = checkpoint.find(checkpoints, recipe, ranks, partial(log, ranks))
+    found = checkpoint.find(checkpoints, recipe, ranks, partial(log, ranks), recipe_values(config))
     tokenizer = settled(config, ranks, None if found is None else found[1].dtype)
     training = tokenizer.training
     torch.manual_seed(run.seed)
@@ -109,7 +113,7 @@ def _run(config: Config, clips: ClipSource, ranks: Ranks, recipe: str) -> None:
                 write=done % training.log_every == 0 or done == training.steps,
             )
             if done % training.checkpoint_every == 0 and done < training.steps:
-                trainer.save(checkpoints, done, recipe)
+                trainer.save(checkpoints, done, recipe, recipe_values(config))
             bar.update(1, note=f"PSNR {metrics['psnr']:.1f} dB")
     trainer.export(
         tokenizer,
@@ -153,15 +157,19 @@ class BatchPrefetcher:
 
 
 def recipe_digest(config: Config) -> str:
-    """Return the sha256 of everything that determines the weights: tokenizer section (without its folder), corpus and seed.
+    """Return the sha256 of `recipe_values`."""
+    return hashlib.sha256(json.dumps(recipe_values(config), sort_keys=True).encode()).hexdigest()
+
+
+def recipe_values(config: Config) -> dict[str, Any]:
+    """Return everything that determines the weights: tokenizer section (without its folder), corpus and seed.
 
     `auto` counts as float32, the default of earlier versions; which type it became is in the checkpoints and in tokenizer.json.
     """
     tokenizer = config.get(TokenizerConfig).model_dump(mode="json", exclude={"weights"})
     if tokenizer["training"]["dtype"] == "auto":
         tokenizer["training"]["dtype"] = "float32"
-    plain = {"tokenizer": tokenizer, "corpus": _corpus(config), "seed": config.get(RunConfig).seed}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return {"tokenizer": tokenizer, "corpus": _corpus(config), "seed": config.get(RunConfig).seed}
 
 
 def _corpus(config: Config) -> dict[str, Any]:

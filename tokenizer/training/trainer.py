@@ -130,18 +130,16 @@ class Trainer:
 
     # Its state ---------------------------------------------------------------------------------------------------------------
 
-    def save(self, root: Path, step: int, recipe: str) -> None:
-        """Write the checkpoint of `step` finished steps."""
+    def save(self, root: Path, step: int, recipe: str, values: Mapping[str, Any]) -> None:
+        """Write the checkpoint of `step` finished steps. values: what the recipe is the digest of."""
         tensors = {"generator": self.generator.full_state()}
         if self.discriminator is not None:
             self.discriminator.module.requires_grad_(True)  # ZeRO-3 returns no state of frozen parameters
             tensors["discriminator"] = self.discriminator.full_state()
-        if self.ranks.first:
-            tensors["ema"] = {name: value.contiguous() for name, value in self.ema.items()}
-            real, fake = self.mean_logits.tolist()
-            checkpoint.write(
-                root, TrainState(step, recipe, self.ranks.world, (real, fake), self.training.dtype), tensors, self.log
-            )
+        tensors["ema"] = {name: value.contiguous() for name, value in self.ema.items()}
+        real, fake = self.mean_logits.tolist()
+        state = TrainState(step, recipe, self.ranks.world, (real, fake), values, self.training.dtype)
+        self.ranks.from_first(lambda: checkpoint.write(root, state, tensors, self.log))
 
     def resume(self, found: tuple[Path, TrainState] | None) -> int:
         """Load the checkpoint that checkpoint.find found; return how many steps it has finished, 0 when there is none."""
@@ -161,10 +159,12 @@ class Trainer:
         """Write the tokenizer folder, of the moving average when there is one."""
         with self.generator.whole() as weights:
             final = {name.removeprefix("network."): weight for name, weight in (self.ema or weights).items()}
-            if self.ranks.first:
+
+            def write() -> None:
                 spec = codec.save(config.weights, config.network, final, provenance, config.scales)
                 self.log(f"wrote {config.weights} (digest {spec.digest[:12]})")
-        self.ranks.barrier()
+
+            self.ranks.from_first(write)
 
     def log(self, text: str) -> None:
         """Print one line, on the first rank."""

@@ -54,5 +54,22 @@ def test_sample_names_the_bucket_of_the_shards_when_there_is_no_stage(
     words = ["sample", "-c", str(config), "--output", str(tmp_path), "--prompt", "a", "--prompt", "b", "--device", "cpu"]
     assert main.run(words) == 0
     [(request, given)] = calls
-    assert list(request.prompts) == ["a", "b"] and given["bucket"] == "f005x32x32" and given["device"] == "cpu"
+    assert (
+        list(request.prompts) == ["a", "b"]
+        and (given["bucket"], given["fallback"]) == (None, "f005x32x32")
+        and given["device"] == "cpu"
+    )
     assert capsys.readouterr().out.endswith(f"{tmp_path}/0.mp4\n")
+
+
+def test_sample_takes_prompts_from_a_file_and_knows_where_each_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("pretrain.sampling.generate.run", lambda resolved, request, output, **given: seen.append(request) or [])
+    (tmp_path / "job.yaml").write_text("")
+    file = tmp_path / "prompts.txt"
+    file.write_text("a dog\n\na cow\n")
+    words = ["sample", "-c", str(tmp_path / "job.yaml"), "--output", str(tmp_path), "--device", "cpu"]
+    assert main.run([*words, "--prompts", str(file)]) == main.run([*words, "--prompts", str(file), "--prompt", "x"]) == 0
+    assert main.run(words) == 0
+    assert [list(request.prompts) for request in seen] == [["a dog", "a cow"], ["x", "a dog", "a cow"], [""]]
+    assert list(seen[1].places) == ["--prompt 1", f"{file}:1", f"{file}:3"]

@@ -14,7 +14,6 @@ import pytest
 
 from cluster.cli.tools import job_inputs
 from cluster.config import load
-from cluster.launch.launcher import TrainingJob, kill_command, training_job
 from cluster.launch.preflight import Probes, ShardFacts, check
 
 pytestmark = [pytest.mark.system, pytest.mark.hosts]
@@ -154,13 +153,3 @@ def test_preflight_reaches_the_hosts(hosts: Hosts, tmp_path: Path) -> None:
     rows = {row.check: row for row in check(loaded, job_inputs(loaded), probes, hostfile=hostfile)}
     assert rows[f"host {hosts.addresses[0]}"].ok, rows
     assert not rows[f"host {SUBNET}.99"].ok
-
-
-def test_the_kill_command_matches_this_job_only(tmp_path: Path) -> None:
-    config = tmp_path / "job.yaml"
-    config.write_text("")
-    hostfile = tmp_path / "hosts"
-    hostfile.write_text("a slots=1\nb slots=1\n")
-    job: TrainingJob = training_job(load(config), overrides=["train.clip=0.5"], hostfile=hostfile)
-    dotted = str(config).replace(".", "\\.")
-    assert kill_command(job) == f"pkill -KILL -f -- '[-]m pretrain\\.train -c {dotted} train\\.clip=0\\.5'"

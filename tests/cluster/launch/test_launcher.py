@@ -1,4 +1,6 @@
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,7 +11,20 @@ import pytest
 
 from cluster.config import Config, load
 from cluster.launch.hostfile import HostfileError
-from cluster.launch.launcher import LaunchError, RunBusyError, environment, run_lock, training_job, why_unfinished
+from cluster.launch.launcher import (
+    LaunchError,
+    RunBusyError,
+    TrainingJob,
+    environment,
+    kill_command,
+    mark_ended,
+    run,
+    run_lock,
+    training_job,
+    why_unfinished,
+)
+from cluster.runtime import checkpoint_folders
+from cluster.runtime.file_lock import hold_run
 
 
 @pytest.fixture
@@ -44,6 +59,9 @@ def test_a_hostfile_is_checked_before_anything_starts(config: Config, tmp_path: 
     bad.write_text("a slots=1\na slots=1\n")
     with pytest.raises(HostfileError, match=f"^{bad}:2: host a is already on line"):
         training_job(config, hostfile=bad)
+    bad.write_text("a slots=1\n")
+    with pytest.raises(LaunchError, match=r"^cluster\.master_addr: `root@a` names a user"):
+        training_job(load(config.source, ["cluster.master_addr=root@a"]), hostfile=bad)
     with pytest.raises(LaunchError, match="--via ssh needs --hostfile"):
         training_job(config, via="ssh")
     with pytest.raises(LaunchError, match="--via local takes no --hostfile"):
@@ -95,20 +113,78 @@ def test_a_run_folder_takes_one_launch_at_a_time(tmp_path: Path) -> None:
         pass
 
 
+def checkpoint(run: Path, step: int) -> Path:
+    partial = checkpoint_folders.partial_of(run / "checkpoints", step)
+    partial.mkdir(parents=True)
+    (partial / "state.json").write_text("{}")
+    checkpoint_folders.publish(partial, checkpoint_folders.folder_of(run / "checkpoints", step))
+    return checkpoint_folders.folder_of(run / "checkpoints", step)
+
+
 def test_a_run_is_finished_with_the_checkpoint_of_its_last_step(tmp_path: Path) -> None:
     assert "no complete checkpoint of step 7 (newest: none)" in why_unfinished(tmp_path, 7, 0)
-    for step, complete in ((3, True), (7, False)):
-        folder = tmp_path / "checkpoints" / f"step-{step:08d}"
-        folder.mkdir(parents=True)
-        if complete:
-            (folder / "DONE").touch()
-    assert "(newest: 3)" in why_unfinished(tmp_path, 7, 0)
+    checkpoint(tmp_path, 3)
+    last = checkpoint(tmp_path, 7)
+    (last / "state.json").write_text("")
+    checkpoint_folders.set_aside(checkpoint(tmp_path, 9), tmp_path)
+    assert "(newest: 3)" in why_unfinished(tmp_path, 7, 0), "a cut file, and a checkpoint set aside, are no checkpoints"
     assert why_unfinished(tmp_path, 7, 3) == "", "train.stop_after ends it earlier"
     assert "has no status.json with the number of steps" in why_unfinished(tmp_path, None, 0)
     (tmp_path / "status.json").write_text('{"state": "running", "step": 3, "steps": 3}')
     assert why_unfinished(tmp_path, None, 0) == ""
-    (tmp_path / "checkpoints" / "step-00000007" / "DONE").touch()
+    (last / "state.json").write_text("{}")
     assert why_unfinished(tmp_path, 7, 0) == ""
+
+
+def test_a_job_without_a_launch_is_named_and_its_folder_is_left_to_it(config: Config, tmp_path: Path) -> None:
+    """Who owns a run is who holds RUN/run.lock, from whatever configuration; no process is named that was not seen to hold it."""
+    folder = tmp_path / "run"
+    copied = tmp_path / "copy.yaml"
+    copied.write_text(config.source.read_text())
+    stop = re.escape(f"`touch {folder / 'stop'}` lets it write a checkpoint and end")
+    with hold_run(folder), pytest.raises(RunBusyError, match=rf"is using this run folder \(.*process {os.getpid()} .*{stop}"):
+        run(load(copied), training_job(load(copied), devices=0))
+    other = load(config.source, [f"run.dir={tmp_path / 'other'}"])
+    with hold_run(folder):
+        assert run(other, TrainingJobThatEnds("none", (), 1)) == 2, (
+            "the same configuration file with another run.dir is another run"
+        )
+
+
+def test_the_status_of_a_job_that_was_killed_is_no_longer_running(config: Config, tmp_path: Path) -> None:
+    status = tmp_path / "run" / "status.json"
+    status.parent.mkdir()
+    status.write_text('{"state": "running", "step": 4, "steps": 20, "line": ""}')
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 11}\n{"step": 12}\n')
+    with hold_run(tmp_path / "run"):
+        mark_ended(tmp_path / "run", 137)
+    assert json.loads(status.read_text())["state"] == "running", "its rank 0 lives"
+    assert run(config, TrainingJobThatEnds("none", (), 1)) == 2
+    found = json.loads(status.read_text())
+    assert (found["state"], found["step"], found["line"]) == ("failed", 12, "exit code 2")
+
+
+class TrainingJobThatEnds(TrainingJob):
+    def command(self, port: int) -> list[str]:
+        return [sys.executable, "-c", "raise SystemExit(2)"]
+
+
+def test_the_kill_command_meets_the_processes_of_one_launch(tmp_path: Path) -> None:
+    """Two jobs with the same command line: only the environment tells them apart."""
+    words = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
+    both = [
+        subprocess.Popen(words, env={**os.environ, **environment(0, cpu=True, launch=token)}, stdout=subprocess.PIPE)
+        for token in ("feed", "beef")
+    ]
+    try:
+        for process in both:
+            assert process.stdout is not None and process.stdout.readline()
+        subprocess.run(["sh", "-c", kill_command("feed")], check=True)
+        assert both[0].wait(timeout=30) == -signal.SIGKILL and both[1].poll() is None
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
 
 
 RANK = """

@@ -70,4 +70,4 @@ def test_the_remote_command_starts_the_launcher_of_this_host(tmp_path: Path) -> 
         ),
         *("--master_addr", "10.0.0.1", "--master_port", "29500", "--module", "m", "run.name=a b"),
     ]
-    assert ssh_command("host", text)[-2:] == ["host", text]
+    assert ssh_command("host", text)[-3:] == ["--", "host", text]

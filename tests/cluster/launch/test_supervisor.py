@@ -9,6 +9,7 @@ import pytest
 from cluster.launch.supervisor import Attempt, Policy, Supervisor, describe
 from cluster.runtime.exit_codes import STOPPED
 
+UNREACHED = "exit code 255 (ssh could not connect or lost the connection, or a process ended with -1)"
 QUICK = Policy(max_restarts=3, restart_wait=0)
 
 
@@ -63,7 +64,13 @@ def test_a_killed_job_is_started_again_and_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "text"), [(1, "exit code 1"), (143, "exit code 143 (SIGTERM)"), (247, "exit code 247 (SIGKILL)")]
+    ("code", "text"),
+    [
+        (1, "exit code 1"),
+        (143, "exit code 143 (SIGTERM)"),
+        (247, "exit code 247 (SIGKILL)"),
+        (255, UNREACHED),
+    ],
 )
 def test_describes_codes_of_shells_and_of_the_launcher(code: int, text: str) -> None:
     assert describe(code) == text

@@ -65,7 +65,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_clear_line(tmp_path: Path, k
 
 
 def test_a_partial_folder_is_no_checkpoint_and_a_stale_one_is_replaced(tmp_path: Path) -> None:
-    assert checkpoint_folders.newest(tmp_path / "none", print) is None
+    tmp_path = tmp_path / "checkpoints"
+    assert checkpoint_folders.newest(tmp_path, print) is None
     final = whole(tmp_path, 10)
     (tmp_path / "step-00000020.partial").mkdir()
     (final / "DONE").unlink()
@@ -81,3 +82,52 @@ def test_checkpoints_from_before_the_hashes_are_taken_as_they_are(tmp_path: Path
     folder.mkdir()
     (folder / "DONE").touch()
     assert checkpoint_folders.damage(folder) == "" and checkpoint_folders.newest(tmp_path, print) == folder
+
+
+def no_sound_one(found: str) -> Exception:
+    return LookupError(found)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path / "checkpoints"
+
+
+def test_what_lies_above_the_step_that_a_job_resumes_from_is_set_aside(root: Path) -> None:
+    """Else it would be counted as a newest checkpoint, and the job's own ones removed for it."""
+    made = [whole(root, step) for step in (10, 20, 30, 40)]
+    for folder in made[2:]:
+        flip(folder)
+    said: list[str] = []
+    assert checkpoint_folders.resumed(root, said.append, no_sound_one) == made[1]
+    assert [line.split(" is ")[0] for line in said] == ["checkpoint step-00000040", "checkpoint step-00000030"]
+    assert said[0].endswith(f"it is set aside as {root.parent}/aside/checkpoints/step-00000040")
+    keeper = checkpoint_folders.Keeper(root, 1, said.append)
+    again = whole(root, 30)
+    flip(again)
+    keeper.tend()
+    assert checkpoint_folders.listed(root) == [made[1]], "the damaged one does not count"
+    assert sorted(path.name for path in (root.parent / "aside" / "checkpoints").iterdir()) == [
+        "step-00000030", "step-00000030-2", "step-00000040",
+    ]  # fmt: skip
+
+
+def test_only_sound_checkpoints_are_counted_when_old_ones_are_removed(root: Path) -> None:
+    made = [whole(root, step) for step in (10, 20, 30, 40, 50)]
+    flip(made[3])
+    (made[2] / "DONE").unlink()
+    said: list[str] = []
+    checkpoint_folders.Keeper(root, 2, said.append, lambda folder: folder == made[0]).tend()
+    assert checkpoint_folders.listed(root) == [made[4], made[1], made[0]]
+    assert len(said) == 2 and list(root.glob("*.partial")) == []
+
+
+def test_a_job_does_not_begin_anew_where_all_checkpoints_are_damaged(root: Path) -> None:
+    assert checkpoint_folders.resumed(root, print, no_sound_one) is None
+    for step in (10, 20):
+        flip(whole(root, step))
+    with pytest.raises(LookupError, match=r"step-00000020: zero/rank1.pt does not match its sha256; step-00000010: zero"):
+        checkpoint_folders.resumed(root, print, no_sound_one)
+    assert len(checkpoint_folders.listed(root)) == 2, "and nothing is touched"
+    assert checkpoint_folders.resumed(root, print, None) is None and checkpoint_folders.listed(root) == []

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.runtime.file_lock import FileLock
+from cluster.runtime.errors import exit_code
+from cluster.runtime.file_lock import FileLock, RunFolderError, hold_run, run_holder
 
 
 def lock(path: Path) -> FileLock:
@@ -72,3 +73,15 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError), lock(tmp_path / "file" / ".lock"):
         pass
+
+
+def test_a_run_folder_belongs_to_the_job_that_holds_its_lock(tmp_path: Path) -> None:
+    assert run_holder(tmp_path) == ""
+    with hold_run(tmp_path):
+        assert f"process {os.getpid()} on " in run_holder(tmp_path)
+        with pytest.raises(
+            RunFolderError, match=rf"another job is using this run folder \(.*process {os.getpid()} on .*set run\.dir"
+        ):
+            hold_run(tmp_path).__enter__()
+    assert run_holder(tmp_path) == "", "what the kernel says counts, not what the file says"
+    assert exit_code(RunFolderError("")) == 2, "no restart would help"

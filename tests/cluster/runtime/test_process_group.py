@@ -49,17 +49,55 @@ def test_one_process_needs_no_group() -> None:
     values = ALONE.mean(torch.tensor([2.0, math.nan])).tolist()
     assert values[0] == 2.0 and math.isnan(values[1])
     ALONE.barrier()
+    ALONE.meet()
+    assert ALONE.from_first(lambda: 7) == 7
+
+
+WAITING = """
+import sys, time
+from cluster.config import ConfigError
+from cluster.runtime.errors import FirstRankFailed, exit_code
+from cluster.runtime.process_group import connect, disconnect, leave
+
+def slow():
+    time.sleep(6)
+    return "made by rank 0"
+
+def bad():
+    raise ConfigError("a key is wrong")
+
+ranks = connect(3.0, 1)
+assert ranks.from_first(slow) == "made by rank 0"
+time.sleep(6 * ranks.rank)
+ranks.meet()
+assert ranks.broadcast(ranks.rank) == 0
+try:
+    ranks.from_first(bad)
+except (ConfigError, FirstRankFailed) as error:
+    assert isinstance(error, FirstRankFailed) == (ranks.rank > 0)
+    leave(exit_code(error))
+"""
+
+
+@pytest.mark.system
+def test_work_of_one_rank_may_take_longer_than_a_collective(tmp_path: Path) -> None:
+    """Twice as long as `connect` lets a collective wait; an error of rank 0 ends the others with its exit code."""
+    assert started(WAITING, str(tmp_path)) == [2, 2]
+
+
+def started(code: str, *arguments: str) -> list[int]:
+    """Run two ranks; returns their exit codes."""
+    port, processes = str(free_port()), []
+    for rank in range(2):
+        env = {**os.environ, "DS_ACCELERATOR": "cpu", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        processes.append(subprocess.Popen([sys.executable, "-c", code, *arguments], env=env))
+    return [process.wait(timeout=300) for process in processes]
 
 
 @pytest.mark.system
 def test_two_ranks_join_and_every_collective_gives_both_the_same(tmp_path: Path) -> None:
-    port = str(free_port())
-    processes = []
-    for rank in range(2):
-        env = {**os.environ, "DS_ACCELERATOR": "cpu", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        processes.append(subprocess.Popen([sys.executable, "-c", RANK, str(tmp_path)], env=env))
-    assert [process.wait(timeout=300) for process in processes] == [75, 76]
+    assert started(RANK, str(tmp_path)) == [75, 76]
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert (found["rank"], found["world"], found["first"]) == (rank, 2, rank == 0)

@@ -18,7 +18,7 @@ from cluster.runtime.process_group import Ranks
 from pretrain.checkpoint import writer
 from pretrain.checkpoint.host_copy import write_torch
 from pretrain.checkpoint.train_state import TrainState
-from pretrain.checkpoint.writer import Checkpoints
+from pretrain.checkpoint.writer import CheckpointMissing, Checkpoints
 from pretrain.engine.ema import Ema
 from tests.helpers.made_state import STATE
 from tests.helpers.side_stream import DelayedStream
@@ -43,8 +43,31 @@ def whole(run: Path, step: int, *, stage_ends: bool = False) -> Path:
 def test_pruning_keeps_the_newest_and_the_ends_of_stages(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40, 50):
         whole(tmp_path, step, stage_ends=step == 20)
-    Checkpoints(tmp_path, ALONE, 2, print).prune()
+    Checkpoints(tmp_path, ALONE, 2, print).finish()
     assert [path.name[-2:] for path in checkpoint_folders.listed(tmp_path / "checkpoints")] == ["50", "40", "20"]
+
+
+def test_a_job_that_ends_without_its_checkpoint_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Success is what lies on the disk and was read back: not a write that failed, nor one that the disk did not keep."""
+    said: list[str] = []
+    saver = Checkpoints(tmp_path, ALONE, 2, said.append)
+    saver.save(FakeEngine(), replace(STATE, step=4, world=1), None, "")  # type: ignore[arg-type]
+    assert saver.prove(4).name == "step-00000004" and saver.last_saved > 0 and said == []
+    saved = saver.last_saved
+
+    def rotten(partial: Path, final: Path) -> None:
+        checkpoint_folders.publish(partial, final)
+        (final / "config.yaml").write_text("x")
+
+    monkeypatch.setattr(writer, "publish", rotten)
+    saver.save(FakeEngine(), replace(STATE, step=8, world=1), None, "")  # type: ignore[arg-type]
+    with pytest.raises(
+        CheckpointMissing, match=r"step 8 is trained, .*not on the disk \(damaged\); the newest checkpoint is step-00000004"
+    ):
+        saver.prove(8)
+    assert saver.last_saved == saved and "step-00000008 is damaged: config.yaml has 1 bytes" in said[0]
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("**/step-*"))
+    assert names == ["aside/checkpoints/step-00000008", "checkpoints/step-00000004"], "the sound one stays"
 
 
 class FakeDeepSpeed:
@@ -258,6 +281,7 @@ def test_a_disk_that_is_too_full_for_that_drops_the_checkpoint(tmp_path: Path, m
     save(saver, engine, 1)
     engine.step(saver)
     saver.settle(*saver.flags())
+    saver.finish()
     assert said[1:] == [
         "checkpoint of step 1 could not be written (rank 0: no room); older checkpoints stay, training continues"
     ]

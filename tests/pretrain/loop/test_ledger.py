@@ -55,7 +55,7 @@ def test_a_step_counts_once_when_it_is_read_and_again_only_as_a_report(books: tu
     assert book.tokens == 130 and [report.step for report in reports] == [1] and not book.stop
     book.read()
     book.read()
-    assert book.tokens == 160 and book.stop and list(book.job.guard.losses) == [(1, 0.5), (2, 0.5)]
+    assert book.tokens == 160 and book.stop and book.job.guard.plain()["by_shape"] == {"f001x16x16": [[1, 0.5], [2, 0.5]]}
     book.report()
     assert [report.step for report in reports] == [1, 2] and book.tokens == 160
     last = reports[-1]
@@ -66,8 +66,10 @@ def test_a_skipped_step_has_a_reason_and_two_end_the_run(books: tuple[Ledger, li
     book, reports = books
     book.add(launched(1, math.nan))
     book.report()
-    book.add(launched(2, 0.7, limit=0.6))
+    book.add(launched(2, 0.75, limit=0.6))
     with pytest.raises(TrainingHalted, match="step 2: 2 consecutive steps were skipped, the last one for `loss_spike`"):
         book.report()
     assert [report.skipped for report in reports] == ["nonfinite_loss", "loss_spike"]
-    assert all(math.isnan(report.grad_norm) for report in reports) and not book.job.guard.losses
+    assert all(math.isnan(report.grad_norm) for report in reports) and book.job.guard.plain()["by_shape"] == {
+        "f001x16x16": [[2, 0.75]]
+    }

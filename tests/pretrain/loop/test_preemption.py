@@ -22,8 +22,12 @@ def test_stop_requests(tmp_path: Path) -> None:
         stop = StopRequest(tmp_path, stop_after=0)
         (tmp_path / "stop").touch()
         assert stop.asked(1) and stop.reason.endswith("stop")
-        stop.clear()
-        assert not (tmp_path / "stop").exists()
+        failed: list[OSError] = []
+        stop.clear(failed.append)
+        assert not failed and not (tmp_path / "stop").exists()
+        (tmp_path / "stop").mkdir()
+        stop.clear(failed.append)
+        assert len(failed) == 1, "what cannot be removed ends no job"
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)

@@ -15,12 +15,14 @@ from safetensors.torch import save_file
 
 from cluster.config import Config, load
 from pipeline.video import VideoWriter, iter_frames, probe, write_video
+from pretrain.checkpoint.train_state import TrainedStage
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import VideoAR
 from pretrain.objective.config import ObjectiveConfig
 from pretrain.sampling.clip_state import ClipState, SampledScale
-from pretrain.sampling.generate import SampleRequest, VideoGenerator, run
-from pretrain.sampling.sampler import SampleError
+from pretrain.sampling.generate import VideoGenerator, run
+from pretrain.sampling.guidance import SampleError
+from pretrain.sampling.request import SampleRequest
 from tokenizer.codec import save
 from tokenizer.config import NetworkConfig
 from tokenizer.network.network import Network
@@ -181,6 +183,37 @@ def test_the_shape_is_the_longest_of_the_last_stage_or_has_to_be_named(config: C
     stages = f"curriculum.stages=[{{name: a, steps: 1, mix: {mix}, window: 2}}]"
     generator = VideoGenerator.load(load(tmp_path / "c.yaml", [stages]))
     assert generator.bucket.name == "f009x32x40" and generator.window == 2
+
+
+def test_window_shape_and_rate_are_those_of_the_stage_that_was_trained(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The configuration's last stage says nothing about weights of an earlier one."""
+    path = tmp_path / "run" / "model.json"
+    plain = json.loads(path.read_text())
+    trained = TrainedStage("low", 1, (BUCKET, "f001x32x40"), 12.0, "float32", 0.1, (1.0, 5.0, 10.0))
+    path.write_text(json.dumps({**plain, "objective": {**plain["objective"], "window": 1}, "trained": trained.plain()}))
+    mix = "[{bucket: f017x64x64, batch: 1}]"
+    planned = load(tmp_path / "c.yaml", [f"curriculum.stages=[{{name: high, steps: 1, mix: {mix}, window: 2}}]"])
+    generator = VideoGenerator.load(planned)
+    assert (generator.bucket.name, generator.window, generator.fps) == (BUCKET, 1, 12.0)
+    assert capsys.readouterr().err == ""
+    generator = VideoGenerator.load(load(tmp_path / "c.yaml", ["sample.fps=8"]), bucket="f009x32x32")
+    assert (generator.bucket.name, generator.window, generator.fps) == ("f009x32x32", 1, 8.0)
+    warned = capsys.readouterr().err.splitlines()
+    assert len(warned) == 2 and "f009x32x32 was not trained on in stage low" in warned[0] and "sample.fps is 8" in warned[1]
+    run(config, SampleRequest(["x"]), tmp_path / "out")
+    assert probe(tmp_path / "out" / "000.mp4").fps == pytest.approx(12)
+    path.write_text(json.dumps({**plain, "averaged": True, "start_share": 0.75}))
+    capsys.readouterr()
+    VideoGenerator.load(config, bucket=BUCKET)
+    assert "75% of the moving average is the random start" in capsys.readouterr().err
+
+
+def test_a_bad_prompt_is_named_before_anything_is_made(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(SampleError, match=r"^prompt 2: caption of 13 tokens is longer"):
+        run(config, SampleRequest(["a", "thirteen byte"]), tmp_path / "out", bucket=BUCKET)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.gpu

@@ -59,3 +59,28 @@ def test_states_of_earlier_versions_are_read_and_others_named(tmp_path: Path) ->
     path.write_text("{}")
     with pytest.raises(TrainingError, match="not the state of a checkpoint"):
         TrainState.read(tmp_path)
+
+
+def test_another_recipe_is_refused_by_key(tmp_path: Path) -> None:
+    log: list[str] = []
+    old = {"tokenizer": {"bits": 16, "loss": {"l1": 1.0}}, "seed": 0}
+    state = TrainState(2, "old", 1, (0.5, -0.5), old)
+    checkpoint.write(tmp_path, state, {"generator": {"weight/a": torch.zeros(3)}}, log.append)
+    assert checkpoint.find(tmp_path, "old", RANKS, log.append, old) == (tmp_path / "step-00000002", state)
+    new = {"tokenizer": {"bits": 16, "loss": {"l1": 2.0}}, "seed": 0}
+    with pytest.raises(TrainingError, match=r"another tokenizer recipe \(tokenizer\.loss\.l1: 1\.0 -> 2\.0\)"):
+        checkpoint.find(tmp_path, "new", RANKS, log.append, new)
+
+
+def test_damaged_checkpoints_are_set_aside_and_do_not_count(tmp_path: Path) -> None:
+    root, log = tmp_path / "tokenizer-checkpoints", list[str]()
+    for step in (2, 4):
+        write(root, step, log)
+    for folder in checkpoint_folders.listed(root):
+        (folder / "generator.safetensors").write_bytes(b"")
+    with pytest.raises(TrainingError, match=r"all checkpoints are damaged \(step-00000004: generator\.safetensors has 0 bytes"):
+        checkpoint.find(root, "recipe", RANKS, log.append)
+    assert not log and len(checkpoint_folders.listed(root)) == 2
+    write(root, 6, log)
+    assert [path.name for path in checkpoint_folders.listed(root)] == ["step-00000006"] and len(log) == 2
+    assert sorted(path.name for path in (tmp_path / "aside" / root.name).iterdir()) == ["step-00000002", "step-00000004"]

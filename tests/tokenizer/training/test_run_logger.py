@@ -58,6 +58,22 @@ def test_lines_of_lost_steps_are_dropped(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in (tmp_path / METRICS).read_text().splitlines()] == [1, 2, 3]
 
 
+def test_a_full_disk_ends_no_training_and_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with RunLogger(tmp_path, True, MetricsConfig(enabled=False), 0) as logger:
+        with monkeypatch.context() as disk:
+            disk.setattr("cluster.metrics.step_report._append", full)
+            for step in (1, 2):
+                logger.log({**STEP, "step": step}, write=True)
+        logger.log({**STEP, "step": 3}, write=True)
+    assert capsys.readouterr().out.count("No space left on device; training goes on") == 1
+    assert [json.loads(line)["step"] for line in (tmp_path / METRICS).read_text().splitlines()] == [1, 2, 3]
+
+
 def test_other_ranks_are_silent(tmp_path: Path) -> None:
     with RunLogger(tmp_path, False, MetricsConfig(), 0) as logger:
         logger.log(STEP, write=True)
