@@ -100,7 +100,7 @@ def wheel(python: str, work: Path) -> dict[str, object]:
     outside.mkdir()
     began = time.monotonic()
     log = work / "demo.log"
-    program, done = str(inside.with_name("videoar")), outside / "demo" / "tokenizer" / "spec.json"
+    program, done = str(inside.with_name("videoar")), outside / "demo" / "tokenizer" / "tokenizer.safetensors"
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     with log.open("w") as file:
         demo = subprocess.Popen(

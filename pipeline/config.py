@@ -56,6 +56,10 @@ class FilterConfig(Section):
     """Videos whose shorter side is smaller than this are refused (pixels)."""
     max_text: float = Field(default=1.0, ge=0, le=1)
     """Share of the picture covered by text (subtitles, titles) above which a clip is refused; 1 turns text detection off."""
+    max_corrupt: float = Field(default=0.05, ge=0, le=1)
+    """Share of a clip's frames that are decoded with errors, or built on such frames, above which it is refused (`damaged`)."""
+    max_dropped: float = Field(default=0.1, ge=0, le=1)
+    """Share of a file's frames that have no place in its clock, above which its clips are refused (`damaged`)."""
     letterbox: Literal["keep", "crop"] = "keep"
     """`crop` cuts off black bars that a video has throughout, before it is resized; clips.parquet records what was kept."""
     letterbox_luma: float = Field(default=16.0, ge=0, le=255)

@@ -99,7 +99,8 @@ class DecoderProcess:
         whole, inner = np.split(fingerprints, [header["fingerprint"]])
         columns: dict[str, Any] = dict(zip(Scan.ARRAYS, arrays))
         if boundaries is not None:
-            columns["cut"] = marks(boundaries.finish()[:count], cuts.probability, cuts.min_frames)
+            found = marks(boundaries.finish()[:count], cuts.probability, cuts.min_frames)
+            columns["cut"] = np.where(columns["breaks"] > 0, 1.0, found)
         return Scan(**header["scan"], **columns, fingerprint=whole, inner_fingerprint=inner)
 
     def _boundaries(self) -> BoundaryDetector:

@@ -17,14 +17,21 @@ def scores(found: Scan, begin: float, end: float) -> dict[str, float]:
     """Return luma, motion and sharpness, and text where it was looked for: means over the frames shown in [begin, end).
 
     Luma and motion are 0 to 255, sharpness is a variance, text a share of the picture. Motion leaves the first frame out, whose
-    difference is to a frame outside of the span.
+    difference is to a frame outside of the span. `corrupt` is the share of frames decoded with errors, `dropped` that of the file's
+    frames that had no place in its clock; both are there where they are not 0.
     """
     first = max(0, int(np.searchsorted(found.times, begin + 1e-6, side="right")) - 1)
     last = max(first + 1, int(np.searchsorted(found.times, end - 1e-6, side="left")))
     motion = found.motion[first + 1 : last]
     text = {"text": round(_mean_where_measured(found.text, first, last), 4)} if np.isfinite(found.text).any() else {}
+    dropped = int(found.details.get("dropped", 0))
+    shares = {
+        "corrupt": float(found.corrupt[first:last].mean()) if len(found.corrupt) else 0.0,
+        "dropped": dropped / (len(found.times) + dropped),
+    }
     return {
         **text,
+        **{name: round(share, 4) for name, share in shares.items() if share > 0},
         "luma": round(float(found.luma[first:last].mean()), 4),
         "motion": round(float(motion.mean()), 4) if len(motion) else 0.0,
         "sharpness": round(float(found.sharpness[first:last].mean()), 4),
@@ -43,6 +50,12 @@ def refusal(found: dict[str, float], config: FilterConfig, frames: int) -> tuple
 
     frames: number of frames of the longest clip; a single picture is never static.
     """
+    if found.get("corrupt", 0.0) > config.max_corrupt:
+        share = f"{found['corrupt']:.2f} of the frames are decoded with errors"
+        return "damaged", f"{share}; pipeline.filters.max_corrupt is {config.max_corrupt:g}"
+    if found.get("dropped", 0.0) > config.max_dropped:
+        share = f"{found['dropped']:.2f} of the file's frames have no place in its clock"
+        return "damaged", f"{share}; pipeline.filters.max_dropped is {config.max_dropped:g}"
     if found["luma"] < config.min_luma:
         return "black", f"mean luma {found['luma']:.1f} is under pipeline.filters.min_luma = {config.min_luma:g}"
     if frames > 1 and found["motion"] < config.min_motion:

@@ -11,9 +11,11 @@ Frame choice, resize and crop are defined here and nowhere else:
 Decoding takes one thread, or a GPU (device.py); parallelism comes from processes. Read reader.py first.
 """
 
+from pipeline.video.container import VideoError, regular
 from pipeline.video.device import CPU, Device, DeviceError
+from pipeline.video.info import VideoInfo, describe, probe
 from pipeline.video.picture import Frames, luma, thumbnail
-from pipeline.video.reader import Reader, VideoError, VideoInfo, describe, probe, regular
+from pipeline.video.reader import Reader
 from pipeline.video.sampling import EPSILON, Request, RequestError, iter_frames, read_clips, read_frames
 from pipeline.video.writer import VideoWriteError, VideoWriter, write_video
 

@@ -1,81 +1,24 @@
-"""One open video: its frames in display order with their times, and what decoding it to its end has shown.
+"""One open video: its frames in display order with their times.
 
 In:  the path of a local file.
-Out: (seconds, frame) pairs, `VideoInfo`; every failure is a `VideoError` with a one-word reason.
+Out: (seconds, frame) pairs; every failure is a `VideoError` with a one-word reason.
 """
 
 from __future__ import annotations
 
 import math
-import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import av
-import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.video.clock import BEGINNING, Clock, Stamp, is_regular, is_shuffled
+from pipeline.video.container import VideoError, open_file, regular
 from pipeline.video.device import Device
-from pipeline.video.picture import ROTATIONS, colour_name, frame_seconds, orientation_of, pixel_aspect, shown_size
-
-
-class VideoError(ValueError):
-    """A video that cannot be used. `reason` is a snake_case word from a bounded set; the message names the file."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return VideoError, (self.reason, str(self))
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What decoding a video to its end has shown (headers are not trusted)."""
-
-    path: str
-    codec: str
-    width: int
-    """Pixels as shown: after rotation and pixel aspect."""
-    height: int
-    times: NDArray[np.float64]
-    """Seconds of each frame from the first one, strictly increasing."""
-    seconds: float
-    """Time just after the last frame."""
-    rotation: int
-    """Degrees clockwise by which stored pictures are rotated for display: 0, 90, 180 or 270."""
-    mirrored: bool
-    pixel_aspect: float
-    pixel_format: str
-    colour: str
-    """`matrix/range` as the file names them, such as bt709/limited; `unspecified` if it names none."""
-    start: float
-    """Time stamp of the first shown frame in the file's own clock, seconds."""
-    dropped: int = 0
-    """Frames that were dropped because their time was not after that of the previous frame."""
-    damage: str = ""
-    """Why decoding stopped early; empty for a video that decodes to its end."""
-
-    @property
-    def frames(self) -> int:
-        """Number of frames that decode."""
-        return len(self.times)
-
-    @property
-    def fps(self) -> float:
-        """Mean frames per second; 0 for a single picture."""
-        return (self.frames - 1) / float(self.times[-1]) if self.frames > 1 else 0.0
-
-    @property
-    def variable_rate(self) -> bool:
-        """Whether intervals differ from their median by more than a fifth (rounding to clock ticks does not count)."""
-        steps = np.diff(self.times)
-        return bool(len(steps) and np.any(np.abs(steps - np.median(steps)) > 0.2 * np.median(steps) + 1e-3))
 
 
 class Reader:
@@ -103,7 +46,7 @@ class Reader:
             if size == 0:
                 raise VideoError("empty_file", f"{path}: the file is empty")
             accelerator = None if self._device is None else self._device.accelerator()
-            self._container = av.open(self.path, metadata_errors="replace", hwaccel=accelerator)
+            self._container = open_file(self.path, accelerator)
         except OSError as error:
             missing = isinstance(error, FileNotFoundError | IsADirectoryError)
             if not missing:
@@ -120,6 +63,7 @@ class Reader:
             raise
 
     def _open(self, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
         stream = self._container.streams.best("video")
         if stream is None:
             raise VideoError("no_video_stream", f"{self.path}: holds no video stream")
@@ -133,12 +77,19 @@ class Reader:
             )
         context.thread_count = 1
         context.thread_type = "NONE"
-        context.options = {"max_pixels": str(max_pixels)}
+        self.is_picture = self._container.format.name == "image2" or self._container.format.name.endswith("_pipe")
+        # Half a picture is an error; half a frame of a video is a corrupt frame.
+        context.options = {"max_pixels": str(max_pixels), **({"err_detect": "explode"} if self.is_picture else {})}
         self.stream: Any = stream
         self.codec = str(context.name)
-        self._first: Fraction | None = None
-        self._last: Fraction | None = None
-        self.dropped = 0
+        self._step = 1 / Fraction(stream.average_rate) if stream.average_rate else Fraction(1, 25)
+        self._clock = Clock(self._step)
+        self._regular: bool | None = None
+        self._peeked: list[Any] | None = None
+        self._landing: Fraction | None = None
+        self._incomplete: set[int | None] = set()
+        self.corrupt = False
+        """Whether the newest frame was decoded with errors, or after such a frame and before the next key frame."""
         self._crops: dict[tuple[Any, ...], tuple[Any, Any, Any]] = {}
 
     def _blame_device(self) -> None:
@@ -155,44 +106,74 @@ class Reader:
     @property
     def start(self) -> float:
         """Time stamp of the first shown frame, seconds; known once a frame has been decoded."""
-        return float(self._first) if self._first is not None else 0.0
+        return float(self._clock.first) if self._clock.first is not None else 0.0
+
+    @property
+    def dropped(self) -> int:
+        """Frames so far that had no place in the file's clock."""
+        return self._clock.dropped
+
+    @property
+    def jumps(self) -> int:
+        """Jumps of the file's clock so far; the newest frame is the first after one if this has risen with it."""
+        return self._clock.jumps
 
     def frames(self) -> Iterator[tuple[float, av.VideoFrame]]:
         """Yield (seconds from the first frame, frame) in display order, strictly rising in time, to the video's end.
 
         Raises VideoError("damaged") at the first packet that does not decode.
         """
-        step = Fraction(1, 25)
-        if self.stream.average_rate:
-            step = 1 / Fraction(self.stream.average_rate)
         try:
-            frames: Iterator[Any] = self._container.decode(self.stream)
-            for frame in frames:
-                if self._beat is not None:
-                    self._beat()
-                if self._device is not None and not self._in_software:
-                    self._in_software = self.stream.codec_context.pix_fmt != self._device.pixel_format
-                    self._device.software[self.codec] += self._in_software
-                if frame.pts is not None:
-                    time = Fraction(frame.pts) * Fraction(frame.time_base)
-                else:
-                    time = Fraction(0) if self._last is None else self._last + step
-                if self._last is not None and time <= self._last:
-                    self.dropped += 1
-                    continue
-                if self._first is None:
-                    self._first = time
-                self._last = time
-                yield float(time - self._first), frame
+            for packet in self._packets():
+                if packet.size:
+                    self._clock.packet(_stamp(packet))
+                    if packet.is_corrupt:  # the container knows that parts are missing, which the decoder may conceal in silence
+                        self._incomplete.add(packet.pts)
+                for frame in packet.decode():
+                    time = self._shown(frame)
+                    if self._landing is not None and time is not None and time > self._landing:
+                        return
+                    if self._landing is None and time is not None:
+                        yield float(time - (self._clock.first or 0)), frame
         except av.error.FFmpegError as error:
             if isinstance(error, MemoryError):
                 raise VideoError("memory", f"{self.path}: decoding needs more memory than pipeline.limits.memory_gb") from error
             raise VideoError("damaged", f"{self.path}: decoding stops at {self._position()}: {error.strerror}") from error
 
+    def _packets(self) -> Iterator[Any]:
+        """Yield the packets from here on; the file is judged by the first ones before any of them is decoded."""
+        packets: Iterator[Any] = self._container.demux(self.stream)
+        if self._peeked is None:
+            self._peeked = list(islice(packets, BEGINNING))
+            context = self.stream.codec_context
+            stamps = [_stamp(packet) for packet in self._peeked if packet.size]
+            self._clock.shuffled = is_shuffled(stamps, reorders=bool(context.has_b_frames))
+            packets = chain(self._peeked, packets)
+            self._peeked = []
+        return packets
+
+    def _shown(self, frame: Any) -> Fraction | None:
+        """Return the time of a frame; None if it has no place, or while a place to begin decoding at has not been reached."""
+        if self._beat is not None:
+            self._beat()
+        if self._device is not None and not self._in_software:
+            self._in_software = self.stream.codec_context.pix_fmt != self._device.pixel_format
+            self._device.software[self.codec] += self._in_software
+        broken = frame.is_corrupt or frame.pts in self._incomplete
+        clean = frame.key_frame and not broken
+        self.corrupt = not clean and (self.corrupt or broken)
+        pts = None if frame.pts is None else Fraction(frame.pts) * Fraction(frame.time_base)
+        if self._landing is None:
+            return self._clock.frame(pts)
+        if clean and pts is not None and pts <= self._landing:
+            self._landing = None
+            self._clock.last = pts
+        return pts
+
     def _position(self) -> str:
-        if self._last is None or self._first is None:
+        if self._clock.last is None or self._clock.first is None:
             return "the first frame"
-        return f"{float(self._last - self._first):.3f} s"
+        return f"{float(self._clock.last - self._clock.first):.3f} s"
 
     def cropped(self, frame: av.VideoFrame, crop: str) -> av.VideoFrame:
         """Return the part `W:H:X:Y` of a frame, without copying. Raises VideoError if the frame does not contain it."""
@@ -216,73 +197,46 @@ class Reader:
         return found
 
     def seek(self, seconds: float) -> None:
-        """Move to the last key frame at or before `seconds` (from the first frame, which must have been decoded)."""
-        assert self._first is not None, "seek needs the clock of the first frame"
-        offset = math.floor((self._first + Fraction(seconds)) / Fraction(self.stream.time_base))
+        """Move to before `seconds` from the first frame, which must have been decoded.
+
+        `frames` then begins with a key frame of the decoder that is clean and not later than that, or yields nothing if there is none.
+        Raises VideoError("unseekable"), also for a file whose clock is not regular: its times are known from its beginning on only.
+        """
+        assert self._clock.first is not None, "seek needs the clock of the first frame"
+        target = self._clock.first + Fraction(seconds)
+        if not self._is_regular():
+            raise VideoError("unseekable", f"{self.path}: its clock is not regular")
+        self._seek(target, seconds)
+        self._landing = target
+
+    def rewind(self) -> None:
+        """Begin anew with the first frame."""
+        try:
+            self._container.close()
+            self._container = open_file(self.path, None if self._device is None else self._device.accelerator())
+        except av.error.FFmpegError as error:
+            raise VideoError("unreadable", f"{self.path}: {error.strerror}") from error
+        self._open(self._max_pixels)
+
+    def _seek(self, target: Fraction, seconds: float) -> None:
+        offset = math.floor(target / Fraction(self.stream.time_base))
         try:
             self._container.seek(offset, stream=self.stream, backward=True)
         except av.error.FFmpegError as error:
             raise VideoError("unseekable", f"{self.path}: cannot seek to {seconds:.3f} s: {error.strerror}") from error
-        self._last = None
+
+    def _is_regular(self) -> bool:
+        """Whether the file's clock is regular from beginning to end: all packets are read once, none is decoded."""
+        if self._clock.shuffled or self._clock.jumps or self._clock.dropped:
+            return False
+        if self._regular is None:
+            with open_file(self.path, None) as container:
+                packets = container.demux(container.streams.best("video"))
+                self._regular = is_regular(_stamp(packet) for packet in packets if packet.size)
+        return self._regular
 
 
-def regular(path: str | Path) -> int:
-    """Return the size of a file in bytes. Raises OSError, and VideoError for a pipe, socket or device, which may block forever."""
-    status = Path(path).stat()
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise VideoError("unreadable", f"{path}: not a regular file")
-    return status.st_size
-
-
-def probe(path: str | Path, *, max_frames: int = 1_000_000, max_pixels: int = 8192 * 8192) -> VideoInfo:
-    """Decode a video to its end and describe what it holds.
-
-    A video that breaks off after some frames is described up to there; `damage` then says why.
-    Raises VideoError: not_found, no_permission, empty_file, unreadable, no_video_stream, unsupported_codec, too_large,
-    too_many_frames, no_frames, damaged (not one frame decodes).
-    """
-    with Reader(path, max_pixels=max_pixels) as reader:
-        return describe(reader, ((time, frame) for time, frame in reader.frames()), max_frames=max_frames)
-
-
-def describe(reader: Reader, frames: Iterator[tuple[float, av.VideoFrame]], *, max_frames: int) -> VideoInfo:
-    """Consume `frames` (of `reader`) and describe what was seen; a caller that wraps the iterator sees each frame on the way."""
-    times: list[float] = []
-    first: av.VideoFrame | None = None
-    damage, tail = "", 0.0
-    try:
-        for time, frame in frames:
-            first = first or frame
-            times.append(time)
-            tail = frame_seconds(frame)
-            if len(times) > max_frames:
-                raise VideoError("too_many_frames", f"{reader.path}: over pipeline.limits.max_frames = {max_frames} frames")
-    except VideoError as error:
-        if error.reason != "damaged" or first is None:
-            raise
-        damage = str(error)
-    if first is None:
-        raise VideoError("no_frames", f"{reader.path}: not one frame decodes")
-    if len(times) > 1:
-        # Never more than `read_clips` grants to the last frame, so that a planned clip can be read.
-        tail = min(float(np.median(np.diff(times))), max(tail, times[-1] - times[-2]))
-    orientation = orientation_of(first)
-    rotation, mirrored = ROTATIONS[orientation]
-    aspect = pixel_aspect(reader.stream, first)
-    width, height = shown_size(first, orientation, aspect)
-    return VideoInfo(
-        path=reader.path,
-        codec=reader.codec,
-        width=round(width),
-        height=round(height),
-        times=np.asarray(times),
-        seconds=times[-1] + (tail if tail > 0 else 0.04),
-        rotation=rotation,
-        mirrored=mirrored,
-        pixel_aspect=aspect,
-        pixel_format=str(first.format.name),
-        colour=colour_name(first),
-        start=reader.start,
-        dropped=reader.dropped,
-        damage=damage,
-    )
+def _stamp(packet: Any) -> Stamp:
+    base = Fraction(packet.time_base)
+    pts, dts = (None if value is None else Fraction(value) * base for value in (packet.pts, packet.dts))
+    return Stamp(pts, dts, packet.is_corrupt)

@@ -15,9 +15,10 @@ from typing import NamedTuple
 import av
 import numpy as np
 
+from pipeline.video.container import VideoError
 from pipeline.video.device import Device
 from pipeline.video.picture import Frames, frame_seconds, picture
-from pipeline.video.reader import Reader, VideoError
+from pipeline.video.reader import Reader
 
 EPSILON = 1e-6
 """Seconds by which a frame may start after the requested time: float rounding, less than any time base."""
@@ -158,20 +159,29 @@ def _jump(
     frames: Iterator[tuple[float, av.VideoFrame]],
     held: tuple[float, av.VideoFrame],
 ) -> tuple[Iterator[tuple[float, av.VideoFrame]], tuple[float, av.VideoFrame] | None, bool]:
-    """Seek to before `target`; if that lands after it, go back to the start and decode without seeking from there."""
+    """Seek to before `target`; where that is not possible, go on from here, without seeking again.
+
+    A landing is a clean key frame of the decoder at or before the target, so that the frames from there on are those of decoding
+    through (reader.py). One before the position would only decode frames twice.
+    """
     try:
         reader.seek(target)
+    except VideoError as error:
+        if error.reason != "unseekable":
+            raise
+        return frames, held, False
+    try:
         after = reader.frames()
         found = next(after, None)
     except VideoError as error:
-        if error.reason not in ("unseekable", "damaged"):
+        if error.reason != "damaged":
             raise
         found = None
-    if found is not None and position <= found[0] <= target:
+    if found is not None and found[0] >= position:
         return _chain(found, after), None, True
-    if found is not None and found[0] < position:
+    if found is not None:
         return _chain(found, after), held, False
-    reader.seek(0.0)
+    reader.rewind()
     return reader.frames(), held, False
 
 

@@ -16,6 +16,7 @@ TOKENIZER: dict[str, str] = {
     "tokenizer/training/trainer.py": "tests/tokenizer/training/test_train.py",
 }
 PIPELINE: dict[str, str] = {
+    "pipeline/video/info.py": "tests/pipeline/video/test_reader.py",
     "pipeline/workers/encode_actor.py": "tests/pipeline/job/test_tokenize.py",
 }
 PRETRAIN: dict[str, str] = {

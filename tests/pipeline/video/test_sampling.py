@@ -12,6 +12,7 @@ import pytest
 from pipeline import video
 from pipeline.video import Request, RequestError, VideoError
 from tests.helpers.fakes import numbered, numbers, timed
+from tests.helpers.odd_videos import encode, moving
 
 
 def test_frames_are_chosen_by_time_not_index(tmp_path: Path) -> None:
@@ -172,3 +173,35 @@ def test_frames_of_a_file_that_begins_before_zero(tmp_path: Path, name: str, b_f
     assert found == shown_by_ffmpeg(path)[: len(found)]
     later = numbers(video.read_frames(path, asked[3:].tolist(), 48, 64))
     assert later == found[3:], "a clip that begins later is cut from the same clock"
+
+
+@pytest.mark.parametrize(
+    ("name", "x264"),
+    [
+        ("refresh.mp4", "keyint=48:intra-refresh=1:bframes=0"),
+        ("open.mp4", "keyint=48:open-gop=1:bframes=3"),
+        ("open.ts", "keyint=48:open-gop=1:bframes=3"),
+        ("closed.mp4", "keyint=48:bframes=3"),
+        ("decoding-order.avi", "keyint=48:bframes=3"),
+    ],
+)
+def test_pixels_do_not_depend_on_where_decoding_begins(tmp_path: Path, name: str, x264: str) -> None:
+    """A landing by its time alone gave smeared pictures: of streams without key frames, and before a key frame of an open GOP."""
+    path = encode(tmp_path / name, moving(480, 48, 64), x264=x264)
+    times = [float(second) for second in range(20)]
+    through = video.read_frames(path, times, 48, 64)
+    for second in (9, 12, 17, 19):  # more than SEEK_GAP after the beginning: each is a seek of its own
+        (alone,) = video.read_clips(path, [Request((float(second),), 48, 64)])
+        assert np.array_equal(alone[0], through[second]), f"{second} s"
+    both = list(video.read_clips(path, [Request((0.0,), 48, 64), Request((11.0, 12.0), 48, 64), Request((19.0,), 48, 64)]))
+    assert np.array_equal(np.concatenate(both), through[[0, 11, 12, 19]])
+
+
+def test_a_seek_is_still_made_where_it_is_safe(tmp_path: Path) -> None:
+    path, decoded = encode(tmp_path / "closed.mp4", moving(480, 48, 64), x264="keyint=48:bframes=3"), [0]
+
+    def beat() -> None:
+        decoded[0] += 1
+
+    next(video.read_clips(path, [Request((18.0,), 48, 64)], beat=beat))
+    assert decoded[0] < 100, "of 480 frames"
