@@ -127,7 +127,9 @@ class Reader:
             for packet in self._packets():
                 if packet.size:
                     self._clock.packet(_stamp(packet))
-                    if packet.is_corrupt:  # the container knows that parts are missing, which the decoder may conceal in silence
+                    if (
+                        packet.is_corrupt
+                    ):  # the container knows that parts are missing, which the decoder may conceal in silence
                         self._incomplete.add(packet.pts)
                 for frame in packet.decode():
                     time = self._shown(frame)
