@@ -82,7 +82,7 @@ class Checkpoints:
         self.root, self.ranks, self.log = run / CHECKPOINTS, ranks, log
         self.keeper = Keeper(self.root, keep, log, _ends_a_stage)
         self._tender = ThreadPoolExecutor(1, thread_name_prefix="keeper")
-        self._publishing: Future[None] | None = None
+        self._tending: Future[None] | None = None
         self._failure = ""
         if side is None and ranks.device.type == "cuda":
             side = CudaSideStream(ranks.device)
@@ -237,18 +237,18 @@ class Checkpoints:
             self._failed(pending.step, errors[0])
             return
         if self.ranks.first:
-            self._publishing = self._tender.submit(self._publish, pending)
+            try:
+                publish(pending.partial, folder_of(self.root, pending.step))
+            except (OSError, DiskFull) as error:
+                shutil.rmtree(pending.partial, ignore_errors=True)
+                self._failed(pending.step, str(error))
+                return
+            self._tending = self._tender.submit(self._tend, folder_of(self.root, pending.step).name)
 
-    def _publish(self, pending: _Pending) -> None:
-        """Publish a checkpoint, read it back, and remove old ones; runs in a thread of rank 0, one checkpoint after the other."""
-        try:
-            publish(pending.partial, folder_of(self.root, pending.step))
-        except (OSError, DiskFull) as error:
-            shutil.rmtree(pending.partial, ignore_errors=True)
-            self._failed(pending.step, str(error))
-            return
+    def _tend(self, name: str) -> None:
+        """Read a checkpoint back, and remove old ones; runs in a thread of rank 0, one checkpoint after the other."""
         self.keeper.tend()
-        if folder_of(self.root, pending.step).name in self.keeper.sound:
+        if name in self.keeper.sound:
             self.last_saved = time.time()
 
     def finish(self) -> None:
@@ -256,8 +256,8 @@ class Checkpoints:
         self._finish_writing()
 
         def read_back() -> None:
-            if self._publishing is not None:
-                self._publishing.result()
+            if self._tending is not None:
+                self._tending.result()
             self.keeper.tend()
 
         self.ranks.from_first(read_back)
