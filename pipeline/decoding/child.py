@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pipeline import video
 from pipeline.analysis.scan import Scan, ScanOptions, scan
 from pipeline.config import CutConfig, DecodeLimits, FilterConfig
+from pipeline.decoding.containment import UNEXPECTED, account
 from pipeline.decoding.process import DEVICE, READ
 from pipeline.video import Device, DeviceError, Request, VideoError
 
@@ -73,6 +74,8 @@ def _answer_request(limits: DecodeLimits, device: Device, request: dict[str, Any
     except MemoryError:
         message = f"{request['path']}: decoding needs more than pipeline.limits.memory_gb = {limits.memory_gb:g} GiB"
         _answer(out, {"kind": "error", "reason": "memory", "message": message})
+    except Exception as error:  # a library's own: the parent makes it the video's outcome, and the child lives on
+        _answer(out, {"kind": "error", "reason": UNEXPECTED, "message": f"{request['path']}: {account(error)}"})
 
 
 def _send(out: BinaryIO, block: NDArray[np.uint8]) -> None:

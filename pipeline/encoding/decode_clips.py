@@ -12,6 +12,7 @@ from itertools import groupby
 
 from pipeline.config import PipelineConfig
 from pipeline.corpus import fetch
+from pipeline.decoding.containment import contained
 from pipeline.decoding.process import DecoderDied, DecoderProcess
 from pipeline.decoding.retry import quarantine_detail, resumed
 from pipeline.records import Clip, Reject, clip_times
@@ -36,7 +37,7 @@ def decode_clips(
             yield from ((clip, taken_down(clip)) for clip in wanted)
             continue
         try:
-            with fetch.local(name) as path:
+            with contained(name), fetch.local(name) as path:
                 requests = [Request(clip_times(clip), clip.bucket.height, clip.bucket.width, clip.crop) for clip in wanted]
                 for frames in resumed(partial(decoder.read, path, requests), config.limits.attempts):
                     yield wanted[done], frames

@@ -17,6 +17,7 @@ from pipeline.analysis.shots import shots
 from pipeline.config import PipelineConfig
 from pipeline.corpus import fetch
 from pipeline.corpus.fetch import content_digest
+from pipeline.decoding.containment import contained
 from pipeline.decoding.process import DecoderDied, DecoderProcess
 from pipeline.decoding.retry import quarantine_detail, retried
 from pipeline.planning import filters
@@ -36,7 +37,7 @@ def plan_video(
     """
     digest = ""
     try:
-        with fetch.local(video.source) as path:
+        with contained(video.source), fetch.local(video.source) as path:
             digest = content_digest(path)
             found = retried(lambda: decoder.scan(path, config.cuts, config.filters), config.limits.attempts)
             plan = _checked(video, digest, found, config)
