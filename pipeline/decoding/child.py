@@ -74,7 +74,7 @@ def _answer_request(limits: DecodeLimits, device: Device, request: dict[str, Any
     except MemoryError:
         message = f"{request['path']}: decoding needs more than pipeline.limits.memory_gb = {limits.memory_gb:g} GiB"
         _answer(out, {"kind": "error", "reason": "memory", "message": message})
-    except Exception as error:  # a library's own: the parent makes it the video's outcome, and the child lives on
+    except Exception as error:  # noqa: BLE001 - a library's own: the parent makes it the video's outcome, and the child lives on
         _answer(out, {"kind": "error", "reason": UNEXPECTED, "message": f"{request['path']}: {account(error)}"})
 
 

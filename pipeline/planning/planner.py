@@ -36,6 +36,8 @@ def plan_video(
     captioner: writes the captions of clips that have none.
     """
     digest = ""
+    if video.fault:
+        return refused(video, "", "probe", "bad_name", video.fault)
     try:
         with contained(video.source), fetch.local(video.source) as path:
             digest = content_digest(path)

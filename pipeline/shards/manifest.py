@@ -91,13 +91,17 @@ class Manifest:
     def begin_generation(self, videos: Sequence[SourceVideo], clips: Sequence[Clip] = ()) -> Generation:
         """Fix the list of videos of a new generation, with refused clips that are tried again."""
         made = Generation(self.groups(), tuple(videos), tuple(replace(clip, shard="") for clip in clips))
+        self.write_generation(made)
+        return made
+
+    def write_generation(self, generation: Generation) -> None:
+        """Write the list of a generation."""
         plain = {
-            "first_group": made.first_group,
-            "videos": [asdict(video) for video in made.videos],
-            "clips": [clip.plain() for clip in made.clips],
+            "first_group": generation.first_group,
+            "videos": [asdict(video) for video in generation.videos],
+            "clips": [clip.plain() for clip in generation.clips],
         }
         write_json(self.parts / SOURCES, plain)
-        return made
 
     def part(self, number: int) -> Path:
         """Return the path of a planned part."""

@@ -46,7 +46,7 @@ def test_a_caption_that_cannot_be_read_is_no_missing_one(tmp_path: Path, monkeyp
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "read_text", fail)
+            patch.setattr(Path, "read_bytes", fail)
             with pytest.raises(VideoError, match=r"a\.txt \(the caption beside the video\)") as caught:
                 sidecar(str(tmp_path / "a.mp4"))
         assert caught.value.reason == reason

@@ -141,7 +141,10 @@ def test_webdataset_tars_of_videos(tmp_path: Path, clips: Path) -> None:
                 tar.addfile(header, io.BytesIO(data))
     found = find(CorpusConfig(videos=(f"{tmp_path}/*.tar",)))
     assert len(found) == 6 and found[0].source == f"tar://0001.mp4::{tmp_path}/00000.tar"
-    assert [fetch.sidecar(video.source) for video in found[:3]] == ["from json", "from txt", ""]
+    assert [fetch.sidecar(video.source) for video in found[:2]] == ["from json", "from txt"]
+    with pytest.raises(VideoError, match="not a JSON object") as caught:
+        fetch.sidecar(found[2].source)
+    assert caught.value.reason == "bad_caption"
     with fetch.local(found[4].source) as path:
         assert path.read_bytes() == content and path.suffix == ".mp4"
     (tmp_path / "broken.tar").write_bytes(b"no tar at all" * 100)

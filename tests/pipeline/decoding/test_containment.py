@@ -17,7 +17,10 @@ from tests.helpers.fakes import clip, timed
 
 
 def test_an_unforeseen_error_is_a_refusal_with_its_text() -> None:
-    with pytest.raises(VideoError, match=r"^a\.mp4: KeyError: 'moov' \(test_containment\.py:\d+\)$") as caught, contained("a.mp4"):
+    with (
+        pytest.raises(VideoError, match=r"^a\.mp4: KeyError: 'moov' \(test_containment\.py:\d+\)$") as caught,
+        contained("a.mp4"),
+    ):
         raise KeyError("moov")
     assert caught.value.reason == "unexpected" and account(ValueError()) == "ValueError"
 
@@ -54,7 +57,11 @@ def test_the_child_answers_with_the_exception_and_lives_on(tmp_path: Path) -> No
     """A request that makes a library raise stands for any other: before, the child died of it, `attempts` times."""
     timed(tmp_path / "a.mp4", [i / 8 for i in range(9)])
     with DecoderProcess(DecodeLimits()) as decoder:
-        bad = {"op": "read", "path": str(tmp_path / "a.mp4"), "requests": [{"times": ["x"], "height": 8, "width": 8, "crop": ""}]}
+        bad = {
+            "op": "read",
+            "path": str(tmp_path / "a.mp4"),
+            "requests": [{"times": ["x"], "height": 8, "width": 8, "crop": ""}],
+        }
         with pytest.raises(VideoError, match="TypeError") as caught:
             list(decoder._ask(bad))
         assert caught.value.reason == "unexpected"
