@@ -9,6 +9,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -73,6 +74,40 @@ def content_digest(path: Path) -> str:
         reason = "not_found" if missing else "no_permission" if isinstance(error, PermissionError) else "unreadable"
         raise VideoError(reason, f"{path}: {error.strerror}") from error
     return hasher.hexdigest()
+
+
+class Identity:
+    """A local file as it is now; `check` fails once it has been replaced or written to. Raises VideoError as `content_digest`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stamp = _stamp(path)
+
+    def check(self) -> None:
+        """Raise VideoError (changed) where the file is not what it was. Costs a look at its times and size."""
+        if _stamp(self.path) != self._stamp:
+            raise VideoError("changed", f"{self.path}: was changed while it was read; {_RETRY}")
+
+    def check_content(self, digest: str) -> None:
+        """Raise VideoError (changed) where the content is not that of `digest`. A file is read once in a process."""
+        if _known_digest(self.path, self._stamp) != digest:
+            raise VideoError("changed", f"{self.path}: has changed since its clips were planned; {_RETRY}")
+
+
+_RETRY = "run with --retry to plan it anew"
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=256)
+def _known_digest(path: Path, stamp: tuple[int, ...]) -> str:
+    return content_digest(path)
 
 
 def sidecar(name: str) -> str:

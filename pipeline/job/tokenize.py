@@ -41,6 +41,10 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Su
     Raises CorpusError, FolderError (Locked, ConfigChanged), DiskFull, CodecError, JobError; nothing committed is lost.
     """
     spec = _spec(config)
+    pipeline = config.get(PipelineConfig)
+    output = ray_session.resolved_output(pipeline.output)
+    config = config.replaced(pipeline.model_copy(update={"output": output}))
+    print(f"output: {output}", flush=True)
     with FolderLock(config.get(PipelineConfig).output), _meter(config) as meter:
         config = dataset_json.settled(config)
         pipeline = config.get(PipelineConfig)
@@ -60,6 +64,7 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Su
         summary = summarize(pipeline.output, manifest, totals)
         print(describe(summary), flush=True)
         check_repaired(manifest, damaged)
+        print(f"output: {output}", flush=True)
         return summary
 
 

@@ -40,6 +40,7 @@ def plan_video(
         return refused(video, "", "probe", "bad_name", video.fault)
     try:
         with contained(video.source), fetch.local(video.source) as path:
+            file = fetch.Identity(path)
             digest = content_digest(path)
             found = retried(lambda: decoder.scan(path, config.cuts, config.filters), config.limits.attempts)
             plan = _checked(video, digest, found, config)
@@ -49,6 +50,7 @@ def plan_video(
                 plan = with_captions(
                     plan, path, (found.height, found.width), captioner, config.captioner, decoder, config.limits.attempts
                 )
+            file.check()
             return plan
     except VideoError as error:
         return refused(video, digest, "probe", error.reason, str(error))

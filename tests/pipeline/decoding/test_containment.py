@@ -48,7 +48,7 @@ def test_a_library_that_fails_over_one_video_ends_no_job(tmp_path: Path, monkeyp
         assert not plan.clips and [(r.stage, r.reason) for r in plan.rejects] == [("probe", "unexpected")]
         assert "the library's words" in plan.rejects[0].detail
         with monkeypatch.context() as patch:
-            patch.setattr(decode_clips, "partial", fail)
+            patch.setattr(decode_clips.fetch.Identity, "check_content", fail)
             found = list(decode_clips.decode_clips([clip(0), clip(1)], decoder, config))
         assert [(r.stage, r.reason) for _, r in found if not hasattr(r, "shape")] == [("encode", "unexpected")] * 2  # type: ignore[union-attr]
 
