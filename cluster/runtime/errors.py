@@ -1,8 +1,8 @@
 """Which errors are shown as one line, and which with their traceback.
 
 An error class that one of the four packages defines is meant for the user: its message names the file, the key or the rank, and
-the fix. So does an OSError of the system that names a file, or that says that a disk is full or broken. Every other error is a bug or a fault of the machine (a wrong shape,
-a GPU out of memory, a broken collective): its traceback is printed, and kept in the run's log.
+the fix. So does an OSError of the system that names a file, or that says that a disk is full or broken. Every other error is a bug or
+a fault of the machine (a wrong shape, a GPU out of memory, a broken collective): its traceback is printed, and kept in the run's log.
 """
 
 from __future__ import annotations

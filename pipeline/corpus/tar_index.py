@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 
 import fsspec
 
-from cluster.runtime.remote_files import is_url
+from cluster.runtime.remote_files import BrokenTransfer, is_url
 
 _NAME = re.compile(r"tar://(?P<member>.+)::(?P<tar>[^:].*?\.tar)", re.IGNORECASE | re.DOTALL)
 _CHUNK = 1 << 20
@@ -69,7 +69,7 @@ def _chunks(tar: str, at: Place) -> Iterator[bytes]:
         while left:
             chunk = file.read(min(left, _CHUNK))
             if not chunk:
-                raise OSError(f"{tar} ends inside of a member")
+                raise BrokenTransfer(f"{tar} ends inside of a member")
             left -= len(chunk)
             yield chunk
 
