@@ -15,15 +15,17 @@ from cluster.runtime.atomic_files import read_json, write_json
 from pipeline.config import CorpusConfig, PipelineConfig
 from pipeline.corpus import fetch
 from pipeline.corpus.listing import survey
+from pipeline.maintenance import recaption as captioning
 from pipeline.records import Clip, SourceVideo
 from pipeline.shards.layout import INDEX
 from pipeline.shards.manifest import Generation, Manifest
 from pipeline.video import VideoError
 
 
-def begin(config: Config, manifest: Manifest, *, retry: bool) -> Generation | None:
+def begin(config: Config, manifest: Manifest, *, retry: bool, recaption: bool = False) -> Generation | None:
     """List the corpus, and begin a generation with the videos that have no outcome yet; with `retry` also quarantined ones.
 
+    recaption: put captions that have changed into the plan and the shards; without it, they are counted.
     A generation that an earlier run began goes on, with the list as it is now. Returns None where there is nothing to plan and no
     clip to encode again. Raises CorpusError, CaptionError.
     """
@@ -31,6 +33,7 @@ def begin(config: Config, manifest: Manifest, *, retry: bool) -> Generation | No
     listing = survey(config.get(CorpusConfig))
     for note in listing.notes:
         print(note, flush=True)
+    _compare_captions(manifest, listing.videos, recaption)
     known = manifest.known()
     if begun is not None:
         return _resumed(begun, listing.videos, known, manifest, config.get(PipelineConfig).videos_per_task)
@@ -80,6 +83,22 @@ def _resumed(begun: Generation, listed: Sequence[SourceVideo], known: set[str], 
         flush=True,
     )
     return made
+
+
+def _compare_captions(manifest: Manifest, videos: Sequence[SourceVideo], apply: bool) -> None:
+    captions = captioning.changed(manifest, videos, remote=apply)
+    if apply or captioning.begun(manifest):
+        shards = captioning.recaption(manifest, captions if apply else {})
+        print(
+            f"captions: {len(captions) if apply else 0} videos have a new one; {shards} shards are rewritten with it",
+            flush=True,
+        )
+    elif captions:
+        print(
+            f"captions: {len(captions)} videos have another caption now than the plan and the shards (first: {min(captions)}); run "
+            "with --recaption to put them in, without encoding anew",
+            flush=True,
+        )
 
 
 def _without_changed(manifest: Manifest, clips: Sequence[Clip]) -> tuple[set[str], list[Clip]]:

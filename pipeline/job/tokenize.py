@@ -33,10 +33,11 @@ from tokenizer.config import TokenizerConfig
 from tokenizer.quantization.codec_spec import CodecSpec
 
 
-def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Summary:
+def tokenize(config: Config, *, retry: bool = False, repair: bool = False, recaption: bool = False) -> Summary:
     """Run the job to its end.
 
     retry: videos that could not be probed and clips that could not be encoded get another attempt, in new shards.
+    recaption: captions that have changed since are put into the shards, without encoding anew.
     repair: check every byte first, and encode damaged or missing shards again from their videos.
     Raises CorpusError, FolderError (Locked, ConfigChanged), DiskFull, CodecError, JobError; nothing committed is lost.
     """
@@ -51,7 +52,7 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Su
         layout.remove_leftovers(pipeline.output)
         dataset_json.begin(pipeline.output, dataset_json.dataset(config, spec), dataset_json.defaults())
         manifest = Manifest(pipeline.output)
-        generation = generations.begin(config, manifest, retry=retry)
+        generation = generations.begin(config, manifest, retry=retry, recaption=recaption)
         damaged = discard_damaged(manifest) if repair and generation is None else {}
         # A finished folder needs no Ray.
         busy = generation is not None or not all(manifest.committed(names) for _, names, _ in manifest.shards())
