@@ -23,7 +23,7 @@ from pipeline import video
 from pipeline.analysis.scan import Scan, ScanOptions, scan
 from pipeline.config import CutConfig, DecodeLimits, FilterConfig
 from pipeline.decoding.containment import UNEXPECTED, account
-from pipeline.decoding.process import DEVICE, READ
+from pipeline.decoding.process import DEVICE, LIMITED_FRAMES, READ
 from pipeline.video import Device, DeviceError, Request, VideoError
 
 
@@ -87,12 +87,14 @@ class _Heartbeat:
 
     def __init__(self, out: BinaryIO) -> None:
         self._out, self._last = out, time.monotonic()
+        self._frames = 0
 
     def __call__(self) -> None:
         now = time.monotonic()
-        if now - self._last >= 1.0:
+        self._frames += 1
+        if now - self._last >= 1.0 or self._frames % LIMITED_FRAMES == 0:
             self._last = now
-            _answer(self._out, {"kind": "beat"})
+            _answer(self._out, {"kind": "beat", "frames": self._frames})
 
 
 def _answer(out: BinaryIO, header: dict[str, Any], data: bytes = b"") -> None:
