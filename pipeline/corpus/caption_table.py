@@ -12,8 +12,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -83,16 +85,27 @@ class CaptionTable:
         """
         if source in self.rows:
             return source
+        known = self._names
         name = source
         if source.startswith("tar://"):
             name = source.removeprefix("tar://").rpartition("::")[0]
-        parts = PurePosixPath(name).parts
+        parts = PurePosixPath(_compared(name)).parts
         for begin in range(len(parts)):
             ending = PurePosixPath(*parts[begin:])
             for candidate in (str(ending), str(ending.parent / ending.stem)):
-                if candidate in self.rows:
-                    return candidate
+                if candidate in known:
+                    return known[candidate]
         return ""
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """The `file` of each row, by its form in which names are compared; the first of equal ones."""
+        return {_compared(name): name for name in reversed(tuple(self.rows))}
+
+
+def _compared(name: str) -> str:
+    """Return a name in the form in which names are compared: without a leading `./`, accents composed (NFC)."""
+    return unicodedata.normalize("NFC", str(PurePosixPath(name)))
 
 
 def _content(name: str) -> bytes:

@@ -118,7 +118,10 @@ def sidecar(name: str) -> str:
     caption is no text: to continue without it would lose the caption silently.
     """
     inside = tar_index.split(name)
-    first, chain, rest = ("tar://" + inside[0], "::", inside[1]) if inside else name.partition("::")
+    if inside:
+        first, chain, rest = "tar://" + inside[0], "::", inside[1]
+    else:  # only in a URL does `::` chain file systems
+        first, chain, rest = name.partition("::") if is_url(name) else (name, "", "")
     folder, slash, base = first.rpartition("/")
     stem, dot, ending = base.rpartition(".")
     if not dot:

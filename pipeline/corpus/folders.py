@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
@@ -65,12 +66,54 @@ def local_names(entry: str, names: Names) -> Found:
     if path.exists():
         return [str(path)]
     if names.is_glob(entry):
-        matches = sorted(name for name in glob.glob(entry, recursive=True) if Path(name).is_file())  # noqa: PTH207 - absolute patterns
-        return names.counted(matches, _named_by(entry))
+        return names.counted(sorted(_matches(entry)), _named_by(entry))
     raise CorpusError(f"corpus.videos: {entry} does not exist")
 
 
+def _matches(pattern: str) -> Iterator[str]:
+    """Yield the files that a pattern matches. `**` is not left to glob, which follows links in circles."""
+    before, deep, _ = pattern.partition("**")
+    if not deep:
+        yield from (name for name in glob.iglob(pattern) if Path(name).is_file())  # noqa: PTH207 - absolute patterns
+        return
+    folder = before.rpartition("/")[0] or ("/" if before.startswith("/") else ".")
+    # The folder itself may be a pattern.
+    roots = sorted(glob.iglob(folder)) if _GLOB & set(folder) else [folder]  # noqa: PTH207 - absolute patterns
+    for root in filter(os.path.isdir, roots):
+        rest = pattern[len(before.rpartition("/")[0]) :].lstrip("/")
+        wanted = re.compile(_expression(rest))
+        for name in _files(Path(root)):
+            if wanted.fullmatch(str(Path(name).relative_to(root))):
+                yield name
+
+
+def _expression(pattern: str) -> str:
+    """Return a pattern with `**` as a regular expression; as in a shell, a hidden name matches only where the pattern has the dot."""
+    found = ""
+    for part in pattern.split("/"):
+        if part == "**":
+            found += r"(?:(?!\.)[^/]+/)*"
+        else:
+            visible = r"(?!\.)" if part[:1] in _GLOB else ""
+            found += visible + re.sub(r"\[!?\]?[^\]]*\]|\*+|\?|[^*?\[]+|\[", _piece, part) + "/"
+    # What ends in `**` means every file below.
+    return found.removesuffix("/") if not found.endswith("/)*") else found + r"(?!\.)[^/]+"
+
+
+def _piece(match: re.Match[str]) -> str:
+    text = match.group()
+    if text[0] in "*?":
+        return "[^/]*" if text[0] == "*" else "[^/]"
+    if len(text) > 2 and text[0] == "[":
+        return f"[^{text[2:-1]}]" if text[1] == "!" else text
+    return re.escape(text)
+
+
 def _walked(path: Path, names: Names) -> Found:
+    return names.counted(_files(path))
+
+
+def _files(path: Path) -> Iterator[str]:
     """Walk a folder in sorted order, through links too; a folder that several links lead to is walked once."""
 
     def refuse(error: OSError) -> NoReturn:
@@ -90,13 +133,11 @@ def _walked(path: Path, names: Names) -> Found:
 
     seen: set[tuple[int, int]] = set()
     new(path)
-    found = []
     for folder, folders, files in os.walk(path, onerror=refuse, followlinks=True):
         real = [name for name in folders if not (Path(folder) / name).is_symlink()]
         kept = [name for name in (*sorted(real), *sorted(set(folders) - set(real))) if new(Path(folder) / name)]
         folders[:] = sorted(kept)
-        found += names.counted(str(Path(folder) / name) for name in sorted(files))
-    return found
+        yield from (str(Path(folder) / name) for name in sorted(files))
 
 
 def remote_names(entry: str, names: Names) -> Found:

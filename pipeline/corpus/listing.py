@@ -105,7 +105,7 @@ def _listed_video(path: str, file: str, listed: CaptionTable, table: CaptionTabl
 
 
 def _is_tar(name: str) -> bool:
-    return name.lower().endswith(".tar") and "::" not in name
+    return name.lower().endswith(".tar") and not ("::" in name and is_url(name))
 
 
 def _members(tar: str, found: Names) -> list[str]:

@@ -34,6 +34,13 @@ def split(name: str) -> tuple[str, str] | None:
     match = _NAME.fullmatch(name)
     if match is None or "::" in match["tar"] or re.search(r"::[a-z0-9+]+$", match["member"]):
         return None
+    member, tar = match["member"], match["tar"]
+    # A local folder may have `::` in its name, too: then what stands right of the last one is no file.
+    while not is_url(tar) and "::" in member and not Path(tar).exists():
+        member, _, begin = member.rpartition("::")
+        tar = f"{begin}::{tar}"
+        if Path(tar).exists():
+            return member, tar
     return match["member"], match["tar"]
 
 

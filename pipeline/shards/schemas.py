@@ -80,7 +80,10 @@ ROWS = pa.schema(
 
 def clip_rows(clips: Iterable[Clip], group: int) -> pa.Table:
     """Return clips as rows of clips.parquet."""
-    rows = [{**clip.plain(), "group": group, "scores": _pairs(clip.scores), "extra": _pairs(clip.extra)} for clip in clips]
+    rows = [
+        _writable({**clip.plain(), "group": group, "scores": _pairs(clip.scores), "extra": _pairs(clip.extra)})
+        for clip in clips
+    ]
     return pa.Table.from_pylist(rows, schema=CLIPS)
 
 
@@ -97,7 +100,9 @@ def clips_of(table: pa.Table) -> list[Clip]:
 
 def reject_rows(rejects: Iterable[Reject]) -> pa.Table:
     """Return rejects as rows of rejects.parquet."""
-    return pa.Table.from_pylist([{**asdict(reject), "scores": _pairs(reject.scores)} for reject in rejects], schema=REJECTS)
+    return pa.Table.from_pylist(
+        [_writable({**asdict(reject), "scores": _pairs(reject.scores)}) for reject in rejects], schema=REJECTS
+    )
 
 
 def rejects_of(table: pa.Table) -> list[Reject]:
@@ -109,6 +114,14 @@ def sample_rows(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Return the rows of a shard's parquet; `scores` and `extra` are dicts."""
     plain = [{**row, "scores": _pairs(row["scores"]), "extra": _pairs(row["extra"])} for row in rows]
     return pa.Table.from_pylist(plain, schema=ROWS)
+
+
+def _writable(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row whose texts can be written: a message may quote bytes of a file's name that are not UTF-8, which are escaped."""
+    return {
+        key: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) and not value.isascii() else value
+        for key, value in row.items()
+    }
 
 
 def _pairs(values: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -36,6 +36,8 @@ GLITCHES = 3
 """So many frames in a row behind the last one are a jump, too."""
 REORDER = 17
 """Frames within which a decoder reorders: 16 is what H.264 and HEVC allow."""
+SHOWN = 4
+"""Intervals from which the usual one is believed."""
 BEGINNING = 64
 """Packets by which a file is judged before its first frame."""
 
@@ -104,6 +106,16 @@ class Clock:
 
     def _interval(self) -> Fraction:
         return median_low(self._intervals) if self._intervals else self.step
+
+
+def usual_step(stamps: Iterable[Stamp], named: Fraction) -> Fraction:
+    """Return the interval of frames by a file's first packets, and as the file names it where there are too few to tell.
+
+    A show of slides, a picture every five seconds, is often named as one of thirty frames a second.
+    """
+    known = sorted(stamp.pts for stamp in stamps if stamp.pts is not None)
+    steps = [b - a for a, b in pairwise(known) if b > a]
+    return max(named, median_low(steps)) if len(steps) >= SHOWN else named
 
 
 def is_shuffled(stamps: Iterable[Stamp], *, reorders: bool) -> bool:

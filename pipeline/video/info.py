@@ -91,7 +91,9 @@ def describe(reader: Reader, frames: Iterator[tuple[float, av.VideoFrame]], *, m
         damage = str(error)
     if first is None:
         raise VideoError("no_frames", f"{reader.path}: not one frame decodes")
-    if len(times) > 1:
+    if len(times) == 1:
+        tail = 0.0  # a still has no length, whatever the file says: no clip of several frames is made of it
+    else:
         # Never more than `read_clips` grants to the last frame, so that a planned clip can be read.
         tail = min(float(np.median(np.diff(times))), max(tail, times[-1] - times[-2]))
     orientation = orientation_of(first)

@@ -16,7 +16,7 @@ from typing import Any
 
 import av
 
-from pipeline.video.clock import BEGINNING, Clock, Stamp, is_regular, is_shuffled
+from pipeline.video.clock import BEGINNING, Clock, Stamp, is_regular, is_shuffled, usual_step
 from pipeline.video.container import VideoError, open_file, regular
 from pipeline.video.device import Device
 
@@ -149,6 +149,7 @@ class Reader:
             self._peeked = list(islice(packets, BEGINNING))
             context = self.stream.codec_context
             stamps = [_stamp(packet) for packet in self._peeked if packet.size]
+            self._clock.step = usual_step(stamps, self._step)
             self._clock.shuffled = is_shuffled(stamps, reorders=bool(context.has_b_frames))
             packets = chain(self._peeked, packets)
             self._peeked = []

@@ -149,3 +149,9 @@ def test_long_captions_of_csv_are_read(tmp_path: Path) -> None:
 )
 def test_names_without_ending_and_with_dots_and_members_of_tars(tmp_path: Path, source: str, caption: str) -> None:
     assert table(tmp_path / "t.csv", "file,caption\nv1.0,dots\nx,bare\ny.mp4,member\n").look_up(source)[0] == caption
+
+
+def test_names_are_compared_as_people_write_them(tmp_path: Path) -> None:
+    found = table(tmp_path / "t.csv", "file,caption\n./b.mp4,dot slash\ncafe\u0301.mp4,accent\nsub//c.mp4,two slashes\n")
+    assert found.look_up("/data/b.mp4")[0] == "dot slash" and found.look_up("x/caf\xe9.mp4")[0] == "accent"
+    assert found.look_up("s3://x/sub/c.mp4")[0] == "two slashes" and found.look_up("c.mp4")[0] == ""

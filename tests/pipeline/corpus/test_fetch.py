@@ -116,3 +116,8 @@ def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
         with pytest.raises(VideoError, match="--retry") as caught:
             check()
         assert caught.value.reason == "changed"
+
+
+def test_colons_in_a_local_name_keep_its_caption(tmp_path: Path) -> None:
+    (tmp_path / "a::b.txt").write_text("a dog")
+    assert sidecar(str(tmp_path / "a::b.mp4")) == "a dog"

@@ -72,3 +72,28 @@ def test_names_of_another_encoding_are_one_counted_refusal_each(tmp_path: Path) 
     listing = survey(CorpusConfig(videos=(str(tmp_path),)))
     assert [(Path(v.source).name, bool(v.fault)) for v in listing.videos] == [(r"caf\xe9.mp4", True), ("good.mp4", False)]
     assert "corpus: 1 videos have a name that is not UTF-8; each is refused as bad_name" in listing.notes
+
+
+def test_a_deep_pattern_follows_no_links_in_circles(tmp_path: Path) -> None:
+    """Three links upwards: Python's glob tries every path through them."""
+    fill(tmp_path, "a/v.mp4", "a/b/w.webm", "a/b/.h.mp4", ".hidden/x.mp4", "y.mp4", "a/notes.txt", "c[1]/z.mp4")
+    for link in ("a/up", "a/up2", "a/b/up"):
+        (tmp_path / link).symlink_to(tmp_path)
+
+    def matched(pattern: str) -> list[str]:
+        return [str(Path(name).relative_to(tmp_path)) for name in local_names(f"{tmp_path}/{pattern}", Names(EXTENSIONS))]
+
+    assert matched("**/*.mp4") == ["a/v.mp4", "c[1]/z.mp4", "y.mp4"]
+    assert matched("**") == ["a/b/w.webm", "a/v.mp4", "c[1]/z.mp4", "y.mp4"] == matched("**/*")
+    assert matched("a/**/w.*") == ["a/b/w.webm"] and matched("*/**/[vw].webm") == ["a/b/w.webm"]
+    assert matched("**/[!v]?mp4") == ["c[1]/z.mp4", "y.mp4"] and matched("**/.h*.mp4") == []
+
+
+@pytest.mark.parametrize("pattern", ["**/*.mp4", "s*b/**/*.mp4", "**/deep/*.mp4", "./**/?.mp4"])
+def test_a_deep_pattern_finds_what_glob_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    import glob
+
+    fill(tmp_path, "sub/a.mp4", "sub/deep/b.mp4", "sob/deep/c.mp4", "d.mp4", "sub/deep/e.webm")
+    monkeypatch.chdir(tmp_path)
+    wanted = sorted(str(Path(name)) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207
+    assert wanted and sorted(str(Path(name)) for name in local_names(pattern, Names(EXTENSIONS))) == wanted

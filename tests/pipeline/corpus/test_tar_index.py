@@ -96,3 +96,19 @@ def test_what_is_gone_or_cut_off_is_the_refusal_of_one_video(tar: Path) -> None:
     place = tar_index.Place(512, 600)
     with pytest.raises(OSError, match="ends inside of a member"):
         list(tar_index._chunks(str(cut), place))
+
+
+def test_a_tar_in_a_folder_with_colons_is_a_tar(tmp_path: Path) -> None:
+    from pipeline.config import CorpusConfig
+    from pipeline.corpus import fetch
+    from pipeline.corpus.listing import find
+
+    folder = tmp_path / "odd::name"
+    folder.mkdir()
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        header = tarfile.TarInfo("b.mp4")
+        header.size = 3
+        tar.addfile(header, io.BytesIO(b"one"))
+    (video,) = find(CorpusConfig(videos=(str(folder / "a.tar"),)))
+    with fetch.local(video.source) as path:
+        assert path.read_bytes() == b"one"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from fractions import Fraction as F
+from pathlib import Path
 
 import pytest
 
-from pipeline.video.clock import REORDER, Clock, Stamp, is_regular, is_shuffled
+from pipeline import video
+from pipeline.video.clock import REORDER, Clock, Stamp, is_regular, is_shuffled, usual_step
+from tests.helpers.fakes import timed
 
 STEP = F(1, 24)
 
@@ -88,3 +91,11 @@ def test_only_a_clock_that_needs_no_repair_is_regular() -> None:
     assert not is_regular(stamps([*sound[:20], sound[3], *sound[20:]])), "two frames at one time"
     assert not is_regular(stamps(sound, corrupt=True))
     assert not is_regular(stamps([*range(1, 2 + REORDER), 0])), "further back than decoders reorder"
+
+
+def test_a_show_of_slides_keeps_its_times(tmp_path: Path) -> None:
+    """A picture every five seconds in a file that is named as one of thirty frames a second: no clock jumps."""
+    info = video.probe(timed(tmp_path / "slides.mkv", [5.0 * number for number in range(8)]))
+    assert info.times.tolist() == [5.0 * number for number in range(8)]
+    assert usual_step(stamps([0, 5, 10]), F(1, 30)) == F(1, 30), "too few to tell"
+    assert usual_step(stamps([0, 0.125, 0.25, 300, 0.375, 0.5]), F(1, 30)) == F(1, 8), "an outlier is no rule"

@@ -96,3 +96,17 @@ def test_frames_after_a_loss_are_corrupt_until_the_next_key_frame(tmp_path: Path
     corrupt, keys = [each for each, _ in seen], [number for number, (_, key) in enumerate(seen) if key]
     first = corrupt.index(True)
     assert len(keys) == 2 and 5 < first < keys[1] - 10 and all(corrupt[first : keys[1]]) and not any(corrupt[keys[1] :])
+
+
+def test_a_still_has_no_length_whatever_the_file_says(tmp_path: Path) -> None:
+    """An .avif may claim seconds for its only frame; clips of a frozen picture were made of it."""
+    import av
+
+    plain = timed(tmp_path / "a.mkv", [0.0])
+    with av.open(str(plain)) as before, av.open(str(tmp_path / "still.mkv"), "w") as after:
+        stream = after.add_stream_from_template(before.streams.video[0])
+        for packet in before.demux(video=0):
+            if packet.size:
+                packet.stream, packet.duration = stream, 9000
+                after.mux(packet)
+    assert video.probe(tmp_path / "still.mkv").seconds <= 0.04
