@@ -91,7 +91,7 @@ class DecodeLimits(Section):
     """Limits of a decoding child process; it is killed when it exceeds one."""
 
     seconds: float = Field(default=1800.0, gt=0)
-    """Wall-clock seconds that one pass over a video may take."""
+    """Wall-clock seconds that decoding 50,000 frames of a video (half an hour) may take; a long film gets as much for each."""
     stall_seconds: float = Field(default=60.0, gt=0)
     """Seconds without a decoded frame after which a decoder counts as hung."""
     memory_gb: float = Field(default=4.0, gt=0)

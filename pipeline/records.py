@@ -92,6 +92,8 @@ class SourceVideo:
     """Path or URL, as the corpus names it."""
     caption: str = ""
     extra: dict[str, str] = field(default_factory=dict)
+    fault: str = ""
+    """Why it cannot be used, found when the corpus was listed (`bad_name`); empty for none."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ DOORS = {
     "prometheus_client": ("cluster/metrics/",),
     "av": ("pipeline/video/",),
 }
-FILES, LINES, FUNCTION_LINES, PARAMETERS, MODULES = (4, 12), 300, 80, 8, 215
+FILES, LINES, FUNCTION_LINES, PARAMETERS, MODULES = (4, 12), 300, 80, 8, 220
 
 
 def below(room: str, other: str) -> bool:

@@ -19,6 +19,8 @@ UNPICKLERS = {
 
 CARRIERS = {
     "cluster/runtime/file_lock.py",  # closes its file on any error, and raises it again
+    "pipeline/decoding/child.py",  # answers its parent with the error, which becomes the refusal of a video
+    "pipeline/decoding/containment.py",  # turns an error of the work on one video into its refusal
     "pipeline/encoding/prefetch.py",  # a thread takes any error of its work and raises it in the thread that waits for it
     "pipeline/job/ray_session.py",  # ray.init raises `Exception` itself when its servers do not come up; it becomes a JobError
 }

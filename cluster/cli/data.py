@@ -105,17 +105,20 @@ def tokenize(
     overrides: Overrides = None,
     retry: Annotated[bool, typer.Option("--retry", help="Process rejected videos and clips again, into new shards.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Verify every byte first and recreate damaged shards.")] = False,
+    recaption: Annotated[
+        bool, typer.Option("--recaption", help="Put changed captions into the shards, without encoding anew.")
+    ] = False,
 ) -> None:
     """Turn the corpus into token shards, on Ray; run it again to continue where it stopped.
 
     Under `ray job submit` it uses the cluster that runs it; otherwise it starts a local Ray.
 
-    Example: ray job submit --address http://127.0.0.1:8265 -- videoar tokenize -c configs/demo.yaml
+    Example: ray job submit --address http://127.0.0.1:8265 -- videoar tokenize -c /shared/corpus.yaml
     """
     from cluster.config import load
     from pipeline.job.tokenize import tokenize
 
-    tokenize(load(config, overrides or ()), retry=retry, repair=repair)
+    tokenize(load(config, overrides or ()), retry=retry, repair=repair, recaption=recaption)
 
 
 def submit(

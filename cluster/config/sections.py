@@ -7,11 +7,12 @@ models as dotted paths, which are resolved when a file is read.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 SECTIONS: Mapping[str, str] = {
     "run": "cluster.config:RunConfig",
@@ -29,10 +30,25 @@ SECTIONS: Mapping[str, str] = {
 }
 
 
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+
+
 class Section(BaseModel):
     """Base class of every section: frozen, unknown keys refused, each key documented by the docstring below it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _local(cls, value: Any) -> Any:
+        """Refuse a URL where a path of this machine is meant: as a path, s3://bucket/x is a folder `s3:` in the working folder."""
+        for path in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(path, Path) and (url := _URL.match(str(path))):
+                raise ValueError(
+                    f"{url[1]}://{str(path)[url.end() :].lstrip('/')} is a URL, and this key takes a path of a disk; mount the store or "
+                    "write to a disk that all hosts share, and copy what is finished"
+                )
+        return value
 
 
 class RunConfig(Section):

@@ -1,12 +1,13 @@
 """Which errors are shown as one line, and which with their traceback.
 
 An error class that one of the four packages defines is meant for the user: its message names the file, the key or the rank, and
-the fix. So does an OSError of the system that names a file. Every other error is a bug or a fault of the machine (a wrong shape,
-a GPU out of memory, a broken collective): its traceback is printed, and kept in the run's log.
+the fix. So does an OSError of the system that names a file, or that says that a disk is full or broken. Every other error is a bug or
+a fault of the machine (a wrong shape, a GPU out of memory, a broken collective): its traceback is printed, and kept in the run's log.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -19,6 +20,8 @@ from cluster.runtime.source_tree import PACKAGES
 
 SHOW_TRACEBACKS = "VIDEOAR_TRACEBACK"
 """Environment variable: with 1, errors that are meant for the user are shown with their traceback too."""
+_CONDITIONS = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENFILE})
+"""Conditions of a disk or host that the system reports without naming a file when a read or write fails half-way."""
 
 
 class FirstRankFailed(RuntimeError):
@@ -31,8 +34,8 @@ class FirstRankFailed(RuntimeError):
 
 
 def is_ours(error: BaseException) -> bool:
-    """Return whether an error is meant for the user: its class is ours, or it is an OSError that names a file."""
-    if isinstance(error, OSError) and error.filename is not None:
+    """Return whether an error is meant for the user: its class is ours, or it is an OSError that names a file or a disk's condition."""
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in _CONDITIONS):
         return True
     return any(kind.__module__.partition(".")[0] in PACKAGES for kind in type(error).__mro__)
 

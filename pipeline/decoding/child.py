@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from pipeline import video
 from pipeline.analysis.scan import Scan, ScanOptions, scan
 from pipeline.config import CutConfig, DecodeLimits, FilterConfig
-from pipeline.decoding.process import DEVICE, READ
+from pipeline.decoding.containment import UNEXPECTED, account
+from pipeline.decoding.process import DEVICE, LIMITED_FRAMES, READ
 from pipeline.video import Device, DeviceError, Request, VideoError
 
 
@@ -73,6 +74,8 @@ def _answer_request(limits: DecodeLimits, device: Device, request: dict[str, Any
     except MemoryError:
         message = f"{request['path']}: decoding needs more than pipeline.limits.memory_gb = {limits.memory_gb:g} GiB"
         _answer(out, {"kind": "error", "reason": "memory", "message": message})
+    except Exception as error:  # noqa: BLE001 - a library's own: the parent makes it the video's outcome, and the child lives on
+        _answer(out, {"kind": "error", "reason": UNEXPECTED, "message": f"{request['path']}: {account(error)}"})
 
 
 def _send(out: BinaryIO, block: NDArray[np.uint8]) -> None:
@@ -84,12 +87,14 @@ class _Heartbeat:
 
     def __init__(self, out: BinaryIO) -> None:
         self._out, self._last = out, time.monotonic()
+        self._frames = 0
 
     def __call__(self) -> None:
         now = time.monotonic()
-        if now - self._last >= 1.0:
+        self._frames += 1
+        if now - self._last >= 1.0 or self._frames % LIMITED_FRAMES == 0:
             self._last = now
-            _answer(self._out, {"kind": "beat"})
+            _answer(self._out, {"kind": "beat", "frames": self._frames})
 
 
 def _answer(out: BinaryIO, header: dict[str, Any], data: bytes = b"") -> None:

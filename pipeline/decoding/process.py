@@ -38,6 +38,8 @@ from pipeline.video import CPU, DeviceError, Frames, Request, VideoError
 if TYPE_CHECKING:
     from pipeline.analysis.transnet import BoundaryDetector, TransNet
 
+LIMITED_FRAMES = 50_000
+"""Frames for which `pipeline.limits.seconds` is meant."""
 READ = 1 << 20
 """Bytes that are read from the child, or buffered in it, at once."""
 _START = 120.0
@@ -186,6 +188,8 @@ class DecoderProcess:
                 if self.beat is not None:
                     self.beat()
                 if header["kind"] == "beat":
+                    if header["frames"] % LIMITED_FRAMES == 0:
+                        waited = 0.0
                     continue
                 if header["kind"] == "end":
                     finished = True

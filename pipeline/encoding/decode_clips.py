@@ -1,7 +1,8 @@
 """Planned clips to frames: each clip gets its pixels or the reason why it has none.
 
 In:  clips in the order of the plan, a `DecoderProcess`.
-Out: (clip, frames or `Reject`) in the same order; a bad video or a decoder that dies is an outcome, not an error.
+Out: (clip, frames or `Reject`) in the same order; a bad video, one that changed since it was planned, or a decoder that dies is an
+     outcome, not an error.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from itertools import groupby
 
 from pipeline.config import PipelineConfig
 from pipeline.corpus import fetch
+from pipeline.decoding.containment import contained
 from pipeline.decoding.process import DecoderDied, DecoderProcess
 from pipeline.decoding.retry import quarantine_detail, resumed
 from pipeline.records import Clip, Reject, clip_times
@@ -29,16 +31,19 @@ def decode_clips(
 
     gone: sources that were taken down (excluded.json); their clips are refused without being decoded.
     """
-    for name, group in groupby(clips, key=lambda clip: clip.source):
+    for (name, digest), group in groupby(clips, key=lambda clip: (clip.source, clip.source_digest)):
         wanted = list(group)
         done = 0
         if hidden(name, gone):
             yield from ((clip, taken_down(clip)) for clip in wanted)
             continue
         try:
-            with fetch.local(name) as path:
+            with contained(name), fetch.local(name) as path:
+                file = fetch.Identity(path)
+                file.check_content(digest)
                 requests = [Request(clip_times(clip), clip.bucket.height, clip.bucket.width, clip.crop) for clip in wanted]
                 for frames in resumed(partial(decoder.read, path, requests), config.limits.attempts):
+                    file.check()
                     yield wanted[done], frames
                     done += 1
         except VideoError as error:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import ray
@@ -49,7 +50,24 @@ def session(config: PipelineConfig) -> Iterator[None]:
             ray.shutdown()
 
 
+def resolved_output(folder: Path) -> Path:
+    """Return the output folder as an absolute path. Raises JobError where it lies in Ray's copy of a job's working folder."""
+    absolute = Path(os.path.abspath(folder))  # noqa: PTH100 - not through links: the name is the user's
+    for path in (absolute, absolute.resolve()):
+        if "working_dir_files" in path.parts or any(part.startswith("_ray_pkg_") for part in path.parts):
+            raise JobError(
+                f"pipeline.output: {folder} is {absolute}, in the copy of the working folder that Ray made for this job (ray job "
+                "submit --working-dir) and deletes after it; give an absolute path of a folder that all hosts see"
+            )
+    return absolute
+
+
 def _join(address: str) -> None:
+    if address.startswith(("http://", "https://")):
+        raise JobError(
+            f"RAY_ADDRESS={address} is a dashboard's address, which takes submitted jobs; submit the job (videoar submit --address "
+            f"{address}), or set RAY_ADDRESS=HOST:6379, the address that `ray start --head` names, or unset it"
+        )
     remedy = "start it with `ray start --head`, correct RAY_ADDRESS, or unset it to run on this machine alone"
     if refusal := _refusal(address):
         raise JobError(f"cannot join the Ray cluster at RAY_ADDRESS={address}: {refusal}; {remedy}")

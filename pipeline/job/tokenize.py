@@ -16,15 +16,14 @@ from contextlib import contextmanager, nullcontext
 from cluster.config import Config, MetricsConfig
 from cluster.metrics import Meter
 from cluster.runtime.progress import ProgressBar
-from pipeline.config import CorpusConfig, PipelineConfig
-from pipeline.corpus.listing import find
-from pipeline.job import dataset_json, ray_session
+from pipeline.config import PipelineConfig
+from pipeline.job import dataset_json, generations, ray_session
 from pipeline.job.repair import check_repaired, discard_damaged
 from pipeline.job.summary import RunTotals, Summary, describe, summarize
 from pipeline.shards import layout
 from pipeline.shards.commit_record import read_info
 from pipeline.shards.layout import ADDRESS, INDEX, FolderLock
-from pipeline.shards.manifest import Generation, Manifest
+from pipeline.shards.manifest import Manifest
 from pipeline.workers.encode_pool import Pool
 from pipeline.workers.errors import JobError
 from pipeline.workers.job_metrics import Fallbacks, count_plan, count_shard
@@ -34,23 +33,26 @@ from tokenizer.config import TokenizerConfig
 from tokenizer.quantization.codec_spec import CodecSpec
 
 
-def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Summary:
+def tokenize(config: Config, *, retry: bool = False, repair: bool = False, recaption: bool = False) -> Summary:
     """Run the job to its end.
 
     retry: videos that could not be probed and clips that could not be encoded get another attempt, in new shards.
+    recaption: captions that have changed since are put into the shards, without encoding anew.
     repair: check every byte first, and encode damaged or missing shards again from their videos.
     Raises CorpusError, FolderError (Locked, ConfigChanged), DiskFull, CodecError, JobError; nothing committed is lost.
     """
     spec = _spec(config)
+    pipeline = config.get(PipelineConfig)
+    output = ray_session.resolved_output(pipeline.output)
+    config = config.replaced(pipeline.model_copy(update={"output": output}))
+    print(f"output: {output}", flush=True)
     with FolderLock(config.get(PipelineConfig).output), _meter(config) as meter:
         config = dataset_json.settled(config)
         pipeline = config.get(PipelineConfig)
         layout.remove_leftovers(pipeline.output)
         dataset_json.begin(pipeline.output, dataset_json.dataset(config, spec), dataset_json.defaults())
         manifest = Manifest(pipeline.output)
-        generation = manifest.generation()  # that an earlier run began to plan
-        if generation is None:
-            generation = _begin_generation(config.get(CorpusConfig), manifest, retry)
+        generation = generations.begin(config, manifest, retry=retry, recaption=recaption)
         damaged = discard_damaged(manifest) if repair and generation is None else {}
         # A finished folder needs no Ray.
         busy = generation is not None or not all(manifest.committed(names) for _, names, _ in manifest.shards())
@@ -63,6 +65,7 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False) -> Su
         summary = summarize(pipeline.output, manifest, totals)
         print(describe(summary), flush=True)
         check_repaired(manifest, damaged)
+        print(f"output: {output}", flush=True)
         return summary
 
 
@@ -89,25 +92,6 @@ def _meter(config: Config) -> Iterator[Meter]:
     finally:
         meter.close()
         (folder / ADDRESS).unlink(missing_ok=True)
-
-
-def _begin_generation(corpus: CorpusConfig, manifest: Manifest, retry: bool) -> Generation | None:
-    """List the corpus and begin a generation with the videos that have no outcome yet; with `retry` also quarantined ones.
-
-    Returns None where there is nothing to plan and no clip to encode again.
-    """
-    known = manifest.known()
-    again, clips = manifest.quarantined() if retry else (set(), [])
-    listed = find(corpus)
-    new = [video for video in listed if video.source not in known or video.source in again]
-    print(
-        f"corpus: {len(listed)} videos, {len(new)} of them to plan" + (f", {len(clips)} clips again" if retry else ""),
-        flush=True,
-    )
-    if not new and not clips:
-        return None
-    (manifest.folder / INDEX).unlink(missing_ok=True)
-    return manifest.begin_generation(new, clips)
 
 
 def encode_groups(config: Config, manifest: Manifest, meter: Meter) -> RunTotals:

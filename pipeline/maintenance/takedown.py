@@ -7,6 +7,7 @@ Out: excluded.json (`exclude`); shards without the excluded samples (`compact`).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -73,6 +74,6 @@ def compact(folder: str | Path) -> int:
                 (folder / f"{name}.tar").unlink()
                 write_shard(folder, name, kept, [*rejects, *map(taken_down, dropped)], spec, zstd_level=level)
                 removed += len(dropped)
-        manifest.blank_captions(gone)
+        manifest.rewrite_clips(lambda clip: replace(clip, caption="", extra={}) if hidden(clip.source, gone) else clip)
         manifest.finish()
     return removed

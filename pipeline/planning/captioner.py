@@ -91,8 +91,11 @@ class HuggingFaceCaptioner:
             if config.prompt:
                 inputs["text"] = [config.prompt] * len(spans)
         batch = self._processor(**inputs).to(self._device, self._dtype)
-        with torch.inference_mode():
-            tokens = self._model.generate(**batch, max_new_tokens=config.max_tokens, do_sample=False, num_beams=1)
+        try:
+            with torch.inference_mode():
+                tokens = self._model.generate(**batch, max_new_tokens=config.max_tokens, do_sample=False, num_beams=1)
+        except (torch.OutOfMemoryError, torch.AcceleratorError) as error:  # the host's fault, not that of one video
+            raise CaptionerError(f"{config.weights}: the captioner does not run here: {str(error).splitlines()[0]}") from error
         if self._chat:  # the answer follows the question
             tokens = tokens[:, batch["input_ids"].shape[1] :]
         return [" ".join(text.split()) for text in self._processor.batch_decode(tokens, skip_special_tokens=True)]
@@ -151,7 +154,8 @@ def with_captions(
             captions.update(zip((begin for begin, _ in waiting), texts))
             waiting.clear()
 
-    for begin, frames in zip(spans, _readable(decoder, path, requests, attempts)):
+    # The decoder's frames first, so that it is read to its end: one that is left earlier is killed.
+    for frames, begin in zip(_readable(decoder, path, requests, attempts), spans):
         waiting.append((begin, frames))
         if len(waiting) == config.batch:
             flush()

@@ -17,6 +17,7 @@ from pipeline.analysis.shots import shots
 from pipeline.config import PipelineConfig
 from pipeline.corpus import fetch
 from pipeline.corpus.fetch import content_digest
+from pipeline.decoding.containment import contained
 from pipeline.decoding.process import DecoderDied, DecoderProcess
 from pipeline.decoding.retry import quarantine_detail, retried
 from pipeline.planning import filters
@@ -35,8 +36,11 @@ def plan_video(
     captioner: writes the captions of clips that have none.
     """
     digest = ""
+    if video.fault:
+        return refused(video, "", "probe", "bad_name", video.fault)
     try:
-        with fetch.local(video.source) as path:
+        with contained(video.source), fetch.local(video.source) as path:
+            file = fetch.Identity(path)
             digest = content_digest(path)
             found = retried(lambda: decoder.scan(path, config.cuts, config.filters), config.limits.attempts)
             plan = _checked(video, digest, found, config)
@@ -46,6 +50,7 @@ def plan_video(
                 plan = with_captions(
                     plan, path, (found.height, found.width), captioner, config.captioner, decoder, config.limits.attempts
                 )
+            file.check()
             return plan
     except VideoError as error:
         return refused(video, digest, "probe", error.reason, str(error))

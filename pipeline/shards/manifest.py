@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from cluster.runtime.atomic_files import committing, read_json, write_json
 from pipeline.records import Clip, Reject, SourceVideo
 from pipeline.shards.commit_record import ShardInfo, dataset_digest, read_info
-from pipeline.shards.layout import CLIPS, DATASET, INDEX, META, PLAN, REJECTS, SOURCES, hidden
+from pipeline.shards.layout import CLIPS, DATASET, INDEX, META, PLAN, REJECTS, SOURCES
 from pipeline.shards.schemas import CLIPS as CLIP_SCHEMA
 from pipeline.shards.schemas import COMPACT, ROWS, clip_rows, clips_of, reject_rows, rejects_of
 
@@ -91,13 +91,17 @@ class Manifest:
     def begin_generation(self, videos: Sequence[SourceVideo], clips: Sequence[Clip] = ()) -> Generation:
         """Fix the list of videos of a new generation, with refused clips that are tried again."""
         made = Generation(self.groups(), tuple(videos), tuple(replace(clip, shard="") for clip in clips))
+        self.write_generation(made)
+        return made
+
+    def write_generation(self, generation: Generation) -> None:
+        """Write the list of a generation."""
         plain = {
-            "first_group": made.first_group,
-            "videos": [asdict(video) for video in made.videos],
-            "clips": [clip.plain() for clip in made.clips],
+            "first_group": generation.first_group,
+            "videos": [asdict(video) for video in generation.videos],
+            "clips": [clip.plain() for clip in generation.clips],
         }
         write_json(self.parts / SOURCES, plain)
-        return made
 
     def part(self, number: int) -> Path:
         """Return the path of a planned part."""
@@ -156,14 +160,14 @@ class Manifest:
         """Return the sources with at least one sample in index.parquet."""
         return set(pq.read_table(self.folder / INDEX, columns=["source"])["source"].unique().to_pylist())
 
-    def blank_captions(self, gone: Sequence[str]) -> None:
-        """Rewrite clips.parquet without the captions and extra columns of the sources that were taken down."""
+    def rewrite_clips(self, change: Callable[[Clip], Clip]) -> None:
+        """Rewrite clips.parquet with each clip changed, groups and their order as they are."""
         with (
             committing(self.folder / CLIPS) as temporary,
             pq.ParquetWriter(temporary, CLIP_SCHEMA, **COMPACT) as writer,
         ):
             for group in range(self.groups()):
-                clips = [replace(c, caption="", extra={}) if hidden(c.source, gone) else c for c in self.clips(group)]
+                clips = [change(clip) for clip in self.clips(group)]
                 writer.write_table(clip_rows(clips, group), row_group_size=max(1, len(clips)))
 
     def finish(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,3 +124,9 @@ def test_success_exits_and_interrupts_pass_through() -> None:
     for passing in (SystemExit(75), KeyboardInterrupt()):
         with pytest.raises(type(passing)), ErrorReport("error: "):
             raise passing
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_fails_half_way_is_one_line_though_no_file_is_named(number: int) -> None:
+    error = OSError(number, os.strerror(number))
+    assert error.filename is None and is_ours(error) and description(error) == str(error)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import os
+import tarfile
 from pathlib import Path
 
 import fsspec
@@ -46,7 +48,7 @@ def test_a_caption_that_cannot_be_read_is_no_missing_one(tmp_path: Path, monkeyp
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "read_text", fail)
+            patch.setattr(Path, "read_bytes", fail)
             with pytest.raises(VideoError, match=r"a\.txt \(the caption beside the video\)") as caught:
                 sidecar(str(tmp_path / "a.mp4"))
         assert caught.value.reason == reason
@@ -59,3 +61,58 @@ def test_a_pipe_that_calls_itself_a_video_hangs_nobody(tmp_path: Path) -> None:
     assert caught.value.reason == "unreadable"
     with pytest.raises(VideoError, match="not a regular file"):
         probe(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "caption"),
+    [
+        ("a.txt", "één\n".encode("utf-16"), "één"),
+        ("a.txt", b"\xef\xbb\xbfone\n", "one"),
+        ("a.json", b'\xef\xbb\xbf{"caption": "two"}', "two"),
+        ("a.json", b'{"caption": null, "text": "three"}', "three"),
+        ("a.json", b'{"caption": "cut \\ud83d"}', "cut \ufffd"),
+        ("a.json", b'{"width": 3}', ""),
+        ("a.json", b"", ""),
+    ],
+)
+def test_captions_beside_a_video(tmp_path: Path, name: str, content: bytes, caption: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert sidecar(str(tmp_path / "a.mp4")) == caption
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"caf\xe9", "not UTF-8"),
+        ("a.json", b'{"caption": ', "not valid JSON"),
+        ("a.json", b'["x"]', "not a JSON object"),
+        ("a.json", b'{"caption": ["x", "y"]}', "`caption` holds a list"),
+    ],
+)
+def test_a_caption_that_is_no_text_is_the_refusal_of_its_video(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(VideoError, match=message) as caught:
+        sidecar(str(tmp_path / "a.mp4"))
+    assert caught.value.reason == "bad_caption" and name in str(caught.value)
+
+
+def test_a_sample_of_a_tar_has_its_caption_by_the_name_before_the_first_dot(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name, data in (("k.left.mp4", b"x"), ("k.txt", b"both"), ("m.left.mp4", b"x"), ("m.left.json", b'{"text": "own"}')):
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            tar.addfile(header, io.BytesIO(data))
+    assert [sidecar(f"tar://{name}.left.mp4::{tmp_path}/t.tar") for name in "km"] == ["both", "own"]
+
+
+def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"one")
+    file, digest = fetch.Identity(path), content_digest(path)
+    file.check()
+    file.check_content(digest)
+    path.write_bytes(b"other")
+    for check in (file.check, lambda: fetch.Identity(path).check_content(digest)):
+        with pytest.raises(VideoError, match="--retry") as caught:
+            check()
+        assert caught.value.reason == "changed"

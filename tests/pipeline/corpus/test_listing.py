@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config import CorpusConfig
 from pipeline.corpus import fetch
-from pipeline.corpus.listing import CorpusError, find
+from pipeline.corpus.listing import CorpusError, find, survey
 from pipeline.video import VideoError
 
 
@@ -141,9 +141,43 @@ def test_webdataset_tars_of_videos(tmp_path: Path, clips: Path) -> None:
                 tar.addfile(header, io.BytesIO(data))
     found = find(CorpusConfig(videos=(f"{tmp_path}/*.tar",)))
     assert len(found) == 6 and found[0].source == f"tar://0001.mp4::{tmp_path}/00000.tar"
-    assert [fetch.sidecar(video.source) for video in found[:3]] == ["from json", "from txt", ""]
+    assert [fetch.sidecar(video.source) for video in found[:2]] == ["from json", "from txt"]
+    with pytest.raises(VideoError, match="not a JSON object") as caught:
+        fetch.sidecar(found[2].source)
+    assert caught.value.reason == "bad_caption"
     with fetch.local(found[4].source) as path:
         assert path.read_bytes() == content and path.suffix == ".mp4"
     (tmp_path / "broken.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(CorpusError, match=r"cannot read .*broken\.tar"):
         names(tmp_path / "broken.tar")
+
+
+def test_captions_are_counted_and_a_table_that_fits_no_video_is_an_error(folder: Path) -> None:
+    table = folder / "t.csv"
+    table.write_text("file,caption\nb,a bee\nb,a wasp\nother.mp4,x\nc.webm,\n")
+    notes = survey(CorpusConfig(videos=(str(folder),), captions=str(table))).notes
+    assert notes[-1] == (
+        "captions: 1 of 4 videos have one in the tables; 1 rows match no video; 1 rows repeat a file with other content (the first counts)"
+    )
+    table.write_text("file,caption\nother.mp4,x\n")
+    with pytest.raises(
+        CorpusError, match=r"none of its 1 rows belongs to a video \(its first `file` is other\.mp4, the first video is"
+    ):
+        survey(CorpusConfig(videos=(str(folder),), captions=str(table)))
+
+
+def test_a_list_behind_a_url_names_its_neighbours() -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/lists/a.jsonl", b'{"file": "v.mp4", "caption": "one"}\n{"file": "s3://b/w.mp4"}\n')
+    try:
+        found = find(CorpusConfig(videos=("memory://lists/a.jsonl",)))
+        assert [(v.source, v.caption) for v in found] == [("memory://lists/v.mp4", "one"), ("s3://b/w.mp4", "")]
+    finally:
+        memory.rm("/lists", recursive=True)
+
+
+def test_a_table_gives_the_captions_that_a_list_lacks(folder: Path) -> None:
+    (folder / "l.csv").write_text("file,caption\nb.mp4,\nsub/c.webm,own\n")
+    (folder / "t.csv").write_text("file,caption\nb.mp4,a bee\nsub/c.webm,other\n")
+    found = find(CorpusConfig(videos=(str(folder / "l.csv"),), captions=str(folder / "t.csv")))
+    assert [v.caption for v in found] == ["a bee", "own"]

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +13,7 @@ import pytest
 
 from pipeline import video
 from pipeline.config import CutConfig, DecodeLimits
-from pipeline.decoding.process import DecoderDied, DecoderProcess
+from pipeline.decoding.process import LIMITED_FRAMES, DecoderDied, DecoderProcess
 from pipeline.video import Request, VideoError
 
 TIMES = tuple(i / 8 for i in range(9))
@@ -94,3 +98,27 @@ def test_memory_limit(clips: Path) -> None:
             list(child.read(clips / "bigbuckbunny.mp4", wanted))
         assert caught.value.reason in ("memory", "crash")
         assert len(list(child.read(clips / "bigbuckbunny.mp4", [Request(TIMES, 32, 32)]))) == 1
+
+
+def test_the_time_limit_is_for_a_number_of_frames_so_that_long_films_are_not_refused(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child that says after each answer how far it is; only time since the last whole number of such parts counts."""
+    counted: list[float] = []
+
+    class Watched(DecoderProcess):
+        def _fill(self, path: str, waited: float) -> float:
+            counted.append(waited)
+            return super()._fill(path, waited) + 1.0
+
+    lines = [json.dumps({"kind": "beat", "size": 0, "frames": n}) for n in (100, LIMITED_FRAMES, LIMITED_FRAMES + 7)]
+    lines.append(json.dumps({"kind": "end", "size": 0, "software": {}}))
+    script = "import sys; sys.stdin.readline()\n" + "".join(
+        f"sys.stdout.write({line!r} + chr(10)); sys.stdout.flush(); sys.stdin.readline()\n" for line in lines
+    )
+    with Watched(DecodeLimits(seconds=100)) as decoder:
+        child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        decoder._child, decoder._log = child, tempfile.TemporaryFile()  # noqa: SIM115
+        monkeypatch.setattr(decoder, "beat", lambda: (child.stdin.write(b"\n"), child.stdin.flush()))  # type: ignore[union-attr]
+        assert list(decoder._ask({"path": "a"})) == []
+    assert [waited > 0 for waited in counted] == [False, True, False, True]

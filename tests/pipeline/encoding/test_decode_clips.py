@@ -62,3 +62,18 @@ def test_clips_of_a_source_that_was_taken_down_are_refused_without_being_decoded
         assert decoder.pid is None, "no child was started"
     assert [clip for clip, _ in found] == wanted
     assert all(isinstance(item, Reject) and (item.stage, item.reason) == ("exclude", "taken_down") for _, item in found)
+
+
+def test_a_video_that_changed_since_it_was_planned_is_refused(tmp_path: Path, clips: Path) -> None:
+    """Before, the new file's pixels went under the old file's digest, key and caption."""
+    path = tmp_path / "a.mp4"
+    path.write_bytes((clips / "bikes.mp4").read_bytes())
+    wanted = clips_of(path, 2)
+    path.write_bytes((clips / "carphone_pristine.mp4").read_bytes())
+    settings = PipelineConfig(buckets=BUCKETS)
+    with DecoderProcess(settings.limits) as decoder:
+        found = list(decode_clips(wanted, decoder, settings))
+        assert [clip for clip, _ in found] == wanted
+        assert all(isinstance(item, Reject) and (item.stage, item.reason) == ("encode", "changed") for _, item in found)
+        path.write_bytes((clips / "bikes.mp4").read_bytes())
+        assert not any(isinstance(item, Reject) for _, item in decode_clips(wanted, decoder, settings))

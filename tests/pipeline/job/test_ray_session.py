@@ -86,3 +86,23 @@ def test_a_card_that_ray_does_not_have(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "the cluster has no GPU yet; the job waits for one" in capsys.readouterr().out
     cards["GPU"] = 1.0
     look(config, joined=False)
+
+
+@pytest.mark.parametrize("folder", ["working_dir_files/_ray_pkg_1a2b", "r/_ray_pkg_1a2b/deeper"])
+def test_an_output_in_rays_copy_of_the_working_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / folder)
+    with pytest.raises(JobError, match=r"pipeline\.output: shards is /.*, in the copy .* give an absolute path"):
+        ray_session.resolved_output(Path("shards"))
+    assert ray_session.resolved_output(tmp_path / "shards") == tmp_path / "shards"
+    monkeypatch.chdir(tmp_path)
+    assert ray_session.resolved_output(Path("a/../shards")) == tmp_path / "shards"
+
+
+def test_a_dashboards_address_is_not_ray_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    words = r"RAY_ADDRESS=http://head:8265 is a dashboard's address.*videoar submit --address http://head:8265.*RAY_ADDRESS=HOST:6379"
+    with pytest.raises(JobError, match=words), ray_session.session(PipelineConfig()):
+        pass

@@ -195,3 +195,12 @@ def test_a_decoder_that_dies_once_costs_no_caption(clips: Path, monkeypatch: pyt
             plan_video(SourceVideo(str(clips / "carphone_pristine.mp4")), config, decoder, Counting()) == calm
             and decoder.deaths
         )
+
+
+def test_captioning_leaves_the_decoding_child_alive(clips: Path) -> None:
+    config = PipelineConfig(buckets=BUCKETS, captioner=CaptionerConfig(batch=3))
+    with DecoderProcess(DecodeLimits()) as decoder:
+        decoder.scan(clips / "carphone_pristine.mp4", config.cuts)
+        child = decoder.pid
+        plan = plan_video(SourceVideo(str(clips / "carphone_pristine.mp4")), config, decoder, Counting())
+        assert child is not None and decoder.pid == child and all(clip.caption for clip in plan.clips)

@@ -1,0 +1,114 @@
+"""Captions that were mended after their videos were planned: seen at each run, and put into the shards without encoding anew.
+
+In:  the manifest, with the folder's lock held; the corpus as it is listed now.
+Out: new captions by source (`changed`); clips.parquet and shards that hold them (`recaption`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+
+from cluster.runtime.atomic_files import read_json
+from cluster.runtime.remote_files import is_url
+from pipeline.corpus import fetch, tar_index
+from pipeline.records import Clip, Reject, SourceVideo
+from pipeline.shards.commit_record import read_info
+from pipeline.shards.layout import DATASET, INDEX, excluded, hidden
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.reader import read_sample
+from pipeline.shards.writer import EncodedClip, write_shard
+from pipeline.video import VideoError
+from tokenizer.quantization.codec_spec import CodecSpec
+
+MODEL = "captioner"
+"""Carried column of a clip whose caption a model wrote."""
+
+_BEGUN = ".recaption"
+"""File that is there while captions are put into the shards."""
+
+
+def begun(manifest: Manifest) -> bool:
+    """Whether an earlier run was killed while it put captions into the shards."""
+    return (manifest.folder / _BEGUN).exists()
+
+
+def changed(manifest: Manifest, videos: Iterable[SourceVideo], *, remote: bool) -> dict[str, str]:
+    """Return the captions, by source, that differ from those of the plan.
+
+    remote: read the caption files beside remote videos too; else only those of videos whose caption in the tables differs.
+    """
+    planned: dict[str, tuple[str, bool]] = {}
+    for group in range(manifest.groups()):
+        table = manifest.group_table(group, ["source", "caption", "extra"])
+        for source, caption, extra in zip(*(table[name].to_pylist() for name in ("source", "caption", "extra"))):
+            planned.setdefault(source, (caption, MODEL in dict(extra)))
+    gone = excluded(manifest.folder)
+    found = {}
+    for video in videos:
+        if video.source not in planned or hidden(video.source, gone):
+            continue
+        caption, by_model = planned[video.source]
+        if not (remote or _near(video.source) or (video.caption and video.caption != caption)):
+            continue
+        try:
+            now = fetch.sidecar(video.source) or video.caption
+        except VideoError as error:
+            print(f"captions: {error}; the old caption stays", flush=True)
+            continue
+        if now != caption and (now or not by_model):
+            found[video.source] = now
+    return found
+
+
+def _near(source: str) -> bool:
+    inside = tar_index.split(source)
+    return not is_url(inside[1] if inside else source)
+
+
+def recaption(manifest: Manifest, captions: Mapping[str, str]) -> int:
+    """Put captions, by source, into clips.parquet and into the shards that hold those sources. Returns the number of shards rewritten.
+
+    If it is killed midway, the next run goes on (`begun`): every shard that differs from clips.parquet is rewritten.
+    """
+
+    def with_caption(clip: Clip) -> Clip:
+        if clip.source not in captions:
+            return clip
+        extra = {name: value for name, value in clip.extra.items() if name != MODEL}
+        return replace(clip, caption=captions[clip.source], extra=extra)
+
+    (manifest.folder / INDEX).unlink(missing_ok=True)
+    (manifest.folder / _BEGUN).touch()
+    if captions:
+        manifest.rewrite_clips(with_caption)
+    dataset = read_json(manifest.folder / DATASET)
+    spec, level = CodecSpec.parse(dataset["spec"]), int(dataset.get("pipeline", {}).get("zstd_level", 3))
+    count = sum(
+        _rewritten(manifest, name, {clip.key: clip for clip in manifest.clips(group)}, spec, level)
+        for group, names, _ in manifest.shards()
+        for name in names
+        if manifest.committed([name])
+    )
+    (manifest.folder / _BEGUN).unlink()
+    return count
+
+
+def _rewritten(manifest: Manifest, name: str, clips: Mapping[str, Clip], spec: CodecSpec, level: int) -> bool:
+    """Rewrite a shard if its captions are not those of the plan."""
+    record, tar = (manifest.folder / f"{name}.{ending}" for ending in ("parquet", "tar"))
+    held = pq.read_table(record, columns=["key", "caption"])
+    if all(clips[key].caption == text for key, text in zip(held["key"].to_pylist(), held["caption"].to_pylist())):
+        return False
+    kept = []
+    for row in pq.read_table(record).to_pylist():
+        sample = read_sample(tar, row, shard=name)
+        kept.append(EncodedClip(clips[row["key"]], sample.bits, sample.features))
+    rejects = [Reject(**plain) for plain in read_info(record).rejects]
+    # The record goes first, as in takedown.compact: a tar without a record is computed anew.
+    record.unlink()
+    tar.unlink()
+    write_shard(manifest.folder, name, kept, rejects, spec, zstd_level=level)
+    return True

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import CorpusConfig
+from pipeline.corpus.folders import CorpusError, Names, local_names
+from pipeline.corpus.listing import survey
+
+EXTENSIONS = (".mp4", ".webm")
+
+
+def fill(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+def test_a_folder_that_links_lead_to_is_walked_once(tmp_path: Path) -> None:
+    """Two links upwards: before, each video was found once for every path through them, of which there is no end."""
+    fill(tmp_path, "a/v.mp4", "b/w.mp4")
+    for link in ("a/up", "a/up2", "b/up"):
+        (tmp_path / link).symlink_to("..")
+    (tmp_path / "again").symlink_to("a")
+    (tmp_path / "nowhere").symlink_to("absent")
+    names = local_names(str(tmp_path), Names(EXTENSIONS))
+    assert len(names) == 2 and {Path(name).name for name in names} == {"v.mp4", "w.mp4"}
+    assert names == local_names(str(tmp_path), Names(EXTENSIONS)), "in an order of its own"
+
+
+def test_a_folder_elsewhere_is_walked_through_its_link(tmp_path: Path) -> None:
+    fill(tmp_path, "store/v.mp4")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "link").symlink_to(tmp_path / "store")
+    assert local_names(str(tmp_path / "corpus"), Names(EXTENSIONS)) == [str(tmp_path / "corpus/link/v.mp4")]
+
+
+def test_files_that_do_not_count_are_counted_by_ending(tmp_path: Path) -> None:
+    fill(tmp_path, "a.mp4", "a.txt", "a.json", "b.txt", "c.mxf", "d.MXF", "e", ".f.mp4")
+    names = Names(EXTENSIONS)
+    assert local_names(str(tmp_path), names) == [str(tmp_path / "a.mp4")]
+    assert names.left_out == {".mxf": 2, ".txt": 1, "without ending": 1}, "captions beside a video are no files left out"
+    notes = survey(CorpusConfig(videos=(str(tmp_path),))).notes
+    assert notes == (
+        "corpus: 1 videos (1 .mp4)",
+        "corpus: left out by their ending: 2 .mxf, 1 .txt, 1 without ending (corpus.extensions)",
+    )
+
+
+def test_a_pattern_takes_what_counts_and_the_ending_that_it_spells_out(tmp_path: Path) -> None:
+    fill(tmp_path, "a.mp4", "a.txt", "b.mxf", "sub/c.mp4")
+    names = Names(EXTENSIONS)
+    assert local_names(f"{tmp_path}/*", names) == [str(tmp_path / "a.mp4")] and names.left_out == {".mxf": 1}
+    assert local_names(f"{tmp_path}/*.mxf", Names(EXTENSIONS)) == [str(tmp_path / "b.mxf")]
+
+
+@pytest.mark.parametrize("ending", [".tar", ".csv", ".mxf"])
+def test_a_folder_of_something_else_says_what_to_name(tmp_path: Path, ending: str) -> None:
+    fill(tmp_path, f"0{ending}", f"1{ending}")
+    with pytest.raises(CorpusError, match=rf"holds 2 \{ending}") as caught:
+        survey(CorpusConfig(videos=(str(tmp_path),)))
+    mend = "add to corpus.extensions" if ending == ".mxf" else f"name those files: {tmp_path}/**/*{ending}"
+    assert mend in str(caught.value)
+
+
+def test_names_of_another_encoding_are_one_counted_refusal_each(tmp_path: Path) -> None:
+    fill(tmp_path, "good.mp4")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4")).write_bytes(b"x")
+    listing = survey(CorpusConfig(videos=(str(tmp_path),)))
+    assert [(Path(v.source).name, bool(v.fault)) for v in listing.videos] == [(r"caf\xe9.mp4", True), ("good.mp4", False)]
+    assert "corpus: 1 videos have a name that is not UTF-8; each is refused as bad_name" in listing.notes
