@@ -22,9 +22,11 @@ def test_tokenize_hands_on_its_configuration_and_switches(config: Path, monkeypa
     )
     assert main.run(["tokenize", "-c", str(config), "run.seed=4"]) == 0
     assert main.run(["tokenize", "-c", str(config), "--retry", "--repair"]) == 0
+    assert main.run(["tokenize", "-c", str(config), "--recaption"]) == 0
     assert calls == [
-        {"run": RunConfig(name="trial", seed=4), "retry": False, "repair": False},
-        {"run": RunConfig(name="trial"), "retry": True, "repair": True},
+        {"run": RunConfig(name="trial", seed=4), "retry": False, "repair": False, "recaption": False},
+        {"run": RunConfig(name="trial"), "retry": True, "repair": True, "recaption": False},
+        {"run": RunConfig(name="trial"), "retry": False, "repair": False, "recaption": True},
     ]
 
 
