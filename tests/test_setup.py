@@ -14,13 +14,23 @@ import pytest
 
 from cluster import supported
 
-TOOLS = ("sh", "dirname", "df", "awk", "grep", "uname", "id", "rm", "tail", "cat", "env")
+TOOLS = ("sh", "dirname", "df", "awk", "grep", "uname", "id", "rm", "tail", "cat", "env", "cp", "mkdir", "touch")
 STOPPED = "MB free on this disk"
 PYTHON = """#!/bin/sh
 case "$2" in
   *version_info*) echo {version} ;;
   *version*torch*) [ -n "{torch}" ] && echo {torch} || exit 1 ;;
   *ensurepip*) exit {venv} ;;
+  *) exit 9 ;;
+esac
+"""
+BUILDS = """#!/bin/sh
+case "$2" in
+  *version_info*) echo 3.12 ;;
+  *version*torch*) echo 2.11.0+cu130 ;;
+  venv) for place in "$@"; do :; done; echo "$@" >made; mkdir -p "$place/bin" && cp "$0" "$place/bin/python" ;;
+  pip) echo "$@" >>pip ;;
+  tokenizer.evaluation.fetch) ;;
   *) exit 9 ;;
 esac
 """
@@ -109,6 +119,28 @@ def test_an_installed_torch_is_kept_when_asked(machine: Machine) -> None:
     machine.python("../.venv/bin/python", "3.12", torch="2.13.0")
     _, error = machine.setup(TORCH="system")
     assert ".venv has a torch of its own; for TORCH=system delete .venv first" in error
+
+
+def test_no_package_may_replace_the_torch_that_is_kept(machine: Machine, root: Path) -> None:
+    machine.script(machine.bin / "python3", BUILDS)
+    shutil.copy(root / "requirements.lock", machine.folder)
+    given = {"PATH": str(machine.bin), "SETUP_MIN_FREE_KB": "0", "SETUP_CPUINFO": str(machine.folder / "cpuinfo")}
+    words = {"cwd": machine.folder, "capture_output": True, "text": True, "check": False}
+    done = subprocess.run(["sh", "setup.sh"], env={**given, "TORCH": "system"}, **words)
+    assert done.returncode == 0 and done.stdout.endswith("setup: done\n"), done.stderr
+    assert "--system-site-packages" in (machine.folder / "made").read_text(), "torch is seen through, not copied"
+    calls = [line for line in (machine.folder / "pip").read_text().splitlines() if " install " in line]
+    assert calls and all("-c .venv/keep.txt" in line or "--no-deps" in line for line in calls)
+    assert (machine.folder / ".venv/keep.txt").read_text() == "torch==2.11.0+cu130\n"
+    others = (machine.folder / ".venv/others.txt").read_text().splitlines()
+    locked = (root / "requirements.lock").read_text().splitlines()
+    assert not any(line.startswith("torch==") for line in others) and len(others) == len(locked) - 1, "all but torch"
+
+    shutil.rmtree(machine.folder / ".venv")
+    (machine.folder / "pip").unlink()
+    done = subprocess.run(["sh", "setup.sh"], env={**given, "PYTHON": "python3"}, **words)
+    assert done.returncode == 0 and "-r requirements.lock" in (machine.folder / "pip").read_text(), done.stderr
+    assert "--system-site-packages" not in (machine.folder / "made").read_text()
 
 
 @pytest.mark.parametrize("torch", ["1.13.1", "2.9.1+cu128", "2.10.0", "3.0.0"])
