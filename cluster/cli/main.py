@@ -41,14 +41,13 @@ def version() -> str:
     import torch
 
     from cluster.config.precision import hardware, settle
-    from cluster.supported import torch_version
     from pretrain.runs.provenance import code_digest, commit
 
     here = hardware("cuda" if torch.cuda.is_available() else "cpu")
     code = f"commit {commit()[:12]}" if commit() else f"no clone, code {code_digest()[:12]}"
     return "\n".join((
         f"videoar {importlib.metadata.version('videoar-pretrain')} ({code})",
-        f"Python {platform.python_version()}, torch {torch_version()}",
+        f"Python {platform.python_version()}, torch {torch.__version__}",
         f"{here.name}; {settle('dtype', 'auto', [here]).line}",
     ))  # fmt: skip
 

@@ -78,7 +78,7 @@ def test_other_cpus_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ("sys.version_info = (3, 10, 1)", "videoar: needs Python 3.11 to 3.13, found 3.10 ("),
+        ("import typing_extensions; sys.version_info = (3, 10, 1)", "videoar: needs Python 3.11 to 3.13, found 3.10 ("),
         ("importlib.metadata.version = lambda name: '2.9.1+cpu'", "videoar: needs torch>=2.11,<3, found 2.9.1+cpu in "),
         ("platform.machine = lambda: 'x86_64'; import cluster_cpu", "videoar: this CPU (Old CPU @ 2 GHz) has no AVX2"),
     ],
