@@ -154,7 +154,11 @@ def _child(group: Sequence[Case], bench: Bench, fresh: Callable[[Sequence[str]],
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1, closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
     if torch.cuda._is_in_bad_fork():
         command = fresh([case.name for case in group])
-        os.execv(command[0], command)
+        try:
+            os.execv(command[0], command)
+        finally:  # only after an error: this process must not go on as its parent would
+            traceback.print_exc()
+            os._exit(1)
     work(group, bench)
 
 
