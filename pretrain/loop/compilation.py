@@ -17,13 +17,15 @@ CACHE = "compiled"
 
 
 def use_cache(root: Path, first: bool, log: Callable[[str], None]) -> None:
-    """Keep compiled kernels under `root`, a folder for each version of torch, unless TORCHINDUCTOR_CACHE_DIR names a place.
+    """Keep compiled kernels under `root`, a folder for each version of torch and kind of CPU, unless TORCHINDUCTOR_CACHE_DIR names a place.
 
     first: whether this is rank 0, which makes the folder and says whether there are others.
     """
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
-    version = f"torch-{torch.__version__}-python-{sys.version_info.major}.{sys.version_info.minor}"
+    # torch's own key does not tell kinds of CPU apart, and kernels of one compute wrong numbers on another.
+    kind = torch.backends.cpu.get_cpu_capability().lower()
+    version = f"torch-{torch.__version__}-python-{sys.version_info.major}.{sys.version_info.minor}-{kind}"
     if first and not (root / version).is_dir():
         (root / version).mkdir(parents=True)
         others = sorted(path.name for path in root.iterdir() if path.name != version)

@@ -15,7 +15,8 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from pretrain.loop.compilation import Compilations, use_cache
 from pretrain.model import fused_ops
 
-VERSION = f"torch-{torch.__version__}-python-{sys.version_info.major}.{sys.version_info.minor}"
+KIND = torch.backends.cpu.get_cpu_capability().lower()
+VERSION = f"torch-{torch.__version__}-python-{sys.version_info.major}.{sys.version_info.minor}-{KIND}"
 
 
 @pytest.fixture
@@ -84,3 +85,15 @@ def test_a_choice_left_open_follows_the_device() -> None:
     assert [fused_ops.compiles(choice, device) for choice in ("auto", True, False) for device in (gpu, cpu)] == [
         True, False, True, True, False, False,
     ]  # fmt: skip
+
+
+def test_kernels_of_another_kind_of_cpu_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run folder is shared by hosts; kernels compiled with AVX512 gave wrong numbers where torch kept to AVX2."""
+    places = set()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")  # so that what use_cache sets goes with the test
+    for kind in ("AVX2", "AVX512"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda kind=kind: kind)
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+        use_cache(tmp_path / "compiled", True, print)
+        places.add(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert len(places) == 2
