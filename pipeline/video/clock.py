@@ -12,8 +12,8 @@ A file's clock is not to be believed where it contradicts the order of display:
   still for seconds, is a jump: time goes on by one interval, and what follows is another shot.
 - Other frames that are not after the one before are dropped and counted.
 
-What is shown at a time is a function of the file from its first packet on. A clock that is regular up to some packet gives the same
-times wherever decoding begins, so only such files are read from the middle (`is_regular`).
+What is shown at a time is a function of the file from its first packet on. A clock that is regular throughout gives the same times
+wherever decoding begins, so only such files are read from the middle (`is_regular`).
 """
 
 from __future__ import annotations

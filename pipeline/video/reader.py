@@ -127,9 +127,7 @@ class Reader:
             for packet in self._packets():
                 if packet.size:
                     self._clock.packet(_stamp(packet))
-                    if (
-                        packet.is_corrupt
-                    ):  # the container knows that parts are missing, which the decoder may conceal in silence
+                    if packet.is_corrupt:  # the container knows of missing parts that the decoder conceals in silence
                         self._incomplete.add(packet.pts)
                 for frame in packet.decode():
                     time = self._shown(frame)
@@ -200,16 +198,18 @@ class Reader:
         return found
 
     def seek(self, seconds: float) -> None:
-        """Move to before `seconds` from the first frame, which must have been decoded.
+        """Move to before `seconds` from the first frame, which must have been decoded. Only where `is_seekable`.
 
         `frames` then begins with a key frame of the decoder that is clean and not later than that, or yields nothing if there is none.
-        Raises VideoError("unseekable"), also for a file whose clock is not regular: its times are known from its beginning on only.
+        Raises VideoError("unseekable"), after which only `rewind` leads back.
         """
         assert self._clock.first is not None, "seek needs the clock of the first frame"
         target = self._clock.first + Fraction(seconds)
-        if not self._is_regular():
-            raise VideoError("unseekable", f"{self.path}: its clock is not regular")
-        self._seek(target, seconds)
+        offset = math.floor(target / Fraction(self.stream.time_base))
+        try:
+            self._container.seek(offset, stream=self.stream, backward=True)
+        except av.error.FFmpegError as error:
+            raise VideoError("unseekable", f"{self.path}: cannot seek to {seconds:.3f} s: {error.strerror}") from error
         self._landing = target
 
     def rewind(self) -> None:
@@ -221,21 +221,20 @@ class Reader:
             raise VideoError("unreadable", f"{self.path}: {error.strerror}") from error
         self._open(self._max_pixels)
 
-    def _seek(self, target: Fraction, seconds: float) -> None:
-        offset = math.floor(target / Fraction(self.stream.time_base))
-        try:
-            self._container.seek(offset, stream=self.stream, backward=True)
-        except av.error.FFmpegError as error:
-            raise VideoError("unseekable", f"{self.path}: cannot seek to {seconds:.3f} s: {error.strerror}") from error
+    def is_seekable(self) -> bool:
+        """Whether frames have the same times wherever decoding begins: the file's clock is regular from beginning to end.
 
-    def _is_regular(self) -> bool:
-        """Whether the file's clock is regular from beginning to end: all packets are read once, none is decoded."""
+        The first call reads all packets of the file, and decodes none.
+        """
         if self._clock.shuffled or self._clock.jumps or self._clock.dropped:
             return False
         if self._regular is None:
-            with open_file(self.path, None) as container:
-                packets = container.demux(container.streams.best("video"))
-                self._regular = is_regular(_stamp(packet) for packet in packets if packet.size)
+            try:
+                with open_file(self.path, None) as container:
+                    packets = container.demux(container.streams.best("video"))
+                    self._regular = is_regular(_stamp(packet) for packet in packets if packet.size)
+            except av.error.FFmpegError:  # it breaks off; decoding through says where
+                self._regular = False
         return self._regular
 
 

@@ -164,17 +164,14 @@ def _jump(
     A landing is a clean key frame of the decoder at or before the target, so that the frames from there on are those of decoding
     through (reader.py). One before the position would only decode frames twice.
     """
-    try:
-        reader.seek(target)
-    except VideoError as error:
-        if error.reason != "unseekable":
-            raise
+    if not reader.is_seekable():
         return frames, held, False
     try:
+        reader.seek(target)
         after = reader.frames()
         found = next(after, None)
     except VideoError as error:
-        if error.reason != "damaged":
+        if error.reason not in ("unseekable", "damaged"):
             raise
         found = None
     if found is not None and found[0] >= position:

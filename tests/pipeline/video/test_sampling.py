@@ -205,3 +205,22 @@ def test_a_seek_is_still_made_where_it_is_safe(tmp_path: Path) -> None:
 
     next(video.read_clips(path, [Request((18.0,), 48, 64)], beat=beat))
     assert decoded[0] < 100, "of 480 frames"
+
+
+@pytest.mark.parametrize("name", ["broken.mkv", "broken.ts", "broken.flv", "broken.nut"])
+def test_a_file_that_breaks_off_gives_frames_or_says_so(tmp_path: Path, name: str) -> None:
+    """Looking for where to seek reads packets to the end of the file; what is wrong there is not an error of the library's."""
+    path = encode(tmp_path / name, moving(480, 48, 64), x264="keyint=24:bframes=0")
+    whole = path.read_bytes()
+    through = video.read_frames(path, [10.0], 48, 64)
+    ends = set()
+    for part in range(12, 40, 2):
+        path.write_bytes(whole[: part * len(whole) // 40])
+        try:
+            (clip,) = video.read_clips(path, [Request((10.0,), 48, 64)])
+        except VideoError as error:
+            ends.add(error.reason)
+        else:
+            ends.add("read")
+            assert np.array_equal(clip, through)
+    assert ends > {"read"}, "both happen: the moment lies at half of the file"
