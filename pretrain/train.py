@@ -202,7 +202,7 @@ def loop(job: Job, loader: Loader, start: TrainState, warm_up: WarmUp) -> int:
         if save or validate or sample or ledger.stop:
             ledger.report()
             if save and (validate or sample):
-                job.saver.finish()  # whatever they meet, the checkpoint is whole
+                job.saver.publish()  # whatever they meet, the checkpoint is whole
         if job.validation is not None and validate:
             logger.scalars(step, job.validation.run(engine, at))
         if sample:

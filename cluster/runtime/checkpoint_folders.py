@@ -178,13 +178,13 @@ class Keeper:
         self.sound &= {folder.name for folder in there}
         for folder in there:
             try:
-                kept += self._tend(folder, spare=kept < self.keep)
+                kept += self._tend(folder, needed=kept < self.keep)
             except OSError as error:
                 self.log(f"checkpoint {folder.name}: {error}; it stays as it is")
 
-    def _tend(self, folder: Path, *, spare: bool) -> bool:
-        """Tend one checkpoint; returns whether it counts."""
-        if spare and folder.name not in self.sound:
+    def _tend(self, folder: Path, *, needed: bool) -> bool:
+        """Tend one checkpoint; returns whether it counts. needed: fewer newer ones than `keep` are sound."""
+        if needed and folder.name not in self.sound:
             problem = damage(folder, workers=2)
             if problem:
                 self.log(
@@ -192,7 +192,7 @@ class Keeper:
                 )
                 return False
             self.sound.add(folder.name)
-        if not spare and not self._always(folder):
+        if not needed and not self._always(folder):
             # Renamed first: if the removal is interrupted, no folder that looks whole is left, and the next start removes the rest.
             going = folder.with_name(folder.name + ".partial")
             folder.rename(going)

@@ -15,7 +15,7 @@ next forward and backward, and `before_update` lets the optimizer, which changes
 copies and writes `step-00001000.partial`, several files at a time, each hashed while it is written. Each step's all-reduce also
 carries "my files are written"; once that holds for all ranks, rank 0 publishes the folder and, in a thread, reads it back before any
 older one is removed. A failed write (disk full) travels in the same all-reduce: the new folder is dropped, older checkpoints stay,
-and training continues; at the end of a job, `proven` says whether its checkpoint lies on the disk.
+and training continues; at the end of a job, `prove` says whether its checkpoint lies on the disk.
 The run folder must be on a file system that all hosts share.
 """
 
@@ -34,8 +34,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cluster.runtime import checkpoint_folders
 from cluster.runtime.atomic_files import DiskFull, write_text
-from cluster.runtime.checkpoint_folders import Keeper, folder_of, partial_of, publish
+from cluster.runtime.checkpoint_folders import Keeper, folder_of, partial_of
 from cluster.runtime.process_group import Ranks
 from pretrain.checkpoint.deepspeed_io import TAG, recovery_scripts, state_files
 from pretrain.checkpoint.host_buffers import CHUNK, Copies, CudaSideStream, HostBuffers, SideStream
@@ -131,7 +132,7 @@ class Checkpoints:
                 f"checkpoint of step {state.step}: training waits for the one of step {self._pending.step} to be written; "
                 "save less often (train.checkpoint_every), or to a faster disk"
             )
-        self._finish_writing()
+        self.publish()
         self.prepare(engine, ema)
         partial = partial_of(self.root, state.step)
         problem = self.ranks.broadcast(self._make_folder(partial) if self.ranks.first else "")
@@ -238,7 +239,7 @@ class Checkpoints:
             return
         if self.ranks.first:
             try:
-                publish(pending.partial, folder_of(self.root, pending.step))
+                checkpoint_folders.publish(pending.partial, folder_of(self.root, pending.step))
             except (OSError, DiskFull) as error:
                 shutil.rmtree(pending.partial, ignore_errors=True)
                 self._failed(pending.step, str(error))
@@ -253,7 +254,7 @@ class Checkpoints:
 
     def finish(self) -> None:
         """Wait on all ranks until a checkpoint under way is published or dropped, and all that is there has been read back."""
-        self._finish_writing()
+        self.publish()
 
         def read_back() -> None:
             if self._tending is not None:
@@ -262,7 +263,8 @@ class Checkpoints:
 
         self.ranks.from_first(read_back)
 
-    def _finish_writing(self) -> None:
+    def publish(self) -> None:
+        """Wait on all ranks until a checkpoint under way is published, whole and under its name, or dropped."""
         if self._pending is None:
             return
         if self._pending.thread.ident is not None:

@@ -55,11 +55,13 @@ def test_a_job_that_ends_without_its_checkpoint_has_failed(tmp_path: Path, monke
     assert saver.prove(4).name == "step-00000004" and saver.last_saved > 0 and said == []
     saved = saver.last_saved
 
+    publish = checkpoint_folders.publish
+
     def rotten(partial: Path, final: Path) -> None:
-        checkpoint_folders.publish(partial, final)
+        publish(partial, final)
         (final / "config.yaml").write_text("x")
 
-    monkeypatch.setattr(writer, "publish", rotten)
+    monkeypatch.setattr(checkpoint_folders, "publish", rotten)
     saver.save(FakeEngine(), replace(STATE, step=8, world=1), None, "")  # type: ignore[arg-type]
     with pytest.raises(
         CheckpointMissing, match=r"step 8 is trained, .*not on the disk \(damaged\); the newest checkpoint is step-00000004"
@@ -113,7 +115,7 @@ def test_a_checkpoint_that_cannot_be_published_is_dropped_and_training_continues
     def publish(partial: Path, final: Path) -> None:
         raise error
 
-    monkeypatch.setattr(writer, "publish", publish)
+    monkeypatch.setattr(checkpoint_folders, "publish", publish)
     saver.save(FakeEngine(), replace(STATE, step=4, world=1), None, "")  # type: ignore[arg-type]
     saver.finish()
     assert said == [f"checkpoint of step 4 could not be written ({error}); older checkpoints stay, training continues"]
