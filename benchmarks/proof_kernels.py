@@ -79,12 +79,13 @@ def build(launch: Launch, capability: int) -> Any:
     kernel, args, kwargs = launch
     options = {name: value for name, value in kwargs.items() if name not in kernel.arg_names}
     given = dict(zip(kernel.arg_names, args)) | {name: value for name, value in kwargs.items() if name in kernel.arg_names}
-    signature, constants, attributes = {}, {}, {}
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
     for index, name in enumerate(kernel.arg_names):
         value = given[name]
         if kernel.params[index].is_constexpr or (isinstance(value, int) and value == 1):
-            signature[name], constants[name,] = "constexpr", value
-            constants[index,] = constants.pop((name,))
+            signature[name], constants[index,] = "constexpr", value
         elif isinstance(value, Tensor):
             signature[name] = f"*{TYPES[value.dtype]}"
             attributes[index,] = [["tt.divisibility", 16]]
