@@ -37,7 +37,7 @@ class VideoInfo:
     pixel_aspect: float
     pixel_format: str
     colour: str
-    """`matrix/range` as the file names them, such as bt709/limited; `unspecified` if it names none."""
+    """`matrix/range` as the file names them, such as bt709/limited; `unspecified` if it names none. HDR: bt2020/limited/pq."""
     start: float
     """Time stamp of the first shown frame in the file's own clock, seconds."""
     dropped: int = 0
@@ -62,7 +62,7 @@ class VideoInfo:
         return bool(len(steps) and np.any(np.abs(steps - np.median(steps)) > 0.2 * np.median(steps) + 1e-3))
 
 
-def probe(path: str | Path, *, max_frames: int = 1_000_000, max_pixels: int = 8192 * 8192) -> VideoInfo:
+def probe(path: str | Path, *, max_frames: int = 8_000_000, max_pixels: int = 8192 * 8192) -> VideoInfo:
     """Decode a video to its end and describe what it holds.
 
     A video that breaks off after some frames is described up to there; `damage` then says why.
@@ -73,8 +73,11 @@ def probe(path: str | Path, *, max_frames: int = 1_000_000, max_pixels: int = 81
         return describe(reader, ((time, frame) for time, frame in reader.frames()), max_frames=max_frames)
 
 
-def describe(reader: Reader, frames: Iterator[tuple[float, av.VideoFrame]], *, max_frames: int) -> VideoInfo:
-    """Consume `frames` (of `reader`) and describe what was seen; a caller that wraps the iterator sees each frame on the way."""
+def describe(reader: Reader, frames: Iterator[tuple[float, av.VideoFrame]], *, max_frames: int, seen: int = 0) -> VideoInfo:
+    """Consume `frames` (of `reader`) and describe what was seen; a caller that wraps the iterator sees each frame on the way.
+
+    seen: frames of the video before these, of which it may have `max_frames` in all.
+    """
     times: list[float] = []
     first: av.VideoFrame | None = None
     damage, tail = "", 0.0
@@ -83,7 +86,7 @@ def describe(reader: Reader, frames: Iterator[tuple[float, av.VideoFrame]], *, m
             first = first or frame
             times.append(time)
             tail = frame_seconds(frame)
-            if len(times) > max_frames:
+            if seen + len(times) > max_frames:
                 raise VideoError("too_many_frames", f"{reader.path}: over pipeline.limits.max_frames = {max_frames} frames")
     except VideoError as error:
         if error.reason != "damaged" or first is None:

@@ -15,6 +15,8 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from numpy.typing import NDArray
 
+from pipeline.video.tone_map import TRANSFERS, tone_map
+
 Frames = NDArray[np.uint8]
 _RESIZE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
 _NAMED_COLORSPACES = {int(c) for c in Colorspace}
@@ -62,6 +64,9 @@ def luma(frame: av.VideoFrame) -> Frames:
 
 def thumbnail(frame: av.VideoFrame, height: int, width: int) -> Frames:
     """Return uint8 (height, width, 3): the stored picture scaled to a small size, for cut detection and scores."""
+    transfer = transfer_of(frame)
+    if transfer:
+        return _mapped(frame, height, width, Interpolation.AREA, transfer)
     small = frame.reformat(width=width, height=height, format="rgb24", interpolation=Interpolation.AREA, threads=1)
     return np.ascontiguousarray(small.to_ndarray())
 
@@ -77,23 +82,45 @@ def picture(stream: Any, frame: av.VideoFrame, height: int | None, width: int | 
     covered_width = max(width, round(shown_width * scale))
     # The stored picture is resized before it is rotated, so its sides swap under a transposing orientation.
     stored = (covered_width, covered_height) if orientation.transpose else (covered_height, covered_width)
-    resized = frame.reformat(
-        width=stored[1],
-        height=stored[0],
-        format="rgb24",
-        src_colorspace=_matrix(frame),
-        interpolation=_RESIZE,
-        src_color_range=_range(frame),
-        dst_color_range=ColorRange.JPEG,
-        threads=1,
-    )
-    image = orientation.apply(np.asarray(resized.to_ndarray(), dtype=np.uint8))
+    transfer = transfer_of(frame)
+    if transfer:
+        image = _mapped(frame, *stored, _RESIZE, transfer)
+    else:
+        image = np.asarray(_rgb(frame, *stored, "rgb24", _RESIZE).to_ndarray(), dtype=np.uint8)
+    image = orientation.apply(image)
     top, left = (covered_height - height) // 2, (covered_width - width) // 2
     return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
+def _rgb(frame: av.VideoFrame, height: int, width: int, pixels: str, interpolation: Interpolation) -> av.VideoFrame:
+    return frame.reformat(
+        width=width,
+        height=height,
+        format=pixels,
+        src_colorspace=_matrix(frame),
+        interpolation=interpolation,
+        src_color_range=_range(frame),
+        dst_color_range=ColorRange.JPEG,
+        threads=1,
+    )
+
+
+def _mapped(frame: av.VideoFrame, height: int, width: int, interpolation: Interpolation, transfer: str) -> Frames:
+    """Return uint8 (height, width, 3) of a frame in high dynamic range, for an ordinary screen."""
+    return tone_map(transfer).apply(
+        np.asarray(_rgb(frame, height, width, "rgb48le", interpolation).to_ndarray(), dtype=np.uint16)
+    )
+
+
+def transfer_of(frame: av.VideoFrame) -> str:
+    """Return `pq` or `hlg` for a frame in high dynamic range, else an empty text."""
+    return TRANSFERS.get(int(frame.color_trc), "")
+
+
 def _matrix(frame: av.VideoFrame) -> int:
-    return int(frame.colorspace) if int(frame.colorspace) in _NAMED_COLORSPACES else int(Colorspace.ITU601)
+    if int(frame.colorspace) in _NAMED_COLORSPACES:
+        return int(frame.colorspace)
+    return int(Colorspace.BT2020 if transfer_of(frame) else Colorspace.ITU601)
 
 
 def _range(frame: av.VideoFrame) -> int:
@@ -102,10 +129,11 @@ def _range(frame: av.VideoFrame) -> int:
 
 
 def colour_name(frame: av.VideoFrame) -> str:
-    """Return `matrix/range` as the file names them; `unspecified` if it names no matrix."""
+    """Return `matrix/range` as the file names them, `unspecified` if it names no matrix; in high dynamic range `/pq` or `/hlg` too."""
     matrix = _MATRICES.get(int(frame.colorspace), "unspecified")
     spread: Literal["full", "limited"] = "full" if _range(frame) == int(ColorRange.JPEG) else "limited"
-    return f"{matrix}/{spread}"
+    transfer = transfer_of(frame)
+    return f"{matrix}/{spread}/{transfer}" if transfer else f"{matrix}/{spread}"
 
 
 def pixel_aspect(stream: Any, frame: av.VideoFrame) -> float:

@@ -18,6 +18,7 @@ import av
 
 from pipeline.video.clock import BEGINNING, Clock, Stamp, is_regular, is_shuffled, usual_step
 from pipeline.video.container import VideoError, open_file, regular
+from pipeline.video.deinterlacer import Deinterlacer, Moment
 from pipeline.video.device import Device
 
 
@@ -85,11 +86,11 @@ class Reader:
         self._step = 1 / Fraction(stream.average_rate) if stream.average_rate else Fraction(1, 25)
         self._clock = Clock(self._step)
         self._regular: bool | None = None
-        self._peeked: list[Any] | None = None
+        self._judged = False
         self._landing: Fraction | None = None
         self._incomplete: set[int | None] = set()
-        self.corrupt = False
-        """Whether the newest frame was decoded with errors, or after such a frame and before the next key frame."""
+        self._after_error = False
+        self._newest: Moment | None = None
         self._crops: dict[tuple[Any, ...], tuple[Any, Any, Any]] = {}
 
     def _blame_device(self) -> None:
@@ -109,20 +110,41 @@ class Reader:
         return float(self._clock.first) if self._clock.first is not None else 0.0
 
     @property
+    def corrupt(self) -> bool:
+        """Whether the newest frame was decoded with errors, or after such a frame and before the next key frame."""
+        return self._newest is not None and self._newest.corrupt
+
+    @property
     def dropped(self) -> int:
         """Frames so far that had no place in the file's clock."""
         return self._clock.dropped
 
     @property
     def jumps(self) -> int:
-        """Jumps of the file's clock so far; the newest frame is the first after one if this has risen with it."""
-        return self._clock.jumps
+        """Jumps of the file's clock up to the newest frame, which is the first after one if this has risen with it."""
+        return 0 if self._newest is None else self._newest.jumps
 
     def frames(self) -> Iterator[tuple[float, av.VideoFrame]]:
         """Yield (seconds from the first frame, frame) in display order, strictly rising in time, to the video's end.
 
-        Raises VideoError("damaged") at the first packet that does not decode.
+        Interlaced frames are made progressive. Raises VideoError("damaged") at the first packet that does not decode.
         """
+        deinterlacer = Deinterlacer()
+        broken: VideoError | None = None
+        try:
+            for moment in self._decoded():
+                for self._newest in deinterlacer.take(moment):
+                    yield self._newest.time, self._newest.frame
+        except VideoError as error:
+            broken = error
+        for self._newest in deinterlacer.flush():
+            yield self._newest.time, self._newest.frame
+        if broken is not None:
+            raise broken
+
+    def _decoded(self) -> Iterator[Moment]:
+        """Yield the frames as they are decoded; after a seek none, unless a place to begin at lies before the target."""
+        lacking: Fraction | None = None
         try:
             for packet in self._packets():
                 if packet.size:
@@ -130,30 +152,43 @@ class Reader:
                     if packet.is_corrupt:  # the container knows of missing parts that the decoder conceals in silence
                         self._incomplete.add(packet.pts)
                 for frame in packet.decode():
-                    time = self._shown(frame)
-                    if self._landing is not None and time is not None and time > self._landing:
+                    target, time = self._landing, self._place(frame)
+                    if time is None:
+                        continue
+                    if self._landing is not None:
+                        if time > self._landing:
+                            return
+                        continue
+                    if lacking is not None and time > lacking:
                         return
-                    if self._landing is None and time is not None:
-                        yield float(time - (self._clock.first or 0)), frame
+                    moment = Moment(float(time - (self._clock.first or 0)), frame, self._after_error, self._clock.jumps)
+                    # The first interlaced frame after a seek lacks the one before; it only is the one before.
+                    lacking = target if moment.interlaced else None
+                    yield moment._replace(wanted=lacking is None)
         except av.error.FFmpegError as error:
             if isinstance(error, MemoryError):
                 raise VideoError("memory", f"{self.path}: decoding needs more memory than pipeline.limits.memory_gb") from error
             raise VideoError("damaged", f"{self.path}: decoding stops at {self._position()}: {error.strerror}") from error
 
     def _packets(self) -> Iterator[Any]:
-        """Yield the packets from here on; the file is judged by the first ones before any of them is decoded."""
+        """Return the packets from here on; the file is judged by the first ones before any of them is decoded."""
         packets: Iterator[Any] = self._container.demux(self.stream)
-        if self._peeked is None:
-            self._peeked = list(islice(packets, BEGINNING))
-            context = self.stream.codec_context
-            stamps = [_stamp(packet) for packet in self._peeked if packet.size]
-            self._clock.step = usual_step(stamps, self._step)
-            self._clock.shuffled = is_shuffled(stamps, reorders=bool(context.has_b_frames))
-            packets = chain(self._peeked, packets)
-            self._peeked = []
-        return packets
+        if self._judged:
+            return packets
+        first: list[Any] = []
+        broken: av.error.FFmpegError | None = None
+        try:
+            first.extend(islice(packets, BEGINNING))
+        except av.error.FFmpegError as error:
+            broken = error
+        context = self.stream.codec_context
+        stamps = [_stamp(packet) for packet in first if packet.size]
+        self._clock.step = usual_step(stamps, self._step)
+        self._clock.shuffled = is_shuffled(stamps, reorders=bool(context.has_b_frames))
+        self._judged = True
+        return chain(first, packets if broken is None else _raising(broken))
 
-    def _shown(self, frame: Any) -> Fraction | None:
+    def _place(self, frame: Any) -> Fraction | None:
         """Return the time of a frame; None if it has no place, or while a place to begin decoding at has not been reached."""
         if self._beat is not None:
             self._beat()
@@ -162,7 +197,7 @@ class Reader:
             self._device.software[self.codec] += self._in_software
         broken = frame.is_corrupt or frame.pts in self._incomplete
         clean = frame.key_frame and not broken
-        self.corrupt = not clean and (self.corrupt or broken)
+        self._after_error = not clean and (self._after_error or broken)
         pts = None if frame.pts is None else Fraction(frame.pts) * Fraction(frame.time_base)
         if self._landing is None:
             return self._clock.frame(pts)
@@ -236,6 +271,11 @@ class Reader:
             except av.error.FFmpegError:  # it breaks off; decoding through says where
                 self._regular = False
         return self._regular
+
+
+def _raising(error: Exception) -> Iterator[Any]:
+    raise error
+    yield  # a generator, which raises when its turn comes
 
 
 def _stamp(packet: Any) -> Stamp:

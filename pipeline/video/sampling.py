@@ -195,7 +195,7 @@ def iter_frames(
     height: int | None = None,
     width: int | None = None,
     *,
-    max_frames: int = 1_000_000,
+    max_frames: int = 8_000_000,
     max_pixels: int = 8192 * 8192,
 ) -> Iterator[tuple[float, Frames]]:
     """Yield (seconds, uint8 (H, W, 3)) of a whole video, to its end or to where it breaks off (VideoError damaged).

@@ -50,6 +50,45 @@ def encode(
     return path
 
 
+def interlaced(count: int, height: int = 64, width: int = 96) -> list[NDArray[np.uint8]]:
+    """Frames of two fields each, as a camera takes them: a bar that moves, the odd lines half a frame later than the even ones."""
+    fields = []
+    for number in range(2 * count):
+        picture, left = np.full((height, width, 3), 40, np.uint8), 3 * number % (width - 16)
+        picture[:, left : left + 16] = 220
+        fields.append(picture)
+    for early, late in zip(fields[::2], fields[1::2]):
+        early[1::2] = late[1::2]
+    return fields[::2]
+
+
+def combing(picture: NDArray[np.uint8]) -> float:
+    """How much each line differs from the mean of its neighbours: the comb of two fields in one picture."""
+    lines = picture.astype(float)
+    return float(np.abs(lines[1:-1] - (lines[:-2] + lines[2:]) / 2).mean())
+
+
+def high_range(path: Path, code: NDArray[np.uint16], transfer: str, *, metadata: str = "") -> Path:
+    """Write three grey HEVC frames of 10 bits and BT.2020 whose luma is `code` (H, W); metadata: more of x265's parameters."""
+    height, width = code.shape
+    params = f"lossless=1:log-level=none:colorprim=bt2020:transfer={transfer}:colormatrix=bt2020nc:range=limited{metadata}"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx265", rate=24)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p10le"
+        stream.options = {"x265-params": params}
+        for number in range(3):
+            frame = av.VideoFrame(width, height, "yuv420p10le")
+            for plane, values in zip(frame.planes, (code, None, None)):
+                rows = np.full((plane.height, plane.line_size // 2), 512, np.uint16)
+                if values is not None:
+                    rows[:, :width] = values
+                plane.update(rows.tobytes())
+            frame.pts = number
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
+
+
 def without_packets(source: Path, target: Path, lost: Callable[[int], bool]) -> Path:
     """Copy a transport stream without some of its packets."""
     data = source.read_bytes()

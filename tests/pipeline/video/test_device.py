@@ -22,6 +22,7 @@ from pipeline.decoding.child import _answer_request
 from pipeline.decoding.process import DecoderProcess
 from pipeline.video import Device, DeviceError, Reader, Request, VideoError
 from pipeline.video.picture import picture
+from tests.helpers.scans import only
 
 TIMES = tuple(i / 8 for i in range(9))
 ABSENT = "cuda:63"
@@ -104,8 +105,8 @@ def test_what_the_card_cannot_decode_is_decoded_on_the_cpu_and_counted(clips: Pa
     found = list(video.read_clips(path, wanted, device=device))
     assert all(np.array_equal(a, b) for a, b in zip(found, video.read_clips(path, wanted), strict=True))
     assert device.software == {"h264": 1}, "once a video"
-    here = scan(path, ScanOptions())
-    there = scan(path, ScanOptions(), device=device)
+    here = only(scan(path, ScanOptions()))
+    there = only(scan(path, ScanOptions(), device=device))
     assert (
         np.array_equal(here.fingerprint, there.fingerprint)
         and np.array_equal(here.luma, there.luma)
@@ -162,7 +163,7 @@ def test_a_card_gives_the_frames_of_the_cpu(
             wanted = [Request(TIMES, 64, 96)]
             (here,), (there,) = cpu.read(path, wanted), card.read(path, wanted)
             assert np.abs(here.astype(int) - there.astype(int)).max() <= 2
-            one, other = cpu.scan(path, CutConfig()), card.scan(path, CutConfig())
+            one, other = only(cpu.scan(path, CutConfig())), only(card.scan(path, CutConfig()))
             assert np.array_equal(one.times, other.times) and np.abs(one.luma - other.luma).max() < 1
             if downloaded == "nv12":  # no card decodes H.264 in 10 bits
                 assert not card.software, "decoded by the card"

@@ -183,6 +183,8 @@ def test_frames_of_a_file_that_begins_before_zero(tmp_path: Path, name: str, b_f
         ("open.ts", "keyint=48:open-gop=1:bframes=3"),
         ("closed.mp4", "keyint=48:bframes=3"),
         ("decoding-order.avi", "keyint=48:bframes=3"),
+        ("interlaced.mp4", "keyint=48:bframes=3:interlaced=1:tff=1"),
+        ("interlaced.ts", "keyint=48:bframes=0:interlaced=1:bff=1"),
     ],
 )
 def test_pixels_do_not_depend_on_where_decoding_begins(tmp_path: Path, name: str, x264: str) -> None:
@@ -197,8 +199,9 @@ def test_pixels_do_not_depend_on_where_decoding_begins(tmp_path: Path, name: str
     assert np.array_equal(np.concatenate(both), through[[0, 11, 12, 19]])
 
 
-def test_a_seek_is_still_made_where_it_is_safe(tmp_path: Path) -> None:
-    path, decoded = encode(tmp_path / "closed.mp4", moving(480, 48, 64), x264="keyint=48:bframes=3"), [0]
+@pytest.mark.parametrize("x264", ["keyint=48:bframes=3", "keyint=48:bframes=3:interlaced=1"])
+def test_a_seek_is_still_made_where_it_is_safe(tmp_path: Path, x264: str) -> None:
+    path, decoded = encode(tmp_path / "closed.mp4", moving(480, 48, 64), x264=x264), [0]
 
     def beat() -> None:
         decoded[0] += 1
