@@ -49,7 +49,7 @@ KINDS = {
 
 def fingerprints_of(path: Path) -> list[Fingerprint]:
     """The fingerprint of the whole picture, and where there are black bars of what is between them."""
-    found = scan(path, ScanOptions(CutConfig(method="none")))
+    (found,) = scan(path, ScanOptions(CutConfig(method="none")))
     return [one for one in (found.fingerprint, found.inner_fingerprint) if len(one)]
 
 

@@ -96,8 +96,9 @@ class DecodeLimits(Section):
     """Seconds without a decoded frame after which a decoder counts as hung."""
     memory_gb: float = Field(default=4.0, gt=0)
     """Memory of a child, GiB (address space; data segment where `decode_device` is a GPU)."""
-    max_frames: int = Field(default=1_000_000, ge=1)
-    """Frames of a video after which it is refused as a decompression bomb."""
+    max_frames: int = Field(default=8_000_000, ge=1)
+    """Frames of a video (three days at 30 a second) after which it is refused as a decompression bomb. Memory does not grow with
+    them: after each million frames the plan of a video begins a new part, and a new shot."""
     max_pixels: int = Field(default=8192 * 8192, ge=1)
     """Pixels per frame above which a video is refused."""
     attempts: int = Field(default=2, ge=1)

@@ -12,7 +12,8 @@ from pipeline.config import CutConfig
 def shots(found: Scan, cuts: CutConfig) -> list[tuple[float, float]]:
     """Return (begin, end) in seconds of each shot, less `margin` on each side of a cut; the ends of the video have no margin."""
     spans: list[tuple[float, float]] = []
-    begin: float | None = 0.0
+    first = float(found.times[0])
+    begin: float | None = first
     for time, mark in zip(found.times[found.cut != 0].tolist(), found.cut[found.cut != 0].tolist()):
         if begin is not None and time > begin:
             spans.append((begin, time))
@@ -21,7 +22,7 @@ def shots(found: Scan, cuts: CutConfig) -> list[tuple[float, float]]:
         spans.append((begin, found.seconds))
     result = []
     for begin, end in spans:
-        inner_begin = begin + (cuts.margin if begin > 0 else 0.0)
+        inner_begin = begin + (cuts.margin if begin > first else 0.0)
         inner_end = end - (cuts.margin if end < found.seconds else 0.0)
         if inner_end > inner_begin:
             result.append((inner_begin, inner_end))

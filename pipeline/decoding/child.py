@@ -56,12 +56,13 @@ def _answer_request(limits: DecodeLimits, device: Device, request: dict[str, Any
                 limits.max_pixels,
             )
             pictures = partial(_send, out) if options.cuts.method == "transnet" else None
-            found = scan(request["path"], options, beat=beat, pictures=pictures, device=device)
-            arrays = np.stack([getattr(found, name) for name in Scan.ARRAYS])
-            data = arrays.tobytes() + found.fingerprint.tobytes() + found.inner_fingerprint.tobytes()
-            plain = {k: getattr(found, k) for k in ("codec", "width", "height", "seconds", "damage", "crop", "details")}
-            header = {"kind": "scan", "frames": len(found.times), "fingerprint": len(found.fingerprint), "scan": plain}
-            _answer(out, header, data)
+            path, part = request["path"], request["part"]
+            for found in scan(path, options, beat=beat, pictures=pictures, device=device, part=part):
+                arrays = np.stack([getattr(found, name) for name in Scan.ARRAYS])
+                data = arrays.tobytes() + found.fingerprint.tobytes() + found.inner_fingerprint.tobytes()
+                plain = {k: getattr(found, k) for k in ("codec", "width", "height", "seconds", "damage", "crop", "details")}
+                header = {"kind": "scan", "frames": len(found.times), "fingerprint": len(found.fingerprint), "scan": plain}
+                _answer(out, header, data)
         else:
             clips = [Request(tuple(r["times"]), r["height"], r["width"], r["crop"]) for r in request["requests"]]
             for frames in video.read_clips(request["path"], clips, max_pixels=limits.max_pixels, beat=beat, device=device):

@@ -29,7 +29,7 @@ import numpy as np
 
 from cluster.runtime.malloc import ENVIRONMENT
 from pipeline.analysis.fingerprint import SIDE
-from pipeline.analysis.scan import Scan
+from pipeline.analysis.scan import PART, Scan
 from pipeline.analysis.shots import marks
 from pipeline.analysis.text_detector import text_network
 from pipeline.config import CutConfig, DecodeLimits, FilterConfig
@@ -80,8 +80,8 @@ class DecoderProcess:
         """Process id of the living child, None if there is none."""
         return self._child.pid if self._child is not None and self._child.poll() is None else None
 
-    def scan(self, path: str | Path, cuts: CutConfig, filters: FilterConfig | None = None) -> Scan:
-        """Scan a whole video (pipeline.analysis.scan). Raises VideoError, DecoderDied, DeviceError."""
+    def scan(self, path: str | Path, cuts: CutConfig, filters: FilterConfig | None = None, part: int = PART) -> list[Scan]:
+        """Scan a whole video (pipeline.analysis.scan): its parts, of `part` frames. Raises VideoError, DecoderDied, DeviceError."""
         filters = filters or FilterConfig()
         text = text_network() if filters.max_text < 1 else ""
         request = {
@@ -90,20 +90,17 @@ class DecoderProcess:
             "cuts": cuts.model_dump(),
             "filters": filters.model_dump(),
             "text": text,
+            "part": part,
         }
         boundaries = self._boundaries() if cuts.method == "transnet" else None
+        parts = []
         for header, data in self._ask(request):
-            if boundaries is not None and header["kind"] == "pictures":
+            if header["kind"] == "scan":
+                parts.append(_scan(header, data, boundaries, cuts))
+                boundaries = None if boundaries is None else self._boundaries()
+            elif boundaries is not None:
                 boundaries.add(np.frombuffer(data, dtype=np.uint8).reshape(header["shape"]))
-        count = header["frames"]
-        arrays = np.frombuffer(data, dtype=np.float64, count=count * len(Scan.ARRAYS)).reshape(len(Scan.ARRAYS), count)
-        fingerprints = np.frombuffer(data, dtype=np.uint8, offset=arrays.nbytes).reshape(-1, SIDE * SIDE)
-        whole, inner = np.split(fingerprints, [header["fingerprint"]])
-        columns: dict[str, Any] = dict(zip(Scan.ARRAYS, arrays))
-        if boundaries is not None:
-            found = marks(boundaries.finish()[:count], cuts.probability, cuts.min_frames)
-            columns["cut"] = np.where(columns["breaks"] > 0, 1.0, found)
-        return Scan(**header["scan"], **columns, fingerprint=whole, inner_fingerprint=inner)
+        return parts
 
     def _boundaries(self) -> BoundaryDetector:
         """TransNetV2 runs on this side: the child needs no torch, and can be killed without losing the network."""
@@ -258,3 +255,16 @@ class DecoderProcess:
             raise DecoderDied("killed", f"{path}: the decoder was killed from outside (out of memory?)")
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         raise DecoderDied("crash", f"{path}: the decoder died of {how}{': ' + tail[0] if tail else ''}")
+
+
+def _scan(header: dict[str, Any], data: bytes, boundaries: BoundaryDetector | None, cuts: CutConfig) -> Scan:
+    """Return one part of a scan as the child has sent it, with the cuts of TransNetV2 if it has looked on."""
+    count = header["frames"]
+    arrays = np.frombuffer(data, dtype=np.float64, count=count * len(Scan.ARRAYS)).reshape(len(Scan.ARRAYS), count)
+    fingerprints = np.frombuffer(data, dtype=np.uint8, offset=arrays.nbytes).reshape(-1, SIDE * SIDE)
+    whole, inner = np.split(fingerprints, [header["fingerprint"]])
+    columns: dict[str, Any] = dict(zip(Scan.ARRAYS, arrays))
+    if boundaries is not None:
+        found = marks(boundaries.finish()[:count], cuts.probability, cuts.min_frames)
+        columns["cut"] = np.where(columns["breaks"] > 0, 1.0, found)
+    return Scan(**header["scan"], **columns, fingerprint=whole, inner_fingerprint=inner)

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.analysis.scan import Scan
 from pipeline.analysis.shots import shots
 from pipeline.config import PipelineConfig
@@ -42,14 +45,13 @@ def plan_video(
         with contained(video.source), fetch.local(video.source) as path:
             file = fetch.Identity(path)
             digest = content_digest(path)
-            found = retried(lambda: decoder.scan(path, config.cuts, config.filters), config.limits.attempts)
-            plan = _checked(video, digest, found, config)
+            parts = retried(lambda: decoder.scan(path, config.cuts, config.filters), config.limits.attempts)
+            plan = _checked(video, digest, parts, config)
             if captioner is not None and plan.clips:
                 from pipeline.planning.captioner import with_captions
 
-                plan = with_captions(
-                    plan, path, (found.height, found.width), captioner, config.captioner, decoder, config.limits.attempts
-                )
+                shape = parts[0].height, parts[0].width
+                plan = with_captions(plan, path, shape, captioner, config.captioner, decoder, config.limits.attempts)
             file.check()
             return plan
     except VideoError as error:
@@ -58,21 +60,44 @@ def plan_video(
         return refused(video, digest, "probe", error.reason, quarantine_detail(error, config.limits.attempts))
 
 
-def _checked(video: SourceVideo, digest: str, found: Scan, config: PipelineConfig) -> VideoPlan:
-    if found.damage and config.damaged == "refuse":
-        return refused(video, digest, "probe", "damaged", found.damage)
-    if min(found.width, found.height) < config.filters.min_side:
-        detail = f"{found.width}x{found.height} pixels; pipeline.filters.min_side is {config.filters.min_side}"
-        return refused(video, digest, "filters", "too_small", detail)
-    return _lay_clips(video, digest, found, config)
+def _checked(video: SourceVideo, digest: str, parts: Sequence[Scan], config: PipelineConfig) -> VideoPlan:
+    damage = next((part.damage for part in parts if part.damage), "")
+    if damage and config.damaged == "refuse":
+        return refused(video, digest, "probe", "damaged", damage)
+    small = [min(part.width, part.height) < config.filters.min_side for part in parts]
+    if all(small):
+        return refused(video, digest, "filters", "too_small", _too_small(parts[0], config))
+    clips: list[Clip] = []
+    rejects: list[Reject] = []
+    fingerprints: list[list[NDArray[np.uint8]]] = [[], []]
+    caption = fetch.sidecar(video.source) or video.caption
+    for part, too_small in zip(parts, small):
+        if too_small:
+            span = round(float(part.times[0]), 6), round(part.seconds, 6)
+            rejects.append(Reject(video.source, "filters", "too_small", _too_small(part, config), *span))
+            continue
+        laid, refusals = _lay_clips(video, digest, caption, part, config)
+        clips += laid
+        rejects += refusals
+        for each, found in zip(fingerprints, (part.fingerprint, part.inner_fingerprint)):
+            each.append(found)
+    looked_at = [np.concatenate(each) for each in fingerprints] if config.near_dedup else []
+    packed = tuple(zlib.compress(one.tobytes()) for one in looked_at if len(one))
+    return VideoPlan(video.source, digest, tuple(clips), tuple(rejects), packed)
 
 
-def _lay_clips(video: SourceVideo, digest: str, found: Scan, config: PipelineConfig) -> VideoPlan:
+def _too_small(found: Scan, config: PipelineConfig) -> str:
+    return f"{found.width}x{found.height} pixels; pipeline.filters.min_side is {config.filters.min_side}"
+
+
+def _lay_clips(
+    video: SourceVideo, digest: str, caption: str, found: Scan, config: PipelineConfig
+) -> tuple[list[Clip], list[Reject]]:
+    """Return the clips of a part of a video, and what of it is refused."""
     clips: list[Clip] = []
     rejects: list[Reject] = []
     buckets = matching_buckets(config.buckets, found.width, found.height, config.aspect)
     shortest = min(bucket.frames for bucket in buckets)
-    caption = fetch.sidecar(video.source) or video.caption
     for begin, end in shots(found, config.cuts):
         laid = spans(begin, end, buckets, config.fps, config.clip_stride)
         if not laid:
@@ -100,9 +125,7 @@ def _lay_clips(video: SourceVideo, digest: str, found: Scan, config: PipelineCon
                 )
                 for bucket in span.buckets
             ]
-    looked_at = (found.fingerprint, found.inner_fingerprint) if config.near_dedup else ()
-    fingerprints = tuple(zlib.compress(one.tobytes()) for one in looked_at if len(one))
-    return VideoPlan(video.source, digest, tuple(clips), tuple(rejects), fingerprints)
+    return clips, rejects
 
 
 def refused(video: SourceVideo, digest: str, stage: str, reason: str, detail: str) -> VideoPlan:

@@ -10,12 +10,13 @@ from pipeline import video
 from pipeline.analysis.fingerprint import Fingerprint
 from pipeline.analysis.scan import ScanOptions, scan
 from pipeline.config import CutConfig
+from tests.helpers.scans import only
 
 THRESHOLD = 0.9
 
 
 def grey(path: Path) -> Fingerprint:
-    return scan(path, ScanOptions(CutConfig(method="none"))).fingerprint
+    return only(scan(path, ScanOptions(CutConfig(method="none")))).fingerprint
 
 
 Bars = tuple[int, int, int, int]
@@ -23,7 +24,7 @@ Bars = tuple[int, int, int, int]
 
 def fingerprints(path: Path) -> list[Fingerprint]:
     """The fingerprint of a video, and where it has black bars that of the picture between them."""
-    found = scan(path, ScanOptions(CutConfig(method="none")))
+    found = only(scan(path, ScanOptions(CutConfig(method="none"))))
     return [one for one in (found.fingerprint, found.inner_fingerprint) if len(one)]
 
 

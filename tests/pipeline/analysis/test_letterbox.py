@@ -16,6 +16,7 @@ from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, SourceVideo, clip_times
 from pipeline.shards.schemas import clip_rows, clips_of
 from pipeline.video import Request, VideoError
+from tests.helpers.scans import only
 
 BLACK = 16.0
 CROP = FilterConfig(letterbox="crop")
@@ -49,9 +50,9 @@ def boxed(clips: Path, out: Path, top: int, bottom: int, left: int, right: int, 
 def test_bars_are_found_to_the_pixel(clips: Path, tmp_path: Path, bars: tuple[int, int, int, int], crop: str) -> None:
     path = boxed(clips, tmp_path / "boxed.mp4", *bars)
     with DecoderProcess(DecodeLimits()) as decoder:
-        found = decoder.scan(path, CutConfig(method="none"), CROP)
+        found = only(decoder.scan(path, CutConfig(method="none"), CROP))
         assert found.crop == crop and (found.width, found.height) == (640, 272)
-        assert decoder.scan(path, CutConfig(method="none")).crop == "", "they are looked for only when asked"
+        assert only(decoder.scan(path, CutConfig(method="none"))).crop == "", "they are looked for only when asked"
         (whole,) = decoder.read(clips / "bikes.mp4", [Request((0.0, 0.4), 64, 64)])
         (cut,) = decoder.read(path, [Request((0.0, 0.4), 64, 64, crop)])
     assert np.abs(whole.astype(int) - cut.astype(int)).mean() < 3, "the picture is the one without bars"
@@ -60,7 +61,7 @@ def test_bars_are_found_to_the_pixel(clips: Path, tmp_path: Path, bars: tuple[in
 def test_a_rotated_video_is_cut_before_it_is_turned(clips: Path, tmp_path: Path) -> None:
     path = boxed(clips, tmp_path / "turned.mp4", 64, 64, 0, 0, rotation=-90)
     with DecoderProcess(DecodeLimits()) as decoder:
-        found = decoder.scan(path, CutConfig(method="none"), CROP)
+        found = only(decoder.scan(path, CutConfig(method="none"), CROP))
         (cut,) = decoder.read(path, [Request((0.0,), 64, 64, found.crop)])
     (upright,) = video.read_frames(clips / "bikes.mp4", [0.0], 64, 64)
     assert found.crop == "640:272:0:64" and (found.width, found.height) == (272, 640)

@@ -8,10 +8,11 @@ import pytest
 from pipeline.analysis.scan import ScanOptions, scan
 from pipeline.analysis.shots import marks, shots
 from pipeline.config import CutConfig
+from tests.helpers.scans import only
 
 
 def test_shots_of_a_real_video_and_margin(clips: Path) -> None:
-    found = scan(clips / "bikes.mp4", ScanOptions())
+    found = only(scan(clips / "bikes.mp4", ScanOptions()))
     edges = [0.0, 1.2, 3.04, 5.48, 7.48, 9.68, 10.0]
     assert shots(found, CutConfig()) == [pytest.approx(pair) for pair in zip(edges, edges[1:])]  # noqa: RUF007
     inner = shots(found, CutConfig(margin=0.2))
@@ -20,9 +21,9 @@ def test_shots_of_a_real_video_and_margin(clips: Path) -> None:
         and inner[1] == pytest.approx((1.4, 2.84))
         and inner[-1] == pytest.approx((9.88, 10.0))
     )
-    one = scan(clips / "carphone_pristine.mp4", ScanOptions())
+    one = only(scan(clips / "carphone_pristine.mp4", ScanOptions()))
     assert len(shots(one, CutConfig())) == 1
-    whole = scan(clips / "bikes.mp4", ScanOptions(CutConfig(method="none")))
+    whole = only(scan(clips / "bikes.mp4", ScanOptions(CutConfig(method="none"))))
     assert len(shots(whole, CutConfig(method="none"))) == 1 and not whole.cut.any()
 
 

@@ -13,6 +13,7 @@ from pipeline.analysis import transnet
 from pipeline.analysis.shots import shots
 from pipeline.config import CutConfig, DecodeLimits
 from pipeline.decoding.process import DecoderProcess
+from tests.helpers.scans import only
 from tokenizer.evaluation import pretrained
 
 BIKES = {29: (0.98306, 0.92865), 75: (0.82589, 0.68568), 136: (0.97370, 0.92579)}
@@ -71,9 +72,19 @@ def test_both_detectors_find_a_hard_cut_and_the_network_a_dissolve(clips: Path, 
     content, network = CutConfig(method="content"), CutConfig(method="transnet")
     with DecoderProcess(DecodeLimits()) as decoder:
         for cuts in (content, network):
-            assert shots(decoder.scan(hard, cuts), cuts) == [pytest.approx((0, 1.6)), pytest.approx((1.6, 3.2))], cuts.method
-        assert len(shots(decoder.scan(soft, content), content)) == 1, "PySceneDetect's light detector looks at neighbours only"
-        first, second = shots(decoder.scan(soft, network), network)
+            assert shots(only(decoder.scan(hard, cuts)), cuts) == [pytest.approx((0, 1.6)), pytest.approx((1.6, 3.2))], (
+                cuts.method
+            )
+        parts = [shots(part, network) for part in decoder.scan(hard, network, part=30)]
+        assert parts == [
+            [pytest.approx((0, 1.2))],
+            [pytest.approx((1.2, 1.6)), pytest.approx((1.6, 2.4))],
+            [pytest.approx((2.4, 3.2))],
+        ]
+        assert len(shots(only(decoder.scan(soft, content)), content)) == 1, (
+            "PySceneDetect's light detector looks at neighbours only"
+        )
+        first, second = shots(only(decoder.scan(soft, network)), network)
     # Frames 26 to 39 are mixed (1.04 to 1.6 s); the shots on both sides leave them out.
     assert first == pytest.approx((0, 1.04), abs=0.081) and second == pytest.approx((1.6, 2.64), abs=0.081)
 

@@ -14,6 +14,7 @@ from pipeline.planning import planner
 from pipeline.records import Bucket, SourceVideo
 from pipeline.video import DeviceError, VideoError
 from tests.helpers.fakes import clip, timed
+from tests.helpers.scans import only
 
 
 def test_an_unforeseen_error_is_a_refusal_with_its_text() -> None:
@@ -69,4 +70,4 @@ def test_the_child_answers_with_the_exception_and_lives_on(tmp_path: Path) -> No
         assert child is not None and decoder.deaths == 0
         from pipeline.config import CutConfig
 
-        assert len(decoder.scan(tmp_path / "a.mp4", CutConfig()).times) == 9 and decoder.pid == child
+        assert len(only(decoder.scan(tmp_path / "a.mp4", CutConfig())).times) == 9 and decoder.pid == child

@@ -6,6 +6,7 @@ import psutil
 
 from pipeline.config import CutConfig, DecodeLimits
 from pipeline.decoding.persistent import PersistentDecoder
+from tests.helpers.scans import only
 
 
 def test_the_child_serves_the_next_task_and_ends_when_idle(clips: Path) -> None:
@@ -17,7 +18,7 @@ def test_the_child_serves_the_next_task_and_ends_when_idle(clips: Path) -> None:
         assert decoder.pid == first is not None
     psutil.Process(first).wait(timeout=60)
     with kept.use(limits) as decoder:
-        assert decoder.scan(clips / "carphone_pristine.mp4", CutConfig(method="none")).times.size == 120
+        assert only(decoder.scan(clips / "carphone_pristine.mp4", CutConfig(method="none"))).times.size == 120
         assert decoder.pid != first
     with kept.use(DecodeLimits(max_frames=10)) as other:
         assert other is not decoder and other.limits.max_frames == 10

@@ -11,12 +11,13 @@ from pipeline.analysis.scan import ScanOptions, scan
 from pipeline.config import CutConfig, FilterConfig
 from pipeline.planning import filters
 from tests.helpers.fakes import timed
+from tests.helpers.scans import only
 
 
 def test_scores_belong_to_their_span(tmp_path: Path) -> None:
     """Frame i has grey 8 + 7 i and nothing moves but the level: luma is known, motion is 7, edges are none."""
     path = timed(tmp_path / "steps.mkv", [i / 10 for i in range(30)])
-    found = scan(path, ScanOptions(CutConfig(method="none")))
+    found = only(scan(path, ScanOptions(CutConfig(method="none"))))
     scores = filters.scores(found, 1.0, 2.0)
     assert scores["luma"] == pytest.approx(8 + 7 * np.arange(10, 20).mean(), abs=2)
     assert scores["motion"] == pytest.approx(7, abs=0.6) and scores["sharpness"] < 0.5

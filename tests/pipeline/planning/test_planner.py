@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.analysis.scan import Scan
 from pipeline.config import CutConfig, DecodeLimits, FilterConfig, PipelineConfig
 from pipeline.decoding.process import DecoderProcess
 from pipeline.planning.planner import matching_buckets, plan_video, spans
 from pipeline.records import Bucket, SourceVideo, VideoPlan, clip_key
+from pipeline.video import Request
 from tests.helpers.fakes import timed
 
 SMALL = Bucket(frames=5, height=32, width=32)
@@ -130,3 +132,25 @@ def test_sidecar_wins_over_the_table(tmp_path: Path, decoder: DecoderProcess) ->
     path.with_suffix(".txt").write_text("from the sidecar\n")
     found = plan_video(video, config, decoder).clips
     assert {c.caption for c in found} == {"from the sidecar"} and found[0].extra == {"licence": "CC0"}
+
+
+class InParts(DecoderProcess):
+    """Scans in parts of 50 frames, as a film of many hours is."""
+
+    def scan(self, path: str | Path, cuts: CutConfig, filters: FilterConfig | None = None, part: int = 50) -> list[Scan]:
+        return super().scan(path, cuts, filters, part)
+
+
+def test_clips_of_a_long_film_lie_in_its_parts(clips: Path) -> None:
+    config = PipelineConfig(buckets=(SMALL,), fps=8.0, cuts=CutConfig(method="content"))
+    source = SourceVideo(str(clips / "bikes.mp4"))
+    with DecoderProcess(config.limits) as decoder, InParts(config.limits) as other:
+        whole, plan = plan_video(source, config, decoder), plan_video(source, config, other)
+        assert len(plan.clips) > 6 and abs(len(plan.clips) - len(whole.clips)) <= 5 and plan.digest == whole.digest
+        assert {int(clip.begin / 2) for clip in plan.clips} == {0, 1, 2, 3, 4}, "all five parts of two seconds have clips"
+        for clip in plan.clips:
+            assert clip.begin // 2 == (clip.begin + 4 / 8 - 1e-6) // 2, "none lies in two parts"
+            assert clip.begin + 4 / 8 < 10
+        requests = [Request(tuple(clip.begin + k / 8 for k in range(5)), 32, 32) for clip in plan.clips]
+        assert len(list(other.read(source.source, requests))) == len(requests)
+    assert len(plan.fingerprints) == len(whole.fingerprints)
