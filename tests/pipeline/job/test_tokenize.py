@@ -249,11 +249,13 @@ def job_of(config: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     command = [sys.executable, "-u", "-c", RUN, str(config), *overrides]
     with subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as job:
-        family = {}
+        family: dict[psutil.Process, str] = {}
         try:
             yield job
             if job.poll() is None:
-                family = {process: process.name() for process in psutil.Process(job.pid).children(recursive=True)}
+                for process in psutil.Process(job.pid).children(recursive=True):
+                    with contextlib.suppress(psutil.NoSuchProcess):  # one that ends by itself just now
+                        family[process] = process.name()
         finally:
             job.kill()
             job.communicate()
