@@ -109,6 +109,8 @@ def main() -> None:
     parser.add_argument("--bucket", default="f017x256x256")
     parser.add_argument("--bits", type=int, default=48)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--shard-rows", type=int, default=64)
+    parser.add_argument("--mask", type=int, default=255, help="random bits of each byte; 0x5A = 90 compresses to a half")
     parser.add_argument("--cpu-time", action="store_true", help="CPU seconds in place of seconds")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
@@ -117,7 +119,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (given.out or Path(temporary)) / "shards"
         if not folder.exists():
-            made_shards.make(folder, {given.bucket: given.samples}, shard_rows=64, spec=spec)
+            made_shards.make(folder, {given.bucket: given.samples}, shard_rows=given.shard_rows, spec=spec, mask=given.mask)
         from pipeline.records import Bucket
 
         shape = Bucket.parse(given.bucket)

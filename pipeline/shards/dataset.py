@@ -1,7 +1,9 @@
-"""A finished SHARDS folder, opened for reading: buckets, rows in a fixed order, samples by number.
+"""A finished SHARDS folder, opened for reading: buckets, shards in a fixed order, samples by number.
 
 In:  a folder with dataset.json and index.parquet; or its URL, and a local folder that caches what is read of it.
 Out: `ShardDataset`. Needs neither torch nor ray.
+
+Opening reads the list of shards; the rows of a shard are read when its samples are asked for.
 """
 
 from __future__ import annotations
@@ -11,17 +13,22 @@ import json
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cluster.runtime.atomic_files import read_json
 from pipeline.records import Bucket, TokenSample
-from pipeline.shards.layout import DATASET, EXCLUDED, FORMAT, INDEX, META, DatasetError, excluded
-from pipeline.shards.reader import Member, read_bits, read_features, read_sample_at
+from pipeline.shards.layout import DATASET, EXCLUDED, FORMAT, INDEX, DatasetError, excluded
+from pipeline.shards.reader import Member, Numbers, read_bits, read_features, read_members, read_sample_at
+from pipeline.shards.sample_window import Places, SampleWindow
+from pipeline.shards.schemas import ROWS
+from pipeline.shards.shard_tables import ShardTables
 from tokenizer.quantization.codec_spec import CodecSpec
 
 if TYPE_CHECKING:
@@ -29,6 +36,18 @@ if TYPE_CHECKING:
 
 _OPEN_TARS = 256
 """Tars that a dataset keeps open; the least recently used ones are closed."""
+
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Payload:
+    """The checked bytes of many samples, a row for each."""
+
+    bits: Bytes
+    features: Bytes | None
+    """None unless all of the samples have features."""
 
 
 class _Tar:
@@ -45,16 +64,19 @@ class _Tar:
 class ShardDataset:
     """Committed samples of a SHARDS folder, in the order of index.parquet. Reads are thread-safe."""
 
-    def __init__(
-        self, folder: Path, info: dict[str, Any], table: pa.Table, digest: str, cache: ShardCache | None = None
-    ) -> None:
-        self._cache = cache
-        self.folder, self.info, self.digest = folder, info, digest
+    def __init__(self, folder: Path, info: dict[str, Any], gone: Sequence[str], cache: ShardCache | None = None) -> None:
+        self.folder, self.info, self._cache = folder, info, cache
         self.spec = CodecSpec.parse(info["spec"])
         self.fps = float(info["fps"])
-        self._table = table
-        self._rows: dict[str, pa.Table] = {}
-        self._cells: dict[Bucket, _Cells] = {}
+        self._tables = ShardTables(folder, gone, cache)
+        self.digest = self._tables.digest
+        if gone:
+            # With other rows it is another dataset: whoever has stored the digest must notice.
+            self.digest = hashlib.sha256(json.dumps([self.digest, list(gone)]).encode()).hexdigest()
+        self._windows = {
+            name: SampleWindow(self._tables, shards, features=bool(info.get("features", True)))
+            for name, shards in self._tables.lists.items()
+        }
         self._tars: OrderedDict[str, _Tar] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -78,63 +100,84 @@ class ShardDataset:
             raise DatasetError(f"{folder / DATASET}: not valid JSON: {error}") from error
         if info.get("format") != FORMAT:
             raise DatasetError(f"{folder}: format {info.get('format')}; this program reads format {FORMAT}")
-        try:
-            table = pq.read_table(folder / INDEX)
-            digest = json.loads((table.schema.metadata or {})[META])["digest"]
-        except FileNotFoundError as error:
-            raise DatasetError(
-                f"{folder}: no {INDEX}: the job has not finished; run the same `videoar tokenize` again"
-            ) from error
-        except (pa.ArrowInvalid, KeyError, OSError) as error:
-            raise DatasetError(
-                f"{folder / INDEX}: damaged ({error}); delete it and run the same `videoar tokenize` again"
-            ) from error
-        gone = excluded(folder)
-        if gone:
-            # With other rows it is another dataset: whoever has stored the digest must notice.
-            digest = hashlib.sha256(json.dumps([digest, gone]).encode()).hexdigest()
-        return cls(folder, info, _without(table, gone), digest, held)
+        return cls(folder, info, excluded(folder), held)
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return sum(shards.size for shards in self._tables.lists.values())
 
     def buckets(self) -> list[Bucket]:
         """Return the buckets that hold samples, sorted by name."""
-        return [Bucket.parse(name) for name in sorted(pc.unique(self._table["bucket"]).to_pylist())]
+        return [Bucket.parse(name) for name in self._tables.lists]
+
+    def shard_rows(self, bucket: Bucket) -> Numbers:
+        """Return the number of samples of each shard of a bucket, in shard order."""
+        shards = self._tables.lists.get(bucket.name)
+        return np.empty(0, np.int64) if shards is None else shards.rows
 
     def rows(self, bucket: Bucket) -> pa.Table:
-        """Return the rows of one bucket in shard order (columns: pipeline.shards.schemas.ROWS)."""
-        if bucket.name not in self._rows:
-            self._rows[bucket.name] = self._table.filter(pc.equal(self._table["bucket"], bucket.name)).combine_chunks()
-        return self._rows[bucket.name]
+        """Return all rows of one bucket in shard order (columns: pipeline.shards.schemas.ROWS). They are read at each call."""
+        shards = self._tables.lists.get(bucket.name)
+        return ROWS.empty_table() if shards is None else self._tables.read(shards, range(len(shards.rows)))
+
+    def column(self, bucket: Bucket, name: str) -> Iterator[pa.Array]:
+        """Yield the cells of a column of a bucket's rows in shard order, a part at a time."""
+        shards = self._tables.lists.get(bucket.name)
+        return iter(()) if shards is None else self._tables.column(shards, name)
+
+    def hold(self, bucket: Bucket, shards: int) -> None:
+        """Hold the rows of at least this many shards of a bucket: as many as are read at a time."""
+        window = self._windows[bucket.name]
+        window.capacity = max(window.capacity, shards)
+
+    def find(self, bucket: Bucket, numbers: Numbers) -> Places:
+        """Return keys, captions and places of many samples of a bucket."""
+        return self._windows[bucket.name].find(numbers)
+
+    def read_many(self, places: Places, size: int, features: int) -> Payload | None:
+        """Read the first `size` bytes of the bits of many samples, and `features` bytes of their features if all have them.
+
+        Every byte is checked as `read` checks it. Returns None if any sample is damaged or shorter: `read` tells which, and how.
+        Raises DatasetError for a missing tar.
+        """
+        tars = {shard: self._tar(shard) for shard in set(places.shards)}
+        fds = [tars[shard].fd for shard in places.shards]
+
+        def read(member: str, raw: Numbers, count: int) -> Bytes | None:
+            offsets, sizes = places.number(f"{member}_offset"), places.number(f"{member}_size")
+            found = read_members(fds, offsets, sizes, places.text(f"{member}_xxh3"), raw)
+            return None if found is None else _rows(found, count)
+
+        bits = read("bits", places.number("bits_raw"), size)
+        if bits is None or not places.have_features:
+            return None if bits is None else Payload(bits, None)
+        values = read("feat", np.empty(0, np.int64), features)
+        return None if values is None else Payload(bits, values)
 
     def read(self, bucket: Bucket, number: int, *, meta: bool = True) -> TokenSample:
         """Read sample `number` of a bucket and check every byte that is read.
 
-        Without `meta`, KEY.json and KEY.txt are not read and the caption is taken from the index. Training reads this way, tens of
-        thousands of samples per second, so that path is short.
+        Without `meta`, KEY.json and KEY.txt are not read and the caption is taken from the index.
         Raises IndexError for a number out of range, CorruptSample (naming shard and key) for damaged bytes, DatasetError for a
         missing tar.
         """
-        cells = self._cells.get(bucket)
-        if cells is None:
-            cells = self._cells[bucket] = _Cells(self.rows(bucket))
-        if not 0 <= number < cells.count:
-            raise IndexError(f"bucket {bucket.name} has {cells.count} samples; asked for number {number}")
-        shard = cells.shards[cells.shard[number]]
+        window = self._windows.get(bucket.name)
+        count = 0 if window is None else window.shards.size
+        if window is None or not 0 <= number < count:
+            raise IndexError(f"bucket {bucket.name} has {count} samples; asked for number {number}")
+        at = np.array([number])
+        (index,), (within,) = window.shards.find(at)
+        shard = str(window.shards.names[index])
         tar = self._tar(shard)
         if meta:
-            row = self.rows(bucket).slice(number, 1).to_pylist()[0]
+            row = self._tables.read(window.shards, [index]).slice(within, 1).to_pylist()[0]
             return read_sample_at(tar.fd, row, shard=shard)
-        cell = cells.cell
-        key = cell("key", number)
-        member = Member(cell("bits_offset", number), cell("bits_size", number), cell("bits_xxh3", number))
-        bits = read_bits(tar.fd, member, cell("bits_raw", number), shard=shard, key=key)
+        places = window.find(at)
+        key, caption = places.text("key")[0], places.text("caption")[0]
+        bits = read_bits(tar.fd, _member(places, "bits"), int(places.number("bits_raw")[0]), shard=shard, key=key)
         features = None
-        if cell("feat_offset", number) is not None:
-            member = Member(cell("feat_offset", number), cell("feat_size", number), cell("feat_xxh3", number))
-            features = read_features(tar.fd, member, shard=shard, key=key)
-        return TokenSample(key, bits, bucket, cell("caption", number) or "", {}, features)
+        if places.have_features:
+            features = read_features(tar.fd, _member(places, "feat"), shard=shard, key=key)
+        return TokenSample(key, bits, bucket, caption or "", {}, features)
 
     def _tar(self, shard: str) -> _Tar:
         with self._lock:
@@ -183,42 +226,21 @@ def _remote(url: str, cache: Path | None, limit: int) -> tuple[ShardCache, Path]
     return held, held.folder
 
 
-class _Cells:
-    """Single cells of one bucket's rows: numbers are taken from numpy arrays, several times cheaper than from Arrow columns."""
-
-    _NUMBERS = ("bits_offset", "bits_size", "bits_raw", "feat_offset", "feat_size")
-    _TEXTS = ("key", "bits_xxh3", "feat_xxh3", "caption")
-
-    def __init__(self, rows: pa.Table) -> None:
-        self.count = int(rows.num_rows)
-        shard = rows.column("shard").combine_chunks().dictionary_encode()
-        self.shards: list[str] = shard.dictionary.to_pylist()
-        self.shard = shard.indices.to_numpy()
-        self._numbers: dict[str, Any] = {}
-        self._texts: dict[str, Any] = {}
-        for name in (*self._NUMBERS, *self._TEXTS):
-            cells = rows.column(name).combine_chunks()
-            if name in self._NUMBERS and not cells.null_count:
-                self._numbers[name] = cells.to_numpy()
-            elif cells.null_count < len(cells):
-                self._texts[name] = cells
-
-    def cell(self, name: str, number: int) -> Any:
-        """Return one cell; None if it is empty."""
-        if name in self._numbers:
-            return int(self._numbers[name][number])
-        cells = self._texts.get(name)
-        return None if cells is None else cells[number].as_py()
+def _member(places: Places, name: str) -> Member:
+    """Return where a member of the first of some samples lies."""
+    offset, size = places.number(f"{name}_offset"), places.number(f"{name}_size")
+    return Member(int(offset[0]), int(size[0]), places.text(f"{name}_xxh3")[0])
 
 
-def _without(table: pa.Table, gone: list[str]) -> pa.Table:
-    if not gone:
-        return table
-    mask = pc.is_in(table["source"], value_set=pa.array([name for name in gone if not name.endswith("/")], pa.string()))
-    for name in gone:
-        if name.endswith("/"):
-            mask = pc.or_(mask, pc.starts_with(table["source"], name))
-    return table.filter(pc.invert(mask))
+def _rows(found: Sequence[Any], count: int) -> Bytes | None:
+    """Return the first `count` bytes of each buffer as an array of rows; None if one is shorter."""
+    sizes = set(map(len, found))
+    if min(sizes) < count:
+        return None
+    if len(sizes) == 1:
+        rows = np.frombuffer(bytearray().join(found), dtype=np.uint8).reshape(len(found), -1)
+        return rows if rows.shape[1] == count else rows[:, :count].copy()
+    return np.stack([np.frombuffer(part, dtype=np.uint8, count=count) for part in found])
 
 
 def open_folder(folder: Path) -> tuple[dict[str, Any], CodecSpec]:

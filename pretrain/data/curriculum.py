@@ -57,17 +57,17 @@ def spread(weights: tuple[float, ...], length: int = CYCLE) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=256)
-def _counts(pattern: tuple[int, ...], parts: int) -> tuple[tuple[int, ...], ...]:
-    """For each of `parts` indices: how often it occurs among the first n entries of the pattern, n = 0..len(pattern)."""
-    return tuple((0, *accumulate(int(choice == part) for choice in pattern)) for part in range(parts))
+def _pattern(weights: tuple[float, ...]) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """Return the pattern; and for each index, how often it occurs among the pattern's first n entries, n = 0..len(pattern)."""
+    pattern = spread(weights)
+    return pattern, tuple((0, *accumulate(int(choice == part) for choice in pattern)) for part in range(len(weights)))
 
 
 def share(weights: Sequence[float], number: int) -> tuple[int, tuple[int, ...]]:
     """Return (the index chosen at position `number`, from 0, of the repeated pattern; how often each index occurs before it)."""
-    pattern = spread(tuple(weights))
+    pattern, counts = _pattern(tuple(weights))
     cycles, rest = divmod(number, len(pattern))
-    counts = _counts(pattern, len(weights))
-    return pattern[rest], tuple(count[-1] * cycles + count[rest] for count in counts)
+    return pattern[rest], tuple([count[-1] * cycles + count[rest] for count in counts])
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 In:  the token datasets, the order of their samples, and which of how many ranks this is.
 Out: one `StepData` per step: `Batch`es of equal shape, the same number of them on all ranks.
 
-    Order.slots(step) ─▶ arrange: this rank's slots ─▶ TokenDatasets.read ─▶ prefix of frames ─▶ Batch (packed bits, as bytes)
-                             └ beyond the batch: fill, weight 0     └ corrupt: the next readable row, reported
+    Order.draw(step) ─▶ arrange: this rank's slots ─▶ TokenDatasets.read_many ─▶ prefix of frames ─▶ Batch (packed bits, as bytes)
+                            └ beyond the batch: fill, weight 0     └ corrupt: the next readable row, reported
 
-There is no state but the step. Keys and captions of the whole global batch come from the index, so ranks need not communicate.
+There is no state but the step. Keys and captions of the whole global batch come from the shards' tables, so ranks need not
+communicate. A micro-batch is read and checked by few calls; only one that holds a corrupt sample is read sample by sample.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from types import TracebackType
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from pipeline.records import TokenSample
 from pretrain.data.batch import Arrangement, Batch, arrange
 from pretrain.data.config import ranks_per_sequence
 from pretrain.data.curriculum import CurriculumStep, StreamName
-from pretrain.data.sample_order import Order, Slot
-from pretrain.data.token_datasets import DataError, TokenDatasets
+from pretrain.data.sample_order import Draw, Numbers, Order, Slot
+from pretrain.data.token_datasets import DataError, FoundBatch, TokenDatasets
 
 MAX_REPLACEMENTS = 64
 """After this many corrupt rows in succession the dataset is given up."""
@@ -79,15 +80,13 @@ class StepData:
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """One sample of a micro-batch."""
+class _Samples:
+    """What is read for one micro-batch, in its order."""
 
-    sample: TokenSample
-    text: list[int]
-    room: int
-    """Text tokens that the arrangement has room for."""
-    seed: int
-    is_fill: bool
+    keys: tuple[str, ...]
+    texts: list[list[int]]
+    bits: npt.NDArray[np.uint8]
+    features: npt.NDArray[np.uint8] | None
 
 
 class Loader:
@@ -107,6 +106,7 @@ class Loader:
         self.datasets, self.order, self.text, self.config = datasets, order, text, config
         self.rank, self.world, self.steps = rank, world, steps
         self._pool: ThreadPoolExecutor | None = None
+        datasets.hold(order.window)
 
     def __iter__(self) -> Iterator[StepData]:
         if self.config.prefetch == 0:
@@ -128,14 +128,15 @@ class Loader:
         together = ranks_per_sequence(at.stage, self.world)
         rank, world, counts = self.rank // together, self.world // together, self.rank % together == 0
         stream, count = at.stream, at.mix.batch
-        slots, seeds = self.order.slots(step), self.order.seeds(step)
-        ids = tuple(self.datasets.key(stream, slot) for slot in slots)
-        texts = [self._encode(self.datasets.caption(stream, slot)) for slot in slots]
+        drawn = self.order.draw(at)
+        found = self.datasets.find(stream, drawn)
+        keys, texts = found.keys, [self._encode(caption) for caption in found.captions]
+        lengths = [len(text) for text in texts]
         grid = self.datasets.grid(stream)
         video = grid[0] * self.datasets.spec.positions(*grid[1:])
         config = self.config
         arrangement = arrange(
-            [len(text) for text in texts], video, config.text_length,
+            lengths, video, config.text_length,
             micro_batch=config.micro_batch, world=world, budget=config.pack_tokens, above=config.pack_above,
         )  # fmt: skip
 
@@ -143,34 +144,56 @@ class Loader:
         replaced: list[tuple[int, str]] = []
         tokens = 0
         for numbers in arrangement.micro_batches[rank]:
-            entries = []
-            for number in numbers:
-                slot, is_fill = number % count, number >= count
-                sample, text = self._read(stream, slots[slot]), texts[slot]
-                room = len(text)
-                if sample.key != ids[slot]:
-                    # The shapes are planned, so the text of a sample that replaces a corrupt one is cut to that one's length.
-                    text = self._encode(sample.caption)[:room]
-                    if not is_fill:
-                        replaced.append((number, sample.key))
-                if not is_fill:
-                    tokens += video + len(text)
-                entries.append(_Entry(sample, text, room, seeds[slot], is_fill))
-            batches.append(self._batch(entries, 1 / count, grid, arrangement))
+            slots = [number % count for number in numbers]
+            samples = self._read(stream, drawn, found, slots, texts)
+            counted = [i for i, number in enumerate(numbers) if number < count]
+            replaced += [(numbers[i], samples.keys[i]) for i in counted if samples.keys[i] != found.keys[slots[i]]]
+            tokens += sum([video + len(samples.texts[i]) for i in counted])
+            weight = np.zeros(len(slots), dtype=np.float32)
+            weight[counted] = 1 / count
+            spans = tuple(max(1, lengths[slot]) for slot in slots) if arrangement.row else ()
+            batches.append(self._batch(samples, weight, drawn.seeds[slots], grid, arrangement, spans))
         return StepData(
             curriculum_step=at,
             batches=tuple(batches),
-            ids=ids,
+            ids=tuple(keys),
             replaced=tuple(replaced) if counts else (),
             tokens=tokens if counts else 0,
-            text=sum(map(len, texts)) / count,
+            text=sum(lengths) / count,
             positions=arrangement.positions,
         )
 
     def _encode(self, caption: str) -> list[int]:
         return self.text.encode(caption)[: self.config.text_length]
 
-    def _read(self, stream: StreamName, slot: Slot) -> TokenSample:
+    def _read(
+        self, stream: StreamName, drawn: Draw, found: FoundBatch, slots: Sequence[int], texts: Sequence[list[int]]
+    ) -> _Samples:
+        """Read the slots of a micro-batch. texts: of all slots."""
+        spec, grid = self.datasets.spec, self.datasets.grid(stream)
+        size, values = grid[0] * spec.frame_bytes(*grid[1:]), 2 * grid[0] * spec.bits * grid[1] * grid[2]
+        keys, own = [found.keys[slot] for slot in slots], [texts[slot] for slot in slots]
+        read = self.datasets.read_many(found, slots, size, values)
+        if read is not None:
+            return _Samples(tuple(keys), own, read.bits, read.features)
+        samples = [self._readable(stream, drawn.slot(slot)) for slot in slots]
+        for i, sample in enumerate(samples):
+            if len(sample.bits) < size:
+                raise DataError(f"sample {sample.key}: {len(sample.bits)} bytes of bits, {size} expected for grid {grid}")
+            if sample.key != keys[i]:
+                # The shapes are planned, so the text of a sample that replaces a corrupt one is cut to that one's length.
+                keys[i], own[i] = sample.key, self._encode(sample.caption)[: len(own[i])]
+        features = [sample.features for sample in samples if sample.features is not None]
+        return _Samples(
+            keys=tuple(keys),
+            texts=own,
+            bits=np.stack([np.frombuffer(sample.bits, np.uint8, size) for sample in samples]),
+            features=np.stack([np.frombuffer(part, np.uint8, values) for part in features])
+            if len(features) == len(samples)
+            else None,
+        )
+
+    def _readable(self, stream: StreamName, slot: Slot) -> TokenSample:
         """Read a slot; a corrupt row is replaced by the next readable row of its source, which depends on the row alone."""
         from pipeline.shards.reader import CorruptSample
 
@@ -183,39 +206,32 @@ class Loader:
                 first = first or error
         raise DataError(f"{first}; {min(MAX_REPLACEMENTS, rows)} rows in a row are corrupt: run `videoar shards verify`")
 
-    def _batch(self, entries: Sequence[_Entry], weight: float, grid: tuple[int, int, int], arrangement: Arrangement) -> Batch:
-        size = grid[0] * self.datasets.spec.frame_bytes(*grid[1:])
-        # Rows are filled as numpy arrays: a torch operation per row would cost more than reading the sample.
-        bits = np.empty((len(entries), size), dtype=np.uint8)
-        text = np.zeros((len(entries), arrangement.text), dtype=np.int64)
-        for i, entry in enumerate(entries):
-            stored = entry.sample.bits
-            if len(stored) < size:
-                raise DataError(f"sample {entry.sample.key}: {len(stored)} bytes of bits, {size} expected for grid {grid}")
-            bits[i] = np.frombuffer(stored, dtype=np.uint8, count=size)
-            text[i, : len(entry.text)] = entry.text
+    def _batch(
+        self,
+        samples: _Samples,
+        weight: npt.NDArray[np.float32],
+        seeds: Numbers,
+        grid: tuple[int, int, int],
+        arrangement: Arrangement,
+        spans: tuple[int, ...],
+    ) -> Batch:
+        lengths = np.array([len(text) for text in samples.texts])
+        text = np.zeros((len(lengths), arrangement.text), dtype=np.int64)
+        text[np.arange(arrangement.text) < lengths[:, None]] = list(chain.from_iterable(samples.texts))
+        shape = (len(lengths), grid[0], self.datasets.spec.bits, *grid[1:])
         batch = Batch(
-            bits=torch.from_numpy(bits),
+            bits=torch.from_numpy(samples.bits),
             text=torch.from_numpy(text),
-            text_length=torch.tensor([len(entry.text) for entry in entries], dtype=torch.int64),
-            weight=torch.tensor([0.0 if entry.is_fill else weight for entry in entries], dtype=torch.float32),
-            seeds=torch.tensor([entry.seed for entry in entries], dtype=torch.int64),
+            text_length=torch.from_numpy(lengths),
+            weight=torch.from_numpy(weight),
+            seeds=torch.from_numpy(seeds),
             grid=grid,
-            ids=tuple(entry.sample.key for entry in entries),
+            ids=samples.keys,
             row=arrangement.row,
-            spans=tuple(max(1, entry.room) for entry in entries) if arrangement.row else (),
-            features=self._features([entry.sample for entry in entries], grid),
+            spans=spans,
+            features=None if samples.features is None else torch.from_numpy(samples.features).view(torch.bfloat16).view(shape),
         )
         return batch.pin_memory() if self.config.pin else batch
-
-    def _features(self, samples: Sequence[TokenSample], grid: tuple[int, int, int]) -> Tensor | None:
-        if any(sample.features is None for sample in samples):
-            return None
-        frames, rows, columns = grid
-        shape = (frames, self.datasets.spec.bits, rows, columns)
-        count = frames * self.datasets.spec.bits * rows * columns
-        parts = [torch.frombuffer(bytearray(sample.features or b""), dtype=torch.bfloat16, count=count) for sample in samples]
-        return torch.stack([part.view(shape) for part in parts])
 
     def close(self) -> None:
         """Stop reading ahead and wait for the thread."""

@@ -1,7 +1,7 @@
 """Which samples make the global batch of step s: a pure function of (seed, index, curriculum, s).
 
 In:  the number of rows of every shard, per stream and source; nothing else of the data.
-Out: `Order.slots(step)`: a source and a row number for each slot of the global batch; `Order.seeds(step)`: the seed of each slot.
+Out: `Order.draw(step)`: a source, a row number and a seed for each slot of the global batch, as arrays.
 
 The state of data loading is therefore one integer, the number of finished steps.
 
@@ -16,14 +16,16 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pretrain.data.curriculum import Curriculum, StreamName, share
+from pretrain.data.curriculum import Curriculum, CurriculumStep, StreamName, share
 
+Numbers = npt.NDArray[np.int64]
 _WORD = (1 << 64) - 1
 
 
@@ -38,7 +40,7 @@ class SampleSource:
     weight: float = 1.0
     """Relative share of the stream's samples."""
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Number of rows."""
         return sum(self.shards)
@@ -55,6 +57,22 @@ class Slot:
     """How often all of the source was visited before."""
 
 
+@dataclass(frozen=True)
+class Draw:
+    """All samples of a global batch, in slot order."""
+
+    sources: Numbers
+    rows: Numbers
+    """Row numbers within their sources."""
+    epochs: Numbers
+    seeds: Numbers
+    """The seed of all random draws of each sample."""
+
+    def slot(self, number: int) -> Slot:
+        """Return one of the samples."""
+        return Slot(int(self.sources[number]), int(self.rows[number]), int(self.epochs[number]))
+
+
 class Epochs:
     """The endless order of one source: sample number -> (row, epoch)."""
 
@@ -68,11 +86,22 @@ class Epochs:
 
     def at(self, number: int) -> tuple[int, int]:
         """Return (row, epoch) of sample `number`, counted from 0."""
-        epoch, position = divmod(number, self.source.rows)
-        _, ends = self._shards(epoch)
-        window = bisect_right(ends, position)
-        begin = ends[window - 1] if window else 0
-        return int(self._rows(epoch, window)[position - begin]), epoch
+        rows, epochs = self.span(number, 1)
+        return int(rows[0]), int(epochs[0])
+
+    def span(self, first: int, count: int) -> tuple[Numbers, Numbers]:
+        """Return (rows, epochs) of `count` consecutive samples."""
+        rows, epochs = [], []
+        while count:
+            epoch, position = divmod(first, self.source.rows)
+            _, ends = self._shards(epoch)
+            window = bisect_right(ends, position)
+            begin = ends[window - 1] if window else 0
+            part = self._rows(epoch, window)[position - begin : position - begin + count]
+            rows.append(part)
+            epochs.append(np.full(len(part), epoch, dtype=np.int64))
+            first, count = first + len(part), count - len(part)
+        return (rows[0], epochs[0]) if len(rows) == 1 else (np.concatenate(rows), np.concatenate(epochs))
 
     def _shuffled_shards(self, epoch: int) -> tuple[npt.NDArray[np.int64], list[int]]:
         """Return the epoch's shard order, and the positions at which its windows end."""
@@ -95,7 +124,7 @@ class Order:
     def __init__(
         self, seed: int, curriculum: Curriculum, streams: Mapping[StreamName, Sequence[SampleSource]], window: int
     ) -> None:
-        self.seed, self.curriculum = seed, curriculum
+        self.seed, self.curriculum, self.window = seed, curriculum, window
         self._weights = {name: tuple(source.weight for source in sources) for name, sources in streams.items()}
         self._epochs = {
             name: tuple(Epochs(seed, f"{name[0]}:{name[1]}", source, window) for source in sources)
@@ -104,31 +133,36 @@ class Order:
 
     def slots(self, step: int) -> tuple[Slot, ...]:
         """Return the global batch of `step`, in slot order."""
-        at = self.curriculum.at(step)
-        return tuple(self._slot(at.stream, at.first_sample + slot) for slot in range(at.mix.batch))
+        drawn = self.draw(self.curriculum.at(step))
+        return tuple(map(drawn.slot, range(len(drawn.rows))))
 
-    def _slot(self, stream: StreamName, number: int) -> Slot:
-        epochs = self._epochs[stream]
-        chosen = 0
-        if len(epochs) > 1:
-            chosen, before = share(self._weights[stream], number)
-            number = before[chosen]
-        row, epoch = epochs[chosen].at(number)
-        return Slot(source=epochs[chosen].source.number, row=row, epoch=epoch)
+    def draw(self, at: CurriculumStep) -> Draw:
+        """Return the global batch of a step."""
+        count, epochs = at.mix.batch, self._epochs[at.stream]
+        seeds = sample_seeds(self.seed, at.step, count)
+        if len(epochs) == 1:
+            rows, visits = epochs[0].span(at.first_sample, count)
+            return Draw(np.full(count, epochs[0].source.number), rows, visits, seeds)
+        # Consecutive samples of the stream that fall to one source are consecutive samples of that source.
+        shares = [share(self._weights[at.stream], at.first_sample + slot) for slot in range(count)]
+        chosen = np.array([choice for choice, _ in shares])
+        sources, rows, visits = np.empty((3, count), dtype=np.int64)
+        for choice in sorted({choice for choice, _ in shares}):
+            mine = np.flatnonzero(chosen == choice)
+            before = shares[mine[0]][1][choice]
+            rows[mine], visits[mine] = epochs[choice].span(before, len(mine))
+            sources[mine] = epochs[choice].source.number
+        return Draw(sources, rows, visits, seeds)
 
-    def seeds(self, step: int) -> list[int]:
-        """Return the seed of each slot of `step`."""
-        batch = self.curriculum.at(step).mix.batch
-        return [sample_seed(self.seed, step, slot) for slot in range(batch)]
+
+def sample_seeds(seed: int, step: int, count: int) -> Numbers:
+    """Return the seed of all random draws of each sample of a step, 0 <= seed < 2**63. It does not depend on the number of ranks."""
+    mixed: npt.NDArray[np.uint64] = _mix(_mix(_mix(seed) ^ step) ^ np.arange(count, dtype=np.uint64))
+    return (mixed >> 1).astype(np.int64)
 
 
-def sample_seed(seed: int, step: int, slot: int) -> int:
-    """Return the seed of all random draws of one sample, 0 <= seed < 2**63. It does not depend on the number of ranks."""
-    return _mix(_mix(_mix(seed) ^ step) ^ slot) >> 1
-
-
-def _mix(value: int) -> int:
-    """One step of SplitMix64: a bijection in which every input bit affects every output bit."""
+def _mix(value: Any) -> Any:
+    """One step of SplitMix64: a bijection in which every input bit affects every output bit. An int, or an array of uint64."""
     value = (value + 0x9E3779B97F4A7C15) & _WORD
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _WORD

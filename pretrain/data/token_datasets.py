@@ -1,7 +1,7 @@
 """The token datasets of a run, opened and joined: rows by stream, samples by slot, one digest.
 
 In:  folders or URLs of token shards (pipeline.shards.dataset.ShardDataset, which leaves out what excluded.json lists).
-Out: the sources that sample_order.py draws from; keys, captions and `TokenSample`s by slot; the digest that train states keep.
+Out: the sources that sample_order.py draws from; keys, captions and packed bits of a draw; the digest that train states keep.
 
 The exclusion list is read once, when a run starts. The digest covers the keys that remain, so a run that is resumed after the list
 or the index changed is refused, unless train.accept_new_data says that the order may change from here on.
@@ -10,16 +10,20 @@ or the index changed is refused, unless train.accept_new_data says that the orde
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from pipeline.records import Bucket, TokenSample
+from pipeline.shards.dataset import Payload
+from pipeline.shards.sample_window import Places
 from pretrain.data.curriculum import StreamName, Streams
-from pretrain.data.sample_order import SampleSource, Slot
+from pretrain.data.sample_order import Draw, Numbers, SampleSource, Slot
 from tokenizer.quantization.codec_spec import CodecSpec
 
 
@@ -37,7 +41,11 @@ class Dataset(Protocol):
     @property
     def fps(self) -> float: ...  # noqa: D102
     def buckets(self) -> list[Bucket]: ...  # noqa: D102
-    def rows(self, bucket: Bucket) -> Any: ...  # noqa: D102
+    def shard_rows(self, bucket: Bucket) -> Numbers: ...  # noqa: D102
+    def column(self, bucket: Bucket, name: str) -> Iterator[Any]: ...  # noqa: D102
+    def hold(self, bucket: Bucket, shards: int) -> None: ...  # noqa: D102
+    def find(self, bucket: Bucket, numbers: Numbers) -> Places: ...  # noqa: D102
+    def read_many(self, places: Places, size: int, features: int) -> Payload | None: ...  # noqa: D102
     def read(self, bucket: Bucket, row: int, *, meta: bool = True) -> TokenSample: ...  # noqa: D102
 
 
@@ -49,26 +57,10 @@ class _Rows:
     """Its number among the datasets."""
     shards: tuple[int, ...]
     """Rows of each shard, in order."""
-    keys: Any
-    """Arrow array of strings, as the captions and the checksums of the bits are."""
-    captions: Any
-    checksums: Any
 
-    @property
+    @cached_property
     def size(self) -> int:
         return sum(self.shards)
-
-    @classmethod
-    def of(cls, dataset: int, table: Any) -> _Rows:
-        names = table.column("shard").to_pylist()
-        shards = tuple(len(list(group)) for _, group in groupby(names))
-        return cls(
-            dataset=dataset,
-            shards=shards,
-            keys=table.column("key").combine_chunks(),
-            captions=table.column("caption").combine_chunks(),
-            checksums=table.column("bits_xxh3").combine_chunks(),
-        )
 
 
 class _JoinedRows:
@@ -76,13 +68,28 @@ class _JoinedRows:
 
     def __init__(self, parts: list[_Rows]) -> None:
         self.parts = parts
-        self._ends = list(accumulate(rows.size for rows in parts))
-        self.size = self._ends[-1]
+        self.datasets = np.array([rows.dataset for rows in parts])
+        self._ends = np.cumsum([rows.size for rows in parts])
+        self.size = int(self._ends[-1])
 
-    def find(self, row: int) -> tuple[_Rows, int]:
-        """Return the dataset's rows and the row number among them."""
-        part = bisect_right(self._ends, row)
-        return self.parts[part], row - (self._ends[part - 1] if part else 0)
+    def find(self, rows: Numbers) -> tuple[Numbers, Numbers]:
+        """Return the dataset of each row, and the row's number in that dataset."""
+        if len(self.parts) == 1:
+            return np.full(len(rows), self.datasets[0]), rows
+        part = np.searchsorted(self._ends, rows, side="right")
+        return self.datasets[part], rows - np.concatenate([[0], self._ends])[part]
+
+
+@dataclass(frozen=True)
+class FoundBatch:
+    """A global batch, looked up in the tables of its shards."""
+
+    keys: list[str]
+    """By slot."""
+    captions: list[str]
+    """By slot."""
+    parts: list[tuple[Dataset, Numbers, Places]]
+    """For each dataset, the slots that it holds, and where their samples are."""
 
 
 class TokenDatasets:
@@ -98,7 +105,8 @@ class TokenDatasets:
         self._datasets = tuple(datasets.values())
         self._weights = tuple(weights)
         self.spec = self._common_spec()
-        self._buckets = {name: Bucket.parse(name) for name, _ in curriculum.streams()}
+        self._streams = curriculum.streams()
+        self._buckets = {name: Bucket.parse(name) for name, _ in self._streams}
         self._sources = {name: self._open_sources(bucket) for name, bucket in self._buckets.items()}
         self.digest = self._digest()
 
@@ -138,9 +146,7 @@ class TokenDatasets:
         parts = []
         for number, dataset in enumerate(self._datasets):
             if bucket.name in {each.name for each in dataset.buckets()}:
-                rows = _Rows.of(number, dataset.rows(bucket))
-                if rows.size:
-                    parts.append(rows)
+                parts.append(_Rows(number, tuple(dataset.shard_rows(bucket).tolist())))
         if not parts:
             known = sorted({each.name for dataset in self._datasets for each in dataset.buckets()})
             raise DataError(
@@ -156,8 +162,15 @@ class TokenDatasets:
             for source in sources:
                 for rows in source.parts:
                     digest.update(f"{name}:{rows.dataset}:{rows.shards}".encode())
-                    digest.update("\n".join(rows.keys.to_pylist()).encode())
+                    self._add(digest, rows.dataset, name, "key")
         return digest.hexdigest()
+
+    def _add(self, digest: Any, dataset: int, bucket: str, column: str) -> None:
+        """Add the cells of a column, with line feeds between them."""
+        between = ""
+        for cells in self._datasets[dataset].column(self._buckets[bucket], column):
+            digest.update((between + "\n".join(map(str, cells.to_pylist()))).encode())
+            between = "\n"
 
     def contents(self) -> dict[str, str]:
         """Return for each bucket in use the sha256 of its samples in their order: shards, keys, captions, checksums of the bits."""
@@ -167,8 +180,8 @@ class TokenDatasets:
             for source in sources:
                 for rows in source.parts:
                     digest.update(f"{rows.dataset}:{rows.shards}".encode())
-                    for column in (rows.keys, rows.captions, rows.checksums):
-                        digest.update("\n".join(map(str, column.to_pylist())).encode())
+                    for column in ("key", "caption", "bits_xxh3"):
+                        self._add(digest, rows.dataset, name, column)
             found[name] = digest.hexdigest()
         return found
 
@@ -188,15 +201,34 @@ class TokenDatasets:
         """Frames per second of the clips (of the first dataset, if they differ)."""
         return self._datasets[0].fps
 
-    def key(self, stream: StreamName, slot: Slot) -> str:
-        """Return the sample key of a slot."""
-        rows, number = self._find(stream, slot)
-        return str(rows.keys[number])
+    def hold(self, window: int) -> None:
+        """Hold the rows of as many shards as streams with this shuffle window read at a time."""
+        streams = Counter(bucket for bucket, _ in self._streams)
+        for bucket, count in streams.items():
+            for source in self._sources[bucket]:
+                for rows in source.parts:
+                    self._datasets[rows.dataset].hold(self._buckets[bucket], (window + 1) * count)
+
+    def find(self, stream: StreamName, drawn: Draw) -> FoundBatch:
+        """Look up the samples of a global batch."""
+        found = FoundBatch([""] * len(drawn.rows), [""] * len(drawn.rows), [])
+        for dataset, slots, numbers in self._located(stream, drawn.sources, drawn.rows):
+            places = dataset.find(self._buckets[stream[0]], numbers)
+            found.parts.append((dataset, slots, places))
+            keys, captions = places.text("key"), [caption or "" for caption in places.text("caption")]
+            if len(keys) == len(found.keys):
+                return FoundBatch(keys, captions, found.parts)
+            for slot, key, caption in zip(slots.tolist(), keys, captions, strict=True):
+                found.keys[slot], found.captions[slot] = key, caption
+        return found
 
     def caption(self, stream: StreamName, slot: Slot) -> str:
         """Return the caption of a slot."""
-        rows, number = self._find(stream, slot)
-        return rows.captions[number].as_py() or ""
+        return self.find(stream, _one(slot)).captions[0]
+
+    def key(self, stream: StreamName, slot: Slot) -> str:
+        """Return the sample key of a slot."""
+        return self.find(stream, _one(slot)).keys[0]
 
     def rows(self, stream: StreamName, source: int) -> int:
         """Return the number of rows in one source of the stream."""
@@ -204,13 +236,53 @@ class TokenDatasets:
 
     def read(self, stream: StreamName, slot: Slot) -> TokenSample:
         """Read one sample. Raises pipeline.shards.reader.CorruptSample if it is damaged."""
-        rows, number = self._find(stream, slot)
-        return self._datasets[rows.dataset].read(self._buckets[stream[0]], number, meta=False)
+        ((dataset, _, numbers),) = self._located(stream, np.array([slot.source]), np.array([slot.row]))
+        return dataset.read(self._buckets[stream[0]], int(numbers[0]), meta=False)
+
+    def read_many(self, found: FoundBatch, slots: Sequence[int], size: int, features: int) -> Payload | None:
+        """Read the first bytes of some slots' bits and, if all have them, features; every byte is checked.
+
+        Returns None if any sample is damaged or too short: read one by one, they tell which.
+        """
+        if len(found.parts) == 1:
+            ((dataset, _, places),) = found.parts
+            return dataset.read_many(places.take(slots), size, features)
+        bits, values = np.empty((len(slots), size), np.uint8), np.empty((len(slots), features), np.uint8)
+        featured = True
+        for dataset, held, places in found.parts:
+            number = {slot: at for at, slot in enumerate(held.tolist())}
+            mine = [at for at, slot in enumerate(slots) if slot in number]
+            if not mine:
+                continue
+            read = dataset.read_many(places.take([number[slots[at]] for at in mine]), size, features)
+            if read is None:
+                return None
+            bits[mine] = read.bits
+            if read.features is None:
+                featured = False
+            else:
+                values[mine] = read.features
+        return Payload(bits, values if featured else None)
 
     def grid(self, stream: StreamName) -> tuple[int, int, int]:
         """Return (latent frames, rows, columns) of a stream's samples. Raises ValueError for frames that the tokenizer cannot cut at."""
         bucket = self._buckets[stream[0]]
         return self.spec.grid(stream[1] or bucket.frames, bucket.height, bucket.width)
 
-    def _find(self, stream: StreamName, slot: Slot) -> tuple[_Rows, int]:
-        return self._sources[stream[0]][slot.source].find(slot.row)
+    def _located(self, stream: StreamName, sources: Numbers, rows: Numbers) -> Iterator[tuple[Dataset, Numbers, Numbers]]:
+        """Yield each dataset that holds some of these rows, their places in the given order, and their numbers in the dataset."""
+        joint = self._sources[stream[0]]
+        if len(joint) == 1 and len(joint[0].parts) == 1:
+            yield self._datasets[joint[0].parts[0].dataset], np.arange(len(rows)), rows
+            return
+        for source, joined in enumerate(joint):
+            mine = np.flatnonzero(sources == source)
+            datasets, numbers = joined.find(rows[mine])
+            for dataset in joined.datasets.tolist():
+                at = np.flatnonzero(datasets == dataset)
+                if len(at):
+                    yield self._datasets[dataset], mine[at], numbers[at]
+
+
+def _one(slot: Slot) -> Draw:
+    return Draw(np.array([slot.source]), np.array([slot.row]), np.array([slot.epoch]), np.zeros(1, np.int64))

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.records import Bucket, Clip
-from pipeline.shards.layout import DATASET, FORMAT, INDEX
+from pipeline.shards.layout import DATASET, FORMAT, INDEX, META
+from pipeline.shards.schemas import COMPACT, ROWS
 from pipeline.shards.writer import EncodedClip, write_shard
 from tokenizer.quantization.codec_spec import CodecSpec
 
@@ -28,8 +28,12 @@ def make(
     spec: CodecSpec = SPEC,
     salt: str = "",
     features: bool = False,
+    mask: int = 0x5A,
 ) -> Path:
-    """Write SHARDS `folder` with `counts[bucket]` samples; the content depends on the arguments alone."""
+    """Write SHARDS `folder` with `counts[bucket]` samples; the content depends on the arguments alone.
+
+    mask: the random bits of each byte. All of them (255) make samples that do not compress, as those of a trained tokenizer.
+    """
     folder.mkdir(parents=True)
     (folder / DATASET).write_text(json.dumps({"format": FORMAT, "spec": spec.plain(), "fps": 8.0}))
     tables = []
@@ -39,23 +43,25 @@ def make(
         size = grid[0] * spec.frame_bytes(*grid[1:])
         for number, begin in enumerate(range(0, count, shard_rows)):
             shard = f"{name}/shard-{number:06d}"
-            samples = [_sample(f"{salt}{name}-{i}", bucket, size) for i in range(begin, min(count, begin + shard_rows))]
+            samples = [_sample(f"{salt}{name}-{i}", bucket, size, mask) for i in range(begin, min(count, begin + shard_rows))]
             if features:
                 values = 2 * grid[0] * spec.bits * grid[1] * grid[2]
                 samples = [replace(sample, features=(sample.bits * values)[:values]) for sample in samples]
             write_shard(folder, shard, samples, [], spec)
             tables.append(pq.read_table(folder / f"{shard}.parquet").replace_schema_metadata(None))
-    table = pa.concat_tables(tables)
-    digest = hashlib.sha256("".join(table["key"].to_pylist()).encode()).hexdigest()
-    pq.write_table(table.replace_schema_metadata({b"videoar": json.dumps({"digest": digest}).encode()}), folder / INDEX)
+    digest = hashlib.sha256("".join(key for table in tables for key in table["key"].to_pylist()).encode()).hexdigest()
+    meta = {META: json.dumps({"digest": digest}).encode()}
+    with pq.ParquetWriter(folder / INDEX, ROWS.with_metadata(meta), **COMPACT) as writer:
+        for table in tables:
+            writer.write_table(table.replace_schema_metadata(meta))
     return folder
 
 
-def _sample(name: str, bucket: Bucket, size: int) -> EncodedClip:
+def _sample(name: str, bucket: Bucket, size: int, mask: int) -> EncodedClip:
     key = hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()
     rng = np.random.default_rng(list(key.encode()))
-    # Half of the bits repeat a pattern of the sample, so that there is something to learn.
-    bits = rng.integers(0, 256, size, dtype=np.uint8) & 0x5A
+    # Half of the bits are the same in all samples, so that there is something to learn.
+    bits = rng.integers(0, 256, size, dtype=np.uint8) & mask
     clip = Clip(
         key=key,
         source=f"{name}.mp4",

@@ -117,7 +117,7 @@ def test_reading_ahead_changes_nothing_and_starts_anywhere(shards: Path) -> None
 def test_any_error_of_the_thread_reaches_the_loop(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug in reading ahead must not leave the training loop waiting for a thread that has died."""
     with loader(TokenDatasets.open([shards], CURRICULUM), prefetch=2) as ahead:
-        monkeypatch.setattr(TokenDatasets, "key", lambda *given: {}["no such key"])
+        monkeypatch.setattr(TokenDatasets, "find", lambda *given: {}["no such key"])
         with pytest.raises(KeyError, match="no such key"):
             list(ahead)
 
@@ -136,7 +136,7 @@ def damage(folder: Path, bucket: str, number: int) -> str:
 
 def test_corrupt_samples_are_replaced_by_the_same_rule_on_every_rank(tmp_path: Path) -> None:
     folder = made_shards.make(tmp_path / "shards", {BUCKET: 20, LARGE: 9})
-    keys = ShardDataset.open(folder)._table["key"].to_pylist()
+    keys = ShardDataset.open(folder).rows(Bucket.parse(BUCKET))["key"].to_pylist()
     bad = [damage(folder, BUCKET, 3), damage(folder, BUCKET, 4)]
     datasets = TokenDatasets.open([folder], CURRICULUM)
     alone = [loader(datasets).load(step) for step in range(1, CURRICULUM.steps + 1)]
