@@ -43,9 +43,9 @@ def bytes_read() -> int:
     return int(text.split("rchar: ")[1].split()[0])
 
 
-def rank(folder: Path, stage: str) -> dict[str, float]:
+def rank(folder: Path, stage: str, shard_rows: int) -> dict[str, float]:
     """Run one stage in this process."""
-    steps = WINDOWS * WINDOW * 64 // BATCH
+    steps = WINDOWS * WINDOW * shard_rows // BATCH
     curriculum = Curriculum(CurriculumConfig(stages=(Stage(name="s", steps=steps, mix=(Mix(bucket=BUCKET, batch=BATCH),)),)))
     empty, read = peak_bytes(), bytes_read()
     began = time.perf_counter()
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--rank", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.rank:
-        print(json.dumps(rank(Path(given.rank[0]), given.rank[1])))
+        print(json.dumps(rank(Path(given.rank[0]), given.rank[1], given.shard_rows)))
         return
     line: dict[str, float | str] = {"name": "start", "clips": given.clips, "shard_rows": given.shard_rows}
     with tempfile.TemporaryDirectory() as temporary:
@@ -81,7 +81,7 @@ def main() -> None:
             made_books.make(folder, {BUCKET: given.clips}, shard_rows=given.shard_rows)
         line["index_mb"] = round((folder / "index.parquet").stat().st_size / 1e6, 1)
         for stage in STAGES if given.stage is None else (given.stage,):
-            command = [sys.executable, __file__, "--rank", str(folder), stage]
+            command = [sys.executable, __file__, "--shard-rows", str(given.shard_rows), "--rank", str(folder), stage]
             done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ})
             found = json.loads(done.stdout)
             print(

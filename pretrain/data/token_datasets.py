@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.records import Bucket, TokenSample
 from pipeline.shards.dataset import Payload
@@ -167,10 +169,11 @@ class TokenDatasets:
 
     def _add(self, digest: Any, dataset: int, bucket: str, column: str) -> None:
         """Add the cells of a column, with line feeds between them."""
-        between = ""
+        between = b""
         for cells in self._datasets[dataset].column(self._buckets[bucket], column):
-            digest.update((between + "\n".join(map(str, cells.to_pylist()))).encode())
-            between = "\n"
+            digest.update(between)
+            digest.update(_lines(cells))
+            between = b"\n"
 
     def contents(self) -> dict[str, str]:
         """Return for each bucket in use the sha256 of its samples in their order: shards, keys, captions, checksums of the bits."""
@@ -282,6 +285,12 @@ class TokenDatasets:
                 at = np.flatnonzero(datasets == dataset)
                 if len(at):
                     yield self._datasets[dataset], mine[at], numbers[at]
+
+
+def _lines(cells: pa.StringArray) -> Any:
+    """Return the bytes of some texts with line feeds between them; an empty cell counts as "None"."""
+    filled = cells.fill_null("None")
+    return pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(filled)], pa.int32()), filled), "\n")[0].as_buffer()
 
 
 def _one(slot: Slot) -> Draw:
