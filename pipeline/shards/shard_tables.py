@@ -146,20 +146,22 @@ class ShardTables:
             """The digest that the index records."""
             self.lists = read_lists(index, self._gone, digests=large)
             """The list of shards of every bucket, by name."""
-        self._index: _Index | None = None if large else _Index(index)
-        if large:
-            del index
-            pa.default_memory_pool().release_unused()
+        self._index: _Index | None = _Index(index)
+        self._own_first = large
+        """Whether rows are taken from the shards' own parquets; the index is then let go at the first of them."""
+        pa.default_memory_pool().release_unused()
 
     def read(self, shards: ShardList, numbers: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of some shards of a list, one shard after the other; columns: None for all."""
         with self._lock, self._reporting():
             names = None if columns is None else [*columns, *(["source"] if self._gone else [])]
-            if self._index is None and names is not None:
+            if self._own_first and names is not None:
                 own = [self._own(shards, number, names) for number in numbers]
                 tables = [table for table in own if table is not None]
                 if len(tables) == len(numbers):
+                    self._index = None
                     return self._without(pa.concat_tables(tables), columns)
+                self._own_first = False
             places = [(int(shards.first[number]), int(shards.stored[number])) for number in numbers]
             return self._without(self._opened().read(places, names), columns)
 
@@ -167,7 +169,8 @@ class ShardTables:
         """Yield a column's cells of all samples of a list in order, a part at a time."""
         with self._lock, self._reporting():
             columns = [name, *(["source"] if self._gone else [])]
-            for batch in (self._index or _Index(pq.ParquetFile(self.folder / INDEX))).batches(shards, columns):
+            index = self._index or _Index(pq.ParquetFile(self.folder / INDEX))
+            for batch in index.batches(shards, columns):
                 kept = without(batch, self._gone)
                 yield batch[name] if kept is None else batch[name].filter(kept)
 
