@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 BATCH = 1 << 16
 """Rows of index.parquet that are in memory at a time."""
+GROUPS = 256
+"""Row groups of index.parquet that are read by one call."""
 FOOTER = 4 << 20
 """Largest footer of index.parquet, in bytes, that is kept in memory."""
 
@@ -84,7 +86,7 @@ def read_lists(index: pq.ParquetFile, gone: Sequence[str], *, digests: bool) -> 
     """Read the list of shards of every bucket, sorted by name. digests: also the sha256 of every tar."""
     columns = ["shard", *(["source"] if gone else []), *(["tar_sha256"] if digests else [])]
     runs = _Runs()
-    for batch in index.iter_batches(batch_size=BATCH, columns=columns, use_threads=False):
+    for batch in _batches(index, range(index.metadata.num_row_groups), columns):
         encoded = pc.run_end_encode(batch["shard"])
         ends = encoded.run_ends.to_numpy().astype(np.int64)
         kept = without(batch, gone)
@@ -243,7 +245,7 @@ class _Index:
             begin, end = int(begins[first]), int(ends[last])
             groups = self._groups([(begin, end - begin)])
             at = int(self._firsts[groups[0]])
-            for batch in self._file.iter_batches(BATCH, row_groups=groups, columns=list(columns), use_threads=False):
+            for batch in _batches(self._file, groups, columns):
                 low, high = max(begin - at, 0), min(end - at, batch.num_rows)
                 at += batch.num_rows
                 if high > low:
@@ -255,3 +257,10 @@ class _Index:
             begin = int(np.searchsorted(self._firsts, first, side="right")) - 1
             found.update(range(begin, int(np.searchsorted(self._firsts, first + count, side="left"))))
         return sorted(found)
+
+
+def _batches(file: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of some row groups. One call for thousands of them would hold all that it has read: 200 MB for 10M keys."""
+    for at in range(0, len(groups), GROUPS):
+        part = list(groups[at : at + GROUPS])
+        yield from file.iter_batches(BATCH, row_groups=part, columns=list(columns), use_threads=False)
