@@ -191,6 +191,14 @@ def why_unfinished(run_folder: Path, steps: int | None, stop_after: int) -> str:
     return "" if newest >= last else f"{folder} has no complete checkpoint of step {last} (newest: {newest or 'none'})"
 
 
+def newest_sound(run_folder: Path) -> str:
+    """Return the newest checkpoint of a run that was read back now, byte for byte; an empty string if there is none."""
+    for folder in checkpoint_folders.listed(run_folder / "checkpoints"):
+        if not checkpoint_folders.damage(folder, workers=2):
+            return folder.name
+    return ""
+
+
 def run(config: Config, job: TrainingJob, *, folder: Path | None = None, unfinished: Callable[[], str] | None = None) -> int:
     """Start the job, keep it running, and return its exit code (0 done, 75 stopped cleanly, 2 a bad configuration).
 
@@ -209,7 +217,14 @@ def run(config: Config, job: TrainingJob, *, folder: Path | None = None, unfinis
     request_stop = None if job.hostfile is None else (folder / "stop").touch
     token = secrets.token_hex(8)
     kill_leftovers = None if job.hostfile is None else lambda: _kill_on_hosts(job, token)
-    supervisor = Supervisor(policy, rank_module=job.module, request_stop=request_stop, kill_leftovers=kill_leftovers)
+    supervisor = Supervisor(
+        policy,
+        rank_module=job.module,
+        request_stop=request_stop,
+        kill_leftovers=kill_leftovers,
+        saved=lambda: newest_sound(folder),
+        holds_signals=job.module == TRAIN,
+    )
 
     def attempt(restarts: int) -> Attempt:
         return Attempt(job.command(job.master_port or free_port()), environment(restarts, cpu=cpu, launch=token))

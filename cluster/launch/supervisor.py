@@ -4,7 +4,9 @@ In:  a function that returns the command for the n-th restart, and a policy.
 Out: the job's exit code (`cluster.runtime.exit_codes`). The job's output goes to this process's own stdout and stderr.
 
 Signals go to the ranks and not to the launcher, because DeepSpeed's launcher answers SIGTERM by killing each rank after 30 s,
-which would interrupt a checkpoint. When the ranks exit by themselves, the launcher exits too.
+which would interrupt a checkpoint. When the ranks exit by themselves, the launcher exits too. A batch system signals every process of
+a job itself (Slurm, Kubernetes), so the launcher is started with SIGTERM and SIGINT blocked. Its ranks inherit that and unblock them
+once they have handlers (pretrain/loop/preemption.py): what came before is then delivered, and no rank dies of a signal while it loads.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import shlex
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
@@ -26,6 +29,9 @@ from cluster.launch.ssh_launcher import UNREACHABLE
 from cluster.launch.watchdog import StallLimit, Watchdog
 from cluster.runtime.exit_codes import DONE, FAILED, STOPPED, USAGE
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+AS_ONE = 2.0
+"""Seconds within which signals count as one: a batch system may send SIGTERM to a job's steps and to its script."""
 _SIGNALLED = frozenset(
     code for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL) for code in (128 + number, 256 - number)
 )
@@ -78,21 +84,27 @@ class Supervisor:
         rank_module: str = "",
         request_stop: Callable[[], None] | None = None,
         kill_leftovers: Callable[[], None] | None = None,
+        saved: Callable[[], str] | None = None,
+        holds_signals: bool = False,
         log: Callable[[str], None] | None = None,
     ) -> None:
         """rank_module: signals go to processes started as `python -m rank_module`; empty: to the command itself.
 
         request_stop: asks ranks on other hosts, which no signal reaches, to write a checkpoint and exit. kill_leftovers: kills
-        the ranks that are still there after a failure.
+        the ranks that are still there after a failure. saved: reads back the newest checkpoint and returns its name, or an empty
+        string; asked when a job that is to stop ends without having written one. holds_signals: ranks unblock the signals of a stop
+        themselves, so the command is started with these blocked.
         """
         self.policy = policy
         self.restarts = 0
         self._rank_module = rank_module
-        self._request_stop, self._kill_leftovers = request_stop, kill_leftovers
+        self._request_stop, self._kill_leftovers, self._saved = request_stop, kill_leftovers, saved
+        self._holds_signals = holds_signals
         self._log = log if log is not None else _log
         self._process: subprocess.Popen[bytes] | None = None
         self._overdue: threading.Timer | None = None
         self._stopping = threading.Event()
+        self._stopped_at = 0.0
 
     def run(self, attempt: Callable[[int], Attempt], unfinished: Callable[[], str] | None = None) -> int:
         """Run the job until it is done or given up, and return its exit code.
@@ -108,8 +120,7 @@ class Supervisor:
                     self._log(f"the job ended with exit code 0, but {reason}")
                     code = FAILED
                 if self._stopping.is_set():
-                    # A rank whose signal handler is not installed yet dies of the signal itself, which is a stop as requested.
-                    return STOPPED if reason or code in _SIGNALLED else code
+                    return self._cut_short(code) if reason or code in _SIGNALLED else code
                 if code in (DONE, USAGE, STOPPED):
                     return code
                 if self.restarts >= self.policy.max_restarts:
@@ -121,13 +132,26 @@ class Supervisor:
                     f"from the newest checkpoint in {self.policy.restart_wait:g} s"
                 )
                 if self._stopping.wait(self.policy.restart_wait):
-                    return STOPPED
+                    return self._cut_short(code)
+
+    def _cut_short(self, code: int) -> int:
+        """Return the exit code of a job that was to stop and ended without a checkpoint of its own: 75 if one can be continued from."""
+        newest = "" if self._saved is None else self._saved()
+        if newest:
+            self._log(f"{describe(code)}: stopped before it wrote a checkpoint; the same command continues from {newest}")
+            return STOPPED
+        self._log(f"{describe(code)}: stopped before it wrote a checkpoint, and there is none to continue from")
+        return code if code not in (DONE, STOPPED) else FAILED
 
     def stop(self) -> None:
-        """Ask the job to write a checkpoint and exit, and do not restart it. A second call kills it."""
+        """Ask the job to write a checkpoint and exit, and do not restart it. A second call, after more than AS_ONE seconds, kills it."""
+        now = time.monotonic()
         if self._stopping.is_set():
-            self.kill()
+            if now - self._stopped_at > AS_ONE:
+                self._log("stopped a second time: killing the job")
+                self.kill()
             return
+        self._stopped_at = now
         self._stopping.set()
         self._terminate()
 
@@ -167,7 +191,7 @@ class Supervisor:
     def _once(self, attempt: Attempt) -> int:
         self._log(shlex.join(attempt.command))
         # In a session of its own: Ctrl-C on the terminal then reaches only this process, which forwards it to the ranks.
-        with subprocess.Popen(list(attempt.command), env={**os.environ, **attempt.env}, start_new_session=True) as process:
+        with self._started(attempt) as process:
             self._process = process
             if self._stopping.is_set():  # the signal came while the process was being started
                 self._terminate()
@@ -182,6 +206,13 @@ class Supervisor:
         if self._kill_leftovers is not None and code != DONE:
             self._kill_leftovers()
         return code if code >= 0 else 128 - code
+
+    def _started(self, attempt: Attempt) -> subprocess.Popen[bytes]:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS if self._holds_signals else ())
+        try:
+            return subprocess.Popen(list(attempt.command), env={**os.environ, **attempt.env}, start_new_session=True)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _kill_stalled(self, reason: str) -> None:
         self._log(f"{reason}: killing the job")
@@ -202,7 +233,7 @@ class Supervisor:
         def handle(number: int, frame: FrameType | None) -> None:
             self.stop()
 
-        before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
         try:
             yield
         finally:

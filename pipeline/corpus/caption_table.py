@@ -23,6 +23,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.config.errors import ConfigError
 from cluster.runtime.remote_files import NETWORK, is_url, retried
 from pipeline.corpus.text import TextError, carried, cell, decoded
 
@@ -30,7 +31,7 @@ _LONGEST = 1 << 26
 """Characters of a CSV cell; Python's own limit of 131,072 refuses long captions."""
 
 
-class CaptionError(ValueError):
+class CaptionError(ConfigError):
     """A caption table that cannot be read; the message names the file, the line or column and the fix."""
 
 

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import fsspec
 
+from cluster.config.errors import ConfigError
 from cluster.runtime.remote_files import NETWORK, retried
 
 Found = list[str]
@@ -24,7 +25,7 @@ _BESIDE = (".txt", ".json")
 """Endings of caption files, which are not counted as left out where a video of the same name is."""
 
 
-class CorpusError(ValueError):
+class CorpusError(ConfigError):
     """A corpus that cannot be listed; the message names the entry and the fix."""
 
 

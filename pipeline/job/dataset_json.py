@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.config import ClusterConfig, Config
+from cluster.config import ClusterConfig, Config, ConfigError
 from cluster.config.differences import differences as changed_values
 from cluster.config.differences import flat
 from cluster.config.precision import default_device, hardware, settle
@@ -37,7 +37,7 @@ _NOT_CONTENT = {
 """Keys of the pipeline section that no shard's content depends on."""
 
 
-class ConfigChanged(FolderError):
+class ConfigChanged(FolderError, ConfigError):
     """The folder was begun with another configuration; the message lists what changed."""
 
 

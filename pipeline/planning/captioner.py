@@ -22,6 +22,7 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
+from cluster.config.errors import ConfigError
 from pipeline.config import CaptionerConfig
 from pipeline.decoding.process import DecoderDied, DecoderProcess
 from pipeline.decoding.retry import resumed
@@ -32,7 +33,7 @@ COLUMN = "captioner"
 """Carried column with the digest of the model, for captions that a model wrote."""
 
 
-class CaptionerError(ValueError):
+class CaptionerError(ConfigError):
     """A captioner that cannot be loaded or used; the message names the folder and the fix."""
 
 

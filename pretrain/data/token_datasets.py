@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.config import ConfigError
 from pipeline.records import Bucket, TokenSample
 from pipeline.shards.dataset import Payload
 from pipeline.shards.sample_window import Places
@@ -29,7 +30,7 @@ from pretrain.data.sample_order import Draw, Numbers, SampleSource, Slot
 from tokenizer.quantization.codec_spec import CodecSpec
 
 
-class DataError(ValueError):
+class DataError(ConfigError):
     """Token shards that cannot be trained on; the message names the folder and how to fix it."""
 
 
@@ -124,14 +125,19 @@ class TokenDatasets:
     ) -> TokenDatasets:
         """Open folders or URLs of token shards, URLs through a local cache.
 
-        Raises DataError, or pipeline.shards.layout.DatasetError for a missing or unfinished index.
+        Raises DataError, also for a folder that is missing, unfinished or damaged.
         """
         from pipeline.shards.dataset import ShardDataset
+        from pipeline.shards.layout import DatasetError
 
         if not folders:
             raise DataError("no token shards: set curriculum.shards, or pipeline.output")
         limit = int(cache_gb * 1e9)
-        return cls({folder: ShardDataset.open(folder, cache, limit) for folder in folders}, curriculum, weights)
+        try:
+            opened = {folder: ShardDataset.open(folder, cache, limit) for folder in folders}
+        except DatasetError as error:
+            raise DataError(str(error)) from error
+        return cls(opened, curriculum, weights)
 
     def _common_spec(self) -> CodecSpec:
         spec = self._datasets[0].spec

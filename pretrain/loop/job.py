@@ -64,7 +64,7 @@ class Job:
 
 
 def open_datasets(config: Config) -> TokenDatasets:
-    """Open the token shards of the curriculum. Raises CurriculumError, DataError or DatasetError."""
+    """Open the token shards of the curriculum. Raises CurriculumError or DataError."""
     data = config.get(CurriculumConfig)
     folders = data.shards or (Path(config.plain()["pipeline"]["output"]),)
     return TokenDatasets.open(folders, Streams(data), data.weights, cache=data.cache, cache_gb=data.cache_gb)

@@ -60,7 +60,7 @@ class Validation:
         logger: RunLogger,
         spec: CodecSpec,
     ) -> Validation | None:
-        """Open curriculum.validation; returns None if it is empty. Raises DataError or DatasetError.
+        """Open curriculum.validation; returns None if it is empty. Raises DataError.
 
         spec: of the tokenizer of the shards that are trained on.
         """

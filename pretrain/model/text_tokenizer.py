@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cluster.config.errors import ConfigError
 from pretrain.model.config import ModelConfig
 
 PADDING = 0
 
 
-class TextError(ValueError):
+class TextError(ConfigError):
     """A caption or a tokenizer file that cannot be used; the message names it and how to fix it."""
 
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cluster.config.errors import first_problem
+from cluster.config.errors import ConfigError, first_problem
 from cluster.runtime.atomic_files import replace_folder
 from tokenizer.config import NetworkConfig
 from tokenizer.network.network import Network
@@ -30,7 +30,7 @@ JSON_NAME = "tokenizer.json"
 WEIGHTS_NAME = "tokenizer.safetensors"
 
 
-class CodecError(ValueError):
+class CodecError(ConfigError):
     """Frames, bits or a tokenizer folder that cannot be used; the message says what to do."""
 
 

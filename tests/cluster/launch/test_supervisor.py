@@ -96,9 +96,11 @@ sys.exit(max(rank.wait() for rank in ranks))
 """
 
 
-def start(tmp_path: Path, supervisor: Supervisor, text: str, count: int) -> tuple[threading.Thread, list[int], list[int]]:
+def start(
+    tmp_path: Path, supervisor: Supervisor, text: str, count: int, *, rank: str = RANK
+) -> tuple[threading.Thread, list[int], list[int]]:
     """Start the job in a thread and wait until `count` ranks run; return the thread, the result's list, the ranks' ids."""
-    (tmp_path / "rank.py").write_text(RANK)
+    (tmp_path / "rank.py").write_text(rank)
     fifo = tmp_path / "ready"
     os.mkfifo(fifo)
     env = {"READY": str(fifo), "SAVED": str(tmp_path / "saved"), "PYTHONPATH": str(tmp_path)}
@@ -154,14 +156,69 @@ def test_a_job_that_does_not_end_is_killed_with_all_its_processes(tmp_path: Path
     rank = psutil.Process(ids[0])
     supervisor.stop()
     thread.join(timeout=60)
-    assert result == [STOPPED]
+    assert result == [137], "75 would say that there is a checkpoint"
     assert not rank.is_running()
-    assert any("killing" in line for line in said)
+    assert any("killing" in line for line in said) and "there is none to continue from" in said[-1]
 
 
-def test_stop_before_a_restart_starts_nothing_more() -> None:
-    supervisor = Supervisor(
-        Policy(max_restarts=3, restart_wait=1000), log=lambda text: supervisor.stop() if "restart 1" in text else None
-    )
-    assert supervisor.run(lambda restarts: Attempt(script("raise SystemExit(1)"))) == STOPPED
+@pytest.mark.parametrize(("newest", "code"), [("step-00000004", STOPPED), ("", 1)])
+def test_stop_before_a_restart_starts_nothing_more(newest: str, code: int) -> None:
+    said: list[str] = []
+
+    def log(text: str) -> None:
+        said.append(text)
+        if "restart 1" in text:
+            supervisor.stop()
+
+    supervisor = Supervisor(Policy(max_restarts=3, restart_wait=1000), log=log, saved=lambda: newest)
+    assert supervisor.run(lambda restarts: Attempt(script("raise SystemExit(1)"))) == code
     assert supervisor.restarts == 1
+    assert ("continues from step-00000004" if newest else "there is none to continue from") in said[-1]
+
+
+def test_signals_that_come_together_are_one_and_a_later_one_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm signals a job's script and its steps: the second signal was taken for an order to kill, and the checkpoint was lost."""
+    now = [100.0]
+    monkeypatch.setattr("cluster.launch.supervisor.time.monotonic", lambda: now[0])
+    slow = RANK.replace("    sys.exit(75)\n", "    import time; time.sleep(1.0); sys.exit(75)\n")
+    supervisor = Supervisor(QUICK, log=lambda text: None)
+    thread, result, _ = start(tmp_path, supervisor, slow, 1)
+    supervisor.stop()
+    now[0] += 1.9
+    supervisor.stop()
+    thread.join(timeout=60)
+    assert result == [STOPPED], "it had the time to save"
+    (tmp_path / "ready").unlink()
+    said: list[str] = []
+    other = Supervisor(QUICK, log=said.append)
+    thread, result, _ = start(tmp_path, other, RANK.replace("    sys.exit(75)\n", ""), 1)
+    other.stop()
+    now[0] += 2.1
+    other.stop()
+    thread.join(timeout=60)
+    assert result == [137] and "stopped a second time: killing the job" in said
+
+
+LOADING = """
+import os, signal, sys, time
+with open(os.environ["READY"], "w") as fifo:
+    fifo.write(f"{os.getpid()}\\n")
+time.sleep(1.0)  # loads; no handler yet
+def save(number, frame):
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+signal.pause()
+"""
+
+
+def test_a_signal_to_every_process_ends_no_rank_that_still_loads(tmp_path: Path) -> None:
+    """A batch system signals the launcher and all ranks itself, at any time."""
+    supervisor = Supervisor(QUICK, rank_module="rank", log=lambda text: None, holds_signals=True)
+    thread, result, ids = start(tmp_path, supervisor, LAUNCHER, 2, rank=LOADING)
+    launcher = psutil.Process(psutil.Process(ids[0]).ppid())
+    for process in (launcher, *launcher.children()):
+        process.terminate()
+    supervisor.stop()
+    thread.join(timeout=60)
+    assert result == [STOPPED], "the launcher did not take it, and the ranks got it when they had loaded"
