@@ -24,6 +24,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cluster.config import Config, MetricsConfig, RunConfig, load
+from cluster.metrics import Heartbeat, heartbeat
 from cluster.runtime.errors import ErrorReport, is_ours, one_line
 from cluster.runtime.exit_codes import DONE, STOPPED
 from cluster.runtime.file_lock import hold_run
@@ -96,11 +97,18 @@ def run(config: Config) -> int:
     ranks = connect(train.collective_timeout, train.threads)
     with ExitStack() as owned:
         lock = hold_run(run_dir)
-        ranks.from_first(lambda: owned.enter_context(lock).path)
-        return _run(config, ranks, stop)
+
+        def take() -> Path:
+            path = owned.enter_context(lock).path
+            heartbeat.clear(run_dir)
+            return path
+
+        ranks.from_first(take)
+        beating = owned.enter_context(Heartbeat(run_dir, ranks.rank))
+        return _run(config, ranks, stop, beating)
 
 
-def _run(config: Config, ranks: Ranks, stop: StopRequest) -> int:
+def _run(config: Config, ranks: Ranks, stop: StopRequest, beating: Heartbeat) -> int:
     train, model, run_dir = config.get(TrainConfig), config.get(ModelConfig), config.get(RunConfig).dir
     seed = config.get(RunConfig).seed
     datasets = open_datasets(config)
@@ -149,7 +157,7 @@ def _run(config: Config, ranks: Ranks, stop: StopRequest) -> int:
             logger.log(line)
         job = Job(
             config=config, data=data, curriculum=curriculum, datasets=datasets, ranks=ranks, groups=groups, stop=stop,
-            logger=logger, engine=engine, ema=ema, guard=guard,
+            logger=logger, heartbeat=beating, engine=engine, ema=ema, guard=guard,
             saver=Checkpoints(run_dir, ranks, train.keep_checkpoints, logger.log),
             validation=Validation.make(config, curriculum, text, ranks, groups, logger, datasets.spec),
             samples=PeriodicSamples(config, datasets, text, ranks, logger),
@@ -176,9 +184,11 @@ def loop(job: Job, loader: Loader, start: TrainState, warm_up: WarmUp) -> int:
     step, clock, ledger = start.step, Clock(), Ledger(job, start.tokens)
     for item in loader:
         clock.mark("data")
+        job.heartbeat.at(item.curriculum_step.step, "warm-up")
         if warm_up.before(job, item):
             clock.restart()
         at = item.curriculum_step
+        job.heartbeat.at(at.step, "step")
         step, launched = at.step, launch(job, item, clock)
         ledger.report()  # of the step before
         ledger.add(launched)
@@ -187,6 +197,8 @@ def loop(job: Job, loader: Loader, start: TrainState, warm_up: WarmUp) -> int:
         job.saver.prepare(engine, job.ema)
         validate, sample = job.validation is not None and job.validation.due(at), job.samples.due(at)
         save = at.stage_ends or step % train.checkpoint_every == 0 or job.stop.planned(step) or ledger.stop
+        if save or validate or sample or ledger.stop:
+            job.heartbeat.at(step, "checkpoint" if save else "validation" if validate else "samples")
         if save or validate or sample:
             ledger.read()  # what a checkpoint holds of the guard includes this step
         if save or ledger.stop:
@@ -204,8 +216,10 @@ def loop(job: Job, loader: Loader, start: TrainState, warm_up: WarmUp) -> int:
             if save and (validate or sample):
                 job.saver.publish()  # whatever they meet, the checkpoint is whole
         if job.validation is not None and validate:
+            job.heartbeat.at(step, "validation")
             logger.scalars(step, job.validation.run(engine, at))
         if sample:
+            job.heartbeat.at(step, "samples")
             job.samples.make(engine, at)
         if ledger.stop:
             if ranks.first:
@@ -215,6 +229,7 @@ def loop(job: Job, loader: Loader, start: TrainState, warm_up: WarmUp) -> int:
             logger.log(f"stopped after step {step} ({why}); run the same command to continue")
             logger.status("stopped", step, steps, why)
             return STOPPED
+        job.heartbeat.at(step, "data")
         clock.restart()
     checkpoint = job.saver.prove(step)
     logger.status("finished", step, steps)

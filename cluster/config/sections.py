@@ -81,13 +81,18 @@ class ClusterConfig(Section):
     ranks_per_host: int = Field(default=0, ge=0)
     """Training processes per host. 0: one per GPU, or one on a machine without GPUs."""
     max_restarts: int = Field(default=3, ge=0)
-    """How many times `videoar launch` restarts a failed training job from its newest checkpoint."""
+    """How many times in succession `videoar launch` restarts a failed training job; they are counted anew after each new checkpoint."""
     restart_wait_seconds: float = Field(default=2.0, ge=0)
-    """Seconds between a failure and the restart."""
+    """Seconds between a failure and the restart; twice as long for each further failure without a new checkpoint, up to five minutes."""
     stop_grace_seconds: float = Field(default=120.0, gt=0)
     """Seconds that a job has, after SIGTERM or SIGINT, to write a checkpoint and exit before it is killed."""
     stall_seconds: float = Field(default=1800.0, ge=0)
-    """A training job that finishes no step for this many seconds is killed and restarted; loading must take less. 0: never."""
+    """A training job that finishes no step for this many seconds is killed and restarted, whatever it does (validation, samples and
+    checkpoints must take less); a mere step may take ten times as long as the longest of the last ones, at least a minute. 0: never."""
+    start_seconds: float = Field(default=1800.0, ge=0)
+    """Seconds within which a training job must finish its first step: loading, and reading its checkpoint. 0: `stall_seconds`."""
+    heartbeat_seconds: float = Field(default=30.0, ge=0)
+    """A rank that sends no heartbeat for this many seconds, while others do and no step ends, is lost: the job is restarted. 0: never."""
     accept_slow_dtype: bool = False
     """Go on in a recorded dtype that this hardware lacks and has to emulate (bfloat16 on a CPU with AVX2: about 90 times slower)."""
     master_port: int = Field(default=0, ge=0, le=65535)

@@ -25,7 +25,8 @@ from typing import Literal
 from cluster.config import ClusterConfig, Config, ConfigError, RunConfig
 from cluster.launch.hostfile import Host, read_hostfile, wrong_name
 from cluster.launch.ssh_launcher import ssh_command
-from cluster.launch.supervisor import Attempt, Policy, Supervisor, describe
+from cluster.launch.stacks import write_stacks
+from cluster.launch.supervisor import Attempt, Hooks, Policy, Supervisor, describe
 from cluster.launch.watchdog import StallLimit
 from cluster.metrics import last_step
 from cluster.runtime import checkpoint_folders
@@ -186,9 +187,16 @@ def why_unfinished(run_folder: Path, steps: int | None, stop_after: int) -> str:
             return f"{run_folder} has no status.json with the number of steps"
     last = min(stop_after or steps, steps)
     folder = run_folder / "checkpoints"
-    found = [path for path in checkpoint_folders.listed(folder) if not checkpoint_folders.damage(path, contents=False)]
-    newest = int(found[0].name.removeprefix("step-")) if found else 0
+    newest = newest_step(run_folder)
     return "" if newest >= last else f"{folder} has no complete checkpoint of step {last} (newest: {newest or 'none'})"
+
+
+def newest_step(run_folder: Path) -> int:
+    """Return the step of the newest complete checkpoint of a run, 0 without one; contents are not read."""
+    for path in checkpoint_folders.listed(run_folder / "checkpoints"):
+        if not checkpoint_folders.damage(path, contents=False):
+            return int(path.name.removeprefix("step-"))
+    return 0
 
 
 def newest_sound(run_folder: Path) -> str:
@@ -209,22 +217,23 @@ def run(config: Config, job: TrainingJob, *, folder: Path | None = None, unfinis
     folder = config.get(RunConfig).dir if folder is None else folder
     # Other hosts know their own devices: only a job on this machine is told to use the CPU.
     cpu = job.hostfile is None and accelerators() == 0
-    stall = (
-        StallLimit(folder / "metrics.jsonl", cluster.stall_seconds) if cluster.stall_seconds and job.module == TRAIN else None
+    stall = StallLimit(
+        folder / "metrics.jsonl", cluster.stall_seconds, cluster.start_seconds, folder, cluster.heartbeat_seconds
     )
-    policy = Policy(cluster.max_restarts, cluster.restart_wait_seconds, cluster.stop_grace_seconds, stall)
+    watched = job.module == TRAIN and (stall.seconds or stall.start or stall.silence)
+    policy = Policy(cluster.max_restarts, cluster.restart_wait_seconds, cluster.stop_grace_seconds, stall if watched else None)
     # No signal of this machine reaches ranks on other hosts; all ranks look for this file in the shared run folder.
     request_stop = None if job.hostfile is None else (folder / "stop").touch
     token = secrets.token_hex(8)
     kill_leftovers = None if job.hostfile is None else lambda: _kill_on_hosts(job, token)
-    supervisor = Supervisor(
-        policy,
-        rank_module=job.module,
-        request_stop=request_stop,
-        kill_leftovers=kill_leftovers,
+    hooks = Hooks(
+        request_stop,
+        kill_leftovers,
         saved=lambda: newest_sound(folder),
-        holds_signals=job.module == TRAIN,
+        progress=lambda: newest_step(folder),
+        dump_stacks=lambda processes: write_stacks(folder, processes),
     )
+    supervisor = Supervisor(policy, rank_module=job.module, hooks=hooks, holds_signals=job.module == TRAIN)
 
     def attempt(restarts: int) -> Attempt:
         return Attempt(job.command(job.master_port or free_port()), environment(restarts, cpu=cpu, launch=token))

@@ -29,6 +29,8 @@ from cluster.launch.ssh_launcher import UNREACHABLE
 from cluster.launch.watchdog import StallLimit, Watchdog
 from cluster.runtime.exit_codes import DONE, FAILED, STOPPED, USAGE
 
+LONGEST_WAIT = 300.0
+"""Most seconds before a restart, unless the first wait is longer."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 AS_ONE = 2.0
 """Seconds within which signals count as one: a batch system may send SIGTERM to a job's steps and to its script."""
@@ -43,9 +45,9 @@ class Policy:
     """When to restart a job, and how to stop it."""
 
     max_restarts: int = 0
-    """How many failures are followed by a restart."""
+    """How many failures in succession, without progress in between, are followed by a restart."""
     restart_wait: float = 2.0
-    """Seconds before a restart."""
+    """Seconds before the first restart; each further one without progress in between waits twice as long, up to LONGEST_WAIT."""
     stop_grace: float = 120.0
     """Seconds that the job has, after SIGTERM or SIGINT, to write a checkpoint and exit before it is killed."""
     stall: StallLimit | None = None
@@ -60,6 +62,22 @@ class Attempt:
     """Program and arguments."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables to add to this process's own."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a supervisor asks of the job that it runs; each is optional."""
+
+    request_stop: Callable[[], None] | None = None
+    """Asks ranks on other hosts, which no signal reaches, to write a checkpoint and exit."""
+    kill_leftovers: Callable[[], None] | None = None
+    """Kills the ranks that are still there after a failure."""
+    saved: Callable[[], str] | None = None
+    """Reads back the newest checkpoint and returns its name, or an empty string; asked when a job that is to stop has written none."""
+    progress: Callable[[], int] | None = None
+    """Returns the newest checkpoint's step; when it rises, restarts are counted anew."""
+    dump_stacks: Callable[[Sequence[psutil.Process]], None] | None = None
+    """Writes down where the ranks of a stalled job are, before they are killed; takes those of this machine."""
 
 
 def describe(code: int) -> str:
@@ -82,23 +100,18 @@ class Supervisor:
         policy: Policy,
         *,
         rank_module: str = "",
-        request_stop: Callable[[], None] | None = None,
-        kill_leftovers: Callable[[], None] | None = None,
-        saved: Callable[[], str] | None = None,
+        hooks: Hooks | None = None,
         holds_signals: bool = False,
         log: Callable[[str], None] | None = None,
     ) -> None:
         """rank_module: signals go to processes started as `python -m rank_module`; empty: to the command itself.
 
-        request_stop: asks ranks on other hosts, which no signal reaches, to write a checkpoint and exit. kill_leftovers: kills
-        the ranks that are still there after a failure. saved: reads back the newest checkpoint and returns its name, or an empty
-        string; asked when a job that is to stop ends without having written one. holds_signals: ranks unblock the signals of a stop
-        themselves, so the command is started with these blocked.
+        holds_signals: ranks unblock the signals of a stop themselves, so the command is started with these blocked.
         """
         self.policy = policy
         self.restarts = 0
         self._rank_module = rank_module
-        self._request_stop, self._kill_leftovers, self._saved = request_stop, kill_leftovers, saved
+        self._hooks = hooks or Hooks()
         self._holds_signals = holds_signals
         self._log = log if log is not None else _log
         self._process: subprocess.Popen[bytes] | None = None
@@ -112,6 +125,7 @@ class Supervisor:
         attempt: returns what to run after n restarts. unfinished: called after exit code 0, returns why the job is not done, or
         an empty string (DeepSpeed's launcher returns 0 when one of its own processes is killed).
         """
+        used, reached = 0, self._reached()
         with self._signals():
             while True:
                 code = self._once(attempt(self.restarts))
@@ -123,20 +137,26 @@ class Supervisor:
                     return self._cut_short(code) if reason or code in _SIGNALLED else code
                 if code in (DONE, USAGE, STOPPED):
                     return code
-                if self.restarts >= self.policy.max_restarts:
-                    self._log(f"{describe(code)}; {self.restarts} of {self.policy.max_restarts} restarts used, giving up")
+                now = self._reached()
+                if now > reached:
+                    used, reached = 0, now
+                if used >= self.policy.max_restarts:
+                    self._log(f"{describe(code)}; {used} of {self.policy.max_restarts} restarts used, giving up")
                     return code
-                self.restarts += 1
+                self.restarts, used = self.restarts + 1, used + 1
+                wait = min(self.policy.restart_wait * 2 ** (used - 1), max(LONGEST_WAIT, self.policy.restart_wait))
                 self._log(
-                    f"{describe(code)}; restart {self.restarts} of {self.policy.max_restarts} "
-                    f"from the newest checkpoint in {self.policy.restart_wait:g} s"
+                    f"{describe(code)}; restart {used} of {self.policy.max_restarts} from the newest checkpoint in {wait:g} s"
                 )
-                if self._stopping.wait(self.policy.restart_wait):
+                if self._stopping.wait(wait):
                     return self._cut_short(code)
+
+    def _reached(self) -> int:
+        return 0 if self._hooks.progress is None else self._hooks.progress()
 
     def _cut_short(self, code: int) -> int:
         """Return the exit code of a job that was to stop and ended without a checkpoint of its own: 75 if one can be continued from."""
-        newest = "" if self._saved is None else self._saved()
+        newest = "" if self._hooks.saved is None else self._hooks.saved()
         if newest:
             self._log(f"{describe(code)}: stopped before it wrote a checkpoint; the same command continues from {newest}")
             return STOPPED
@@ -163,16 +183,18 @@ class Supervisor:
     def _terminate(self) -> None:
         if self._process is None:
             return
-        targets = self._targets(self._process.pid) if self._request_stop is None else []
+        targets = self._targets(self._process.pid) if self._hooks.request_stop is None else []
         how = (
-            f"sending SIGTERM to {len(targets)} process(es)" if self._request_stop is None else "asking the ranks on all hosts"
+            f"sending SIGTERM to {len(targets)} process(es)"
+            if self._hooks.request_stop is None
+            else "asking the ranks on all hosts"
         )
         self._log(f"stopping: {how}; {self.policy.stop_grace:g} s to write a checkpoint and exit")
         self._overdue = threading.Timer(self.policy.stop_grace, self._kill_overdue)
         self._overdue.daemon = True
         self._overdue.start()
-        if self._request_stop is not None:
-            self._request_stop()
+        if self._hooks.request_stop is not None:
+            self._hooks.request_stop()
         for target in targets:
             with contextlib.suppress(psutil.NoSuchProcess):
                 target.terminate()
@@ -203,8 +225,8 @@ class Supervisor:
             if self._overdue is not None:
                 self._overdue.cancel()
             _kill_group(process.pid)
-        if self._kill_leftovers is not None and code != DONE:
-            self._kill_leftovers()
+        if self._hooks.kill_leftovers is not None and code != DONE:
+            self._hooks.kill_leftovers()
         return code if code >= 0 else 128 - code
 
     def _started(self, attempt: Attempt) -> subprocess.Popen[bytes]:
@@ -215,7 +237,12 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _kill_stalled(self, reason: str) -> None:
-        self._log(f"{reason}: killing the job")
+        process = self._process
+        if self._hooks.dump_stacks is not None and process is not None:
+            self._log(f"{reason}: writing down the stacks of all ranks, then killing the job")
+            self._hooks.dump_stacks(self._targets(process.pid))
+        else:
+            self._log(f"{reason}: killing the job")
         self.kill()
 
     def _kill_overdue(self) -> None:

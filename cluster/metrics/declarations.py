@@ -20,6 +20,8 @@ class Metric:
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
+    """Of a counter with one label: the values that are there from the start, at 0. A counter that first appears at 1 never rises."""
 
     @property
     def exported(self) -> str:
@@ -81,9 +83,21 @@ METRICS: Mapping[str, Metric] = {
         ),
         Metric("train_phase_seconds", "gauge", "Duration of one phase of the last step, in seconds.", ("phase",)),
         Metric("train_data_wait_seconds_total", "counter", "Seconds that steps spent waiting for data."),
-        Metric("train_skipped_steps_total", "counter", "Steps whose weight update was skipped, by reason.", ("reason",)),
+        Metric(
+            "train_skipped_steps_total",
+            "counter",
+            "Steps whose weight update was skipped, by reason.",
+            ("reason",),
+            ("nonfinite_loss", "nonfinite_gradient", "loss_spike"),
+        ),
         Metric("train_corrupt_samples_total", "counter", "Samples that failed their checksum and were replaced."),
-        Metric("train_heartbeat_timestamp_seconds", "gauge", "Unix time of a rank's last step.", ("rank",)),
+        Metric("train_last_step_timestamp_seconds", "gauge", "Unix time of the last step; of the start, before the first one."),
+        Metric(
+            "train_heartbeat_timestamp_seconds",
+            "gauge",
+            "Unix time of a rank's own heartbeat; of more than 64 ranks, only the 16 that were silent for longest.",
+            ("rank",),
+        ),
         Metric("train_checkpoint_seconds", "gauge", "Seconds that the last checkpoint blocked training."),
         Metric("train_checkpoint_last_success_timestamp_seconds", "gauge", "Unix time of the newest complete checkpoint."),
         Metric("train_memory_bytes", "gauge", "Memory in use, by kind: resident, peak, device.", ("kind",)),
@@ -92,6 +106,17 @@ METRICS: Mapping[str, Metric] = {
             "counter",
             "Failures of what is not the step (samples, validation, reports), after which training went on.",
             ("what",),
+            (
+                "samples",
+                "validation",
+                "metrics.jsonl",
+                "validation.jsonl",
+                "skipped.jsonl",
+                "log",
+                "status.json",
+                "stop",
+                "tensorboard",
+            ),
         ),
         Metric("train_restarts_total", "counter", "Restarts of the job from a checkpoint."),
         Metric("tokenizer_step", "gauge", "Last completed step of tokenizer training."),

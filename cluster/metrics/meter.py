@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from cluster.config.errors import ConfigError
+from cluster.metrics import heartbeat
 from cluster.metrics.declarations import METRICS
 from cluster.metrics.step_report import StepReport
 from cluster.runtime.atomic_files import write_text
 
+MOST_RANKS = 64
+"""Ranks up to which each has a series of its own; of more, only those OLDEST that were silent for longest."""
+OLDEST = 16
 SECONDS_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """Upper bounds of the histograms' buckets."""
 
 
 class MetricsPortError(ConfigError):
     """The metrics port cannot be used; the message names the port and the fix."""
+
+
+class _Heartbeats(Collector):
+    """The ranks' own heartbeats, read when Prometheus asks: a rank that is stopped stands still alone."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        metric = METRICS["train_heartbeat_timestamp_seconds"]
+        family = GaugeMetricFamily(metric.exported, metric.help, labels=metric.labels)
+        beats = sorted(heartbeat.read(self._run).values(), key=lambda beat: beat.time)
+        for beat in beats if len(beats) <= MOST_RANKS else beats[:OLDEST]:
+            family.add_metric([str(beat.rank)], beat.time)
+        yield family
 
 
 class Meter:
@@ -52,6 +73,13 @@ class Meter:
         instrument = self._instruments[name]
         return instrument.labels(**labels) if metric.labels else instrument
 
+    def begin(self, prefix: str) -> None:
+        """Export the declared counters whose names begin with `prefix` at 0, those of a label by its declared values."""
+        for metric in METRICS.values():
+            if metric.kind == "counter" and metric.name.startswith(prefix):
+                for labels in [{metric.labels[0]: value} for value in metric.values] if metric.labels else [{}]:
+                    self.inc(metric.name, 0.0, **labels)
+
     def set(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""
         self._get(name, "gauge", labels).set(value)
@@ -63,6 +91,10 @@ class Meter:
     def observe(self, name: str, value: float, **labels: str) -> None:
         """Add one observation to a histogram."""
         self._get(name, "histogram", labels).observe(value)
+
+    def listen(self, run: Path) -> None:
+        """Export the heartbeats that the ranks of a run write (heartbeat.py), as they are when they are asked for."""
+        self.registry.register(_Heartbeats(run))
 
     def serve(self, host: str, port: int, address_file: Path | None = None) -> str:
         """Start the HTTP endpoint; port 0 picks a free port.

@@ -22,7 +22,7 @@ class Alert:
 ALERTS = (
     Alert(
         "VideoarTrainingStalled",
-        "time() - max by (run) (videoar_train_heartbeat_timestamp_seconds) > 600",
+        "time() - max by (run) (videoar_train_last_step_timestamp_seconds) > 600",
         "2m",
         "page",
         "No rank of {{ $labels.run }} has finished a step for 10 minutes.",
@@ -34,7 +34,7 @@ ALERTS = (
         " videoar_train_heartbeat_timestamp_seconds > 120",
         "5m",
         "page",
-        "Rank {{ $labels.rank }} of {{ $labels.run }} is 2 minutes behind the others.",
+        "Rank {{ $labels.rank }} of {{ $labels.run }} has been silent for 2 minutes longer than the others.",
         "Check that rank's host: throttled device, full disk, broken network link.",
     ),
     Alert(

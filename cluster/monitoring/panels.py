@@ -54,7 +54,7 @@ TRAINING = Dashboard(
         _stat("restarts", f"videoar_train_restarts_total{{{RUN}}}", "Restarts after a failure; read the log of the last one."),
         _stat(
             "since the last step",
-            f"time() - max(videoar_train_heartbeat_timestamp_seconds{{{RUN}}})",
+            f"time() - max(videoar_train_last_step_timestamp_seconds{{{RUN}}})",
             "If this is much longer than a step, the job hangs.",
             "s",
         ),
@@ -128,8 +128,8 @@ TRAINING = Dashboard(
             "s",
         ),
         Panel(
-            "seconds since each rank's last step",
-            "A rank far above the others is slow or dead.",
+            "seconds since each rank's heartbeat",
+            "A rank far above the others is stopped, cut off or dead.",
             ((f"time() - videoar_train_heartbeat_timestamp_seconds{{{RUN}}}", "rank {{rank}}"),),
             "s",
         ),

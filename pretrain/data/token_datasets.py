@@ -123,10 +123,7 @@ class TokenDatasets:
         cache: Path | None = None,
         cache_gb: float = 0.0,
     ) -> TokenDatasets:
-        """Open folders or URLs of token shards, URLs through a local cache.
-
-        Raises DataError, also for a folder that is missing, unfinished or damaged.
-        """
+        """Open folders or URLs of token shards, URLs through a local cache. Raises DataError, also for one that is missing or unfinished."""
         from pipeline.shards.dataset import ShardDataset
         from pipeline.shards.layout import DatasetError
 

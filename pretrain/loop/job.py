@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from cluster.config import Config, RunConfig
+from cluster.metrics import Heartbeat
 from cluster.runtime.process_group import Ranks
 from pretrain.checkpoint.writer import Checkpoints
 from pretrain.data.batch import split
@@ -52,6 +53,7 @@ class Job:
     groups: SequenceGroups
     stop: StopRequest
     logger: RunLogger
+    heartbeat: Heartbeat
     engine: Engine
     ema: Ema | None
     guard: Guard

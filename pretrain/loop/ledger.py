@@ -98,7 +98,7 @@ class Ledger:
             mfu=self._mfu(step, config), padding=max(0.0, 1.0 - tokens / step.item.positions), compilations=round(metrics.flags.compilations),
         )  # fmt: skip
         # The step's checkpoint is published in a later `settle`: no resume finds one whose step is missing from metrics.jsonl.
-        job.logger.step(report, job.curriculum.steps, job.ranks.world)
+        job.logger.step(report, job.curriculum.steps)
         job.guard.check(at.step, known.reason)
         if job.saver.last_saved:
             job.logger.meter.set("train_checkpoint_last_success_timestamp_seconds", job.saver.last_saved)

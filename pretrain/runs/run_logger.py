@@ -66,7 +66,10 @@ class RunLogger:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._log = path.open("ab", buffering=0)
         self._lines = {name: JsonLines(run / f"{name}.jsonl") for name in LINES}
+        self.meter.begin("train_")
         self.meter.inc("train_restarts_total", restart_count())
+        self.meter.set("train_last_step_timestamp_seconds", time.time())
+        self.meter.listen(run)
         if metrics.enabled:
             address = self.meter.serve(metrics.host, metrics.port, run / "metrics-address")
             self.log(f"metrics at http://{address}/metrics")
@@ -125,16 +128,13 @@ class RunLogger:
             if problem:
                 self.aside(f"{name}.jsonl", problem)
 
-    def step(self, report: StepReport, steps: int, ranks: int) -> None:
+    def step(self, report: StepReport, steps: int) -> None:
         """Report one step."""
         if not self.active:
             return
         self.line("metrics", report)
         self.meter.step(report)
-        now = time.time()
-        for rank in range(ranks):
-            # Every rank took part in the step's all-reduce, otherwise the step would not have ended.
-            self.meter.set("train_heartbeat_timestamp_seconds", now, rank=str(rank))
+        self.meter.set("train_last_step_timestamp_seconds", time.time())
         self.scalars(report.step, _scalars(report))
         if report.step % self.log_every == 0 or report.skipped:
             self.log(console_line(report, steps))

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.launch.supervisor import Attempt, Policy, Supervisor, describe
+from cluster.launch.supervisor import Attempt, Hooks, Policy, Supervisor, describe
 from cluster.runtime.exit_codes import STOPPED
 
 UNREACHED = "exit code 255 (ssh could not connect or lost the connection, or a process ended with -1)"
@@ -132,7 +132,7 @@ def test_ranks_that_no_signal_reaches_are_asked(tmp_path: Path) -> None:
         asked.append("asked")
         stop.write_text("now")
 
-    supervisor = Supervisor(QUICK, request_stop=request_stop, log=lambda text: None)
+    supervisor = Supervisor(QUICK, hooks=Hooks(request_stop), log=lambda text: None)
     result: list[int] = []
     begun = threading.Event()
 
@@ -170,7 +170,7 @@ def test_stop_before_a_restart_starts_nothing_more(newest: str, code: int) -> No
         if "restart 1" in text:
             supervisor.stop()
 
-    supervisor = Supervisor(Policy(max_restarts=3, restart_wait=1000), log=log, saved=lambda: newest)
+    supervisor = Supervisor(Policy(max_restarts=3, restart_wait=1000), hooks=Hooks(saved=lambda: newest), log=log)
     assert supervisor.run(lambda restarts: Attempt(script("raise SystemExit(1)"))) == code
     assert supervisor.restarts == 1
     assert ("continues from step-00000004" if newest else "there is none to continue from") in said[-1]

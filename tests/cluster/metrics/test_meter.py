@@ -1,11 +1,14 @@
+import json
 import socket
 import urllib.request
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.metrics import Meter, MetricsPortError
+from cluster.metrics import METRICS, Meter, MetricsPortError, heartbeat
+from pretrain.loop.guard import Guard
 from tests.helpers.step_report import REPORT
 
 
@@ -66,3 +69,34 @@ def test_only_declared_metrics_of_the_declared_kind_and_labels() -> None:
         meter.inc("train_loss")
     with pytest.raises(ValueError):
         meter.set("train_scale_loss", 1.0, size="1x1")
+
+
+def test_counters_are_there_from_the_start() -> None:
+    """A rise can only be seen of a counter that was there before: the first skipped step never rang."""
+    meter = Meter()
+    meter.begin("train_")
+    address = meter.serve("127.0.0.1", 0)
+    found = scrape(address)
+    meter.close()
+    assert found["videoar_train_corrupt_samples_total"] == found["videoar_train_tokens_total"] == 0
+    assert found["videoar_train_skipped_steps_total{reason=loss_spike}"] == 0
+    assert found["videoar_train_aside_failures_total{what=samples}"] == 0
+    assert not any(name.startswith("videoar_pipeline") for name in found)
+    declared = {Guard.reason(*case) for case in ((float("nan"), 1.0, True), (2.0, 1.0, True), (0.5, 1.0, False))}
+    assert declared == set(METRICS["train_skipped_steps_total"].values)
+
+
+@pytest.mark.parametrize(("ranks", "series"), [(1, 1), (64, 64), (65, 16), (1024, 16)])
+def test_series_of_ranks_are_bounded_and_hold_the_silent_ones(tmp_path: Path, ranks: int, series: int) -> None:
+    for rank in range(ranks):
+        path = heartbeat.path_of(tmp_path, rank)
+        path.parent.mkdir(exist_ok=True)
+        beat = heartbeat.Beat(rank, "host", 1, 1000.0 + (0 if rank == ranks // 2 else 30), 7, "step")
+        path.write_text(json.dumps(asdict(beat)))
+    meter = Meter()
+    meter.listen(tmp_path)
+    address = meter.serve("127.0.0.1", 0)
+    found = {name: value for name, value in scrape(address).items() if "heartbeat" in name}
+    meter.close()
+    assert len(found) == series
+    assert found[f"videoar_train_heartbeat_timestamp_seconds{{rank={ranks // 2}}}"] == 1000.0

@@ -25,7 +25,7 @@ def books(monkeypatch: pytest.MonkeyPatch) -> tuple[Ledger, list[StepReport]]:
     reports: list[StepReport] = []
     job: Any = SimpleNamespace(
         config=None, ranks=ALONE, guard=Guard(0.0, 2, None), curriculum=SimpleNamespace(steps=9), peak_flops=8e9,
-        logger=SimpleNamespace(step=lambda report, steps, ranks: reports.append(report)),
+        logger=SimpleNamespace(step=lambda report, steps: reports.append(report)),
         saver=SimpleNamespace(settle=lambda *flags: None, last_saved=0.0),
         engine=SimpleNamespace(memory=dict),
         datasets=SimpleNamespace(spec=SimpleNamespace(scales=lambda *grid: ((1, 1),)), grid=lambda stream: (1, 1, 1)),

@@ -40,14 +40,14 @@ REPORT = StepReport(
 
 def test_rank_0_writes_lines_and_serves_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLogger(tmp_path, 0, MetricsConfig(port=0), log_every=1, tensorboard=False) as logger:
-        logger.step(REPORT, 10, 2)
+        logger.step(REPORT, 10)
         address = (tmp_path / "metrics-address").read_text().strip()
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
             served = answer.read().decode()
     said = capsys.readouterr().out
     assert "step 3/10 low f009x32x32 loss 0.50000" in said and "2,000 tok/s" in said and "SKIPPED (nonfinite_loss)" in said
     assert "videoar_train_step 3.0" in served and 'videoar_train_skipped_steps_total{reason="nonfinite_loss"} 1.0' in served
-    assert served.count("videoar_train_heartbeat_timestamp_seconds{") == 2
+    assert "videoar_train_last_step_timestamp_seconds 1" in served
     (line,) = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert line["loss"] == 0.5 and line["grad_norm"] is None and line["sample_ids"] == ["a", "b"]
     assert "step 3/10" in (tmp_path / "log" / "rank-0.log").read_text()
@@ -65,7 +65,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
 def test_other_ranks_are_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLogger(tmp_path / "run", 1, MetricsConfig(port=0), log_every=1, tensorboard=True) as logger:
         logger.log("words")
-        logger.step(REPORT, 10, 2)
+        logger.step(REPORT, 10)
         logger.scalars(3, {"validation/x": 0.1})
     assert capsys.readouterr().out == "" and not (tmp_path / "run").exists()
 
@@ -106,16 +106,16 @@ def full(*_: object) -> int:
 
 def test_a_full_disk_ends_no_training_and_loses_no_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLogger(tmp_path, 0, MetricsConfig(enabled=False), log_every=1, tensorboard=False) as logger:
-        logger.step(REPORT, 10, 1)
+        logger.step(REPORT, 10)
         with pytest.MonkeyPatch.context() as disk:
             disk.setattr("cluster.metrics.step_report._append", full)
             for step in range(4, 16):
-                logger.step(replace(REPORT, step=step), 20, 1)
+                logger.step(replace(REPORT, step=step), 20)
         found = [line for line in capsys.readouterr().out.splitlines() if "training goes on" in line]
         line = f"metrics.jsonl: {tmp_path}/metrics.jsonl: No space left on device"
         assert found == [f"{line}; training goes on", f"{line} (10 times); training goes on"]
         assert logger.meter.registry.get_sample_value("videoar_train_aside_failures_total", {"what": "metrics.jsonl"}) == 12
-        logger.step(replace(REPORT, step=16), 20, 1)
+        logger.step(replace(REPORT, step=16), 20)
         steps = [json.loads(text)["step"] for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
         assert steps == list(range(3, 17)), "lines that waited are written once there is room"
 
