@@ -117,7 +117,10 @@ class PipelineConfig(Section):
     clip_stride: float = Field(default=1.0, gt=0, le=1)
     """Distance between the starts of successive clips of a shot, as a share of the clip length."""
     clips_per_shard: int = Field(default=64, ge=1)
-    """Samples per shard."""
+    """Most samples in a shard. A shard is what a worker encodes, and loses when it dies: raise it on GPUs, so that shard_mb decides."""
+    shard_mb: int = Field(default=256, ge=1)
+    """Size of a shard, in megabytes, at which it ends even with fewer samples; exceeded by one sample at most. It is reckoned from
+    the size of the packed tokens, which is known before anything is encoded."""
     batch: int = Field(default=4, ge=1)
     """Clips per codec batch. Batches are formed from a shard's own list, so its bytes do not depend on timing."""
     threads: int = Field(default=1, ge=1)

@@ -1,7 +1,7 @@
 """The result of a tokenization job: counts over the whole folder, as values and as text.
 
 In:  the manifest of a folder whose shards are all committed, and what this run did.
-Out: index.parquet and a `Summary`.
+Out: the index and a `Summary`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pipeline.books.index import finish
 from pipeline.encoding.encoder import GroupReport
 from pipeline.shards.commit_record import read_info, summed
 from pipeline.shards.manifest import Manifest
@@ -58,8 +59,8 @@ class Summary:
 
 
 def summarize(folder: Path, manifest: Manifest, run: RunTotals) -> Summary:
-    """Write index.parquet and count what the folder holds."""
-    digest = manifest.finish()
+    """Write the index and count what the folder holds."""
+    digest = finish(manifest)
     names: list[str] = []
     clips = 0
     for _, shards, count in manifest.shards():

@@ -16,7 +16,7 @@ from cluster.runtime.remote_files import is_url
 from pipeline.corpus import fetch, tar_index
 from pipeline.records import Clip, Reject, SourceVideo
 from pipeline.shards.commit_record import read_info
-from pipeline.shards.layout import DATASET, INDEX, excluded, hidden
+from pipeline.shards.layout import DATASET, excluded, hidden, refuse_old, remove_index
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import read_sample
 from pipeline.shards.writer import EncodedClip, write_shard
@@ -80,7 +80,8 @@ def recaption(manifest: Manifest, captions: Mapping[str, str]) -> int:
         extra = {name: value for name, value in clip.extra.items() if name != MODEL}
         return replace(clip, caption=captions[clip.source], extra=extra)
 
-    (manifest.folder / INDEX).unlink(missing_ok=True)
+    refuse_old(manifest.folder)
+    remove_index(manifest.folder)
     (manifest.folder / _BEGUN).touch()
     if captions:
         manifest.rewrite_clips(with_caption)
