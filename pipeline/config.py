@@ -21,7 +21,7 @@ class CorpusConfig(Section):
     extensions: tuple[str, ...] = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif", ".ts", ".flv", ".3gp", ".m4v", ".wmv")
     """File extensions that count as videos when a folder is walked (case-insensitive)."""
     columns: tuple[str, ...] = ()
-    """Columns of the captions table or video list, such as licence and origin, that are carried into clips.parquet."""
+    """Columns of the captions table or video list, such as licence and origin, that are carried into the table of clips."""
     captions: str | None = None
     """CSV, JSONL or parquet table with the columns `file` and `caption`. A NAME.txt, or the `caption` of a NAME.json, beside a
     video takes precedence."""
@@ -61,7 +61,7 @@ class FilterConfig(Section):
     max_dropped: float = Field(default=0.1, ge=0, le=1)
     """Share of a file's frames that have no place in its clock, above which its clips are refused (`damaged`)."""
     letterbox: Literal["keep", "crop"] = "keep"
-    """`crop` cuts off black bars that a video has throughout, before it is resized; clips.parquet records what was kept."""
+    """`crop` cuts off black bars that a video has throughout, before it is resized; the table of clips records what was kept."""
     letterbox_luma: float = Field(default=16.0, ge=0, le=255)
     """Luma up to which a row or column counts as black."""
 

@@ -1,7 +1,7 @@
 """Captions that were mended after their videos were planned: seen at each run, and put into the shards without encoding anew.
 
 In:  the manifest, with the folder's lock held; the corpus as it is listed now.
-Out: new captions by source (`changed`); clips.parquet and shards that hold them (`recaption`).
+Out: new captions by source (`changed`); the table of clips and shards that hold them (`recaption`).
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def _near(source: str) -> bool:
 
 
 def recaption(manifest: Manifest, captions: Mapping[str, str]) -> int:
-    """Put captions, by source, into clips.parquet and into the shards that hold those sources. Returns the number of shards rewritten.
+    """Put captions, by source, into the table of clips and into the shards that hold those sources. Returns the number of shards rewritten.
 
-    If it is killed midway, the next run goes on (`begun`): every shard that differs from clips.parquet is rewritten.
+    If it is killed midway, the next run goes on (`begun`): every shard that differs from the table of clips is rewritten.
     """
 
     def with_caption(clip: Clip) -> Clip:

@@ -46,7 +46,7 @@ def exclude(folder: str | Path, sources: Iterable[str]) -> int:
         wanted = list(sources)
         for name in wanted:
             if not (any(source.startswith(name) for source in known) if name.endswith("/") else name in known):
-                raise DatasetError(f"{folder}: holds nothing of `{name}`; name sources as clips.parquet does")
+                raise DatasetError(f"{folder}: holds nothing of `{name}`; name sources as the table of clips does")
         write_json(folder / EXCLUDED, sorted({*excluded(folder), *wanted}))
     index = open_table(folder, INDEX)
     return (0 if index is None else index.rows) - len(ShardDataset.open(folder))
@@ -55,7 +55,7 @@ def exclude(folder: str | Path, sources: Iterable[str]) -> int:
 def compact(folder: str | Path) -> int:
     """Remove the bytes of excluded sources: the shards that hold them are rewritten without them.
 
-    Their clips stay in clips.parquet as planned and are recorded as rejects (exclude/taken_down), so that counts add up; their
+    Their clips stay in the table of clips as planned and are recorded as rejects (exclude/taken_down), so that counts add up; their
     captions are blanked. Returns the number of samples removed. If it is killed midway, run it or `videoar tokenize` again.
     """
     folder = Path(folder)
