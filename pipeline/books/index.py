@@ -189,7 +189,5 @@ def _planning_files(folder: Path) -> tuple[list[TableFile], dict[str, Any]]:
 
 
 def read_shard_list(folder: Path) -> pa.Table:
-    """Return the list of shards of a finished folder. SHARDS; raises DatasetError."""
-    index = open_table(folder, INDEX)
-    assert index is not None
+    """Return the list of shards of a finished folder: SHARDS."""
     return pq.read_table(folder / INDEX / SHARD_LIST).replace_schema_metadata(None)
