@@ -1,14 +1,21 @@
-"""Does a video cost the same in a tar of 100 and of 10,000, and a caption the same in a table of 1,000 and of 100,000?
+"""What a clip costs in a large corpus: list, merge, index. And what a video costs in a tar, a caption in a table.
 
+    python benchmarks/bench_corpus.py --clips 1000000 [--stage list|merge|index] [--shard-rows 64] [--out DIR]
     python benchmarks/bench_corpus.py
 
-Each size runs in its own process: the corpus is listed, and each member fetched with its caption beside it; or a table is read and
-each of its rows looked up. Prints CPU microseconds and bytes of growth per item, and one JSON line with the larger ratio of the two
-costs. Small members: what is measured is the finding, not the copying.
+With --clips: synthetic books of so many clips, no pixels. Each stage (benchmarks/corpus_stages) runs in a process of its own on a Ray
+of this machine's cores. Prints seconds and bytes per clip of each, the peak resident memory of the driver, and one JSON line.
+
+Without: does a video cost the same in a tar of 100 and of 10,000, and a caption the same in a table of 1,000 and of 100,000? Each size
+runs in its own process: the corpus is listed, and each member fetched with its caption beside it; or a table is read and each of its
+rows looked up. Prints CPU microseconds and bytes of growth per item, and one JSON line with the larger ratio of the two costs. Small
+members: what is measured is the finding, not the copying.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import io
 import json
 import subprocess
@@ -27,6 +34,7 @@ from pipeline.corpus import fetch
 from pipeline.corpus.caption_table import CaptionTable
 from pipeline.corpus.listing import find
 
+STAGES = ("list", "merge", "index")
 SIZES = {"tar": (100, 10_000), "jsonl": (1_000, 100_000), "csv": (1_000, 100_000)}
 
 
@@ -79,8 +87,54 @@ def one(kind: str, count: int) -> dict[str, float]:
         return {"microseconds": 1e6 * spent / count, "bytes": (process.memory_info().rss - before) / count}
 
 
+def stages(options: argparse.Namespace) -> None:
+    """Measure the stages of a large corpus."""
+    line: dict[str, float | str] = {"name": "corpus", "clips": options.clips, "shard_rows": options.shard_rows}
+    with tempfile.TemporaryDirectory(prefix="corpus-") as temporary:
+        for stage in (options.stage,) if options.stage else STAGES:
+            folder = (options.out or Path(temporary)) / f"{stage}-{options.clips}-{options.shard_rows}"
+            module = importlib.import_module(f"benchmarks.corpus_stages.{stage}")
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                module.prepare(folder, options.clips, options)
+            words = [sys.executable, __file__, "--clips", str(options.clips), "--stage", stage, "--run", str(folder)]
+            done = subprocess.run(
+                [*words, "--shard-rows", str(options.shard_rows)], check=True, stdout=subprocess.PIPE, text=True
+            ).stdout
+            found = json.loads(done.splitlines()[-1])
+            print(
+                f"{stage:6s} {found['seconds']:8.1f} s, {1e6 * found['seconds'] / options.clips:6.2f} us and "
+                f"{found['bytes'] / options.clips:6.1f} bytes of books per clip, driver {found['driver_mb']:.0f} MB at most "
+                f"(+{found['driver_grown_mb']:.0f}), a worker {found.get('worker_mb', 0):.0f} MB; "
+                + ", ".join(f"{name} {value:.1f}" for name, value in found.items() if name.endswith("_s"))
+            )
+            line["driver_mb"] = round(max(float(line.get("driver_mb", 0)), found["driver_mb"]), 1)
+            line[f"{stage}_s"] = round(found["seconds"], 2)
+            line[f"{stage}_clips_per_s"] = round(options.clips / found["seconds"])
+    print(json.dumps(line))
+
+
+def options_of(words: list[str]) -> argparse.Namespace:
+    """Return the options of a run over stages."""
+    parser = argparse.ArgumentParser(description="What a clip costs in a large corpus.")
+    parser.add_argument("--clips", type=int, required=True)
+    parser.add_argument("--stage", choices=STAGES)
+    parser.add_argument("--shard-rows", type=int, default=64, help="pipeline.clips_per_shard")
+    parser.add_argument("--out", type=Path, help="keep what the stages read here, or use what is here")
+    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args(words)
+
+
 def main() -> int:
-    """Measure each kind at both sizes."""
+    """Measure the stages, or each kind of table at both sizes."""
+    if "--clips" in sys.argv or "--help" in sys.argv:
+        options = options_of(sys.argv[1:])
+        if options.run:
+            module = importlib.import_module(f"benchmarks.corpus_stages.{options.stage}")
+            print(json.dumps(module.run(options.run, options.clips, options)))
+        else:
+            stages(options)
+        return 0
     if len(sys.argv) == 3:
         print(json.dumps(one(sys.argv[1], int(sys.argv[2]))))
         return 0

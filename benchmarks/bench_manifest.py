@@ -21,9 +21,11 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.runtime.atomic_files import write_json
+from pipeline.books.index import finish
+from pipeline.books.merge import merge
+from pipeline.books.parts import write_part
 from pipeline.config import PipelineConfig
 from pipeline.maintenance.verify import verify
-from pipeline.planning.merge import merge
 from pipeline.records import SourceVideo, VideoPlan
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.writer import write_shard
@@ -50,7 +52,7 @@ def one(count: int) -> dict[str, float]:
                 VideoPlan(f"video-{number:06d}.mp4", f"{number:032x}", (clip(number, source=f"video-{number:06d}.mp4"),), ())
                 for number in range(part, part + PART)
             ]
-            write_json(manifest.part(part // PART), [plan.plain() for plan in plans])
+            write_part(manifest.part(part // PART), plans)
         began = time.process_time()
         merge(manifest, generation, config, count // PART)
         merged = time.process_time() - began
@@ -60,7 +62,7 @@ def one(count: int) -> dict[str, float]:
             write_shard(folder, name, samples, [], FakeCodec.spec)
         committed = time.process_time() - began
         began = time.process_time()
-        manifest.finish()
+        finish(manifest)
         finished = time.process_time() - began
         began = time.process_time()
         sound = verify(folder).sound

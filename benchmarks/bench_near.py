@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline import video
 from pipeline.analysis.fingerprint import RATE, Fingerprint
 from pipeline.analysis.scan import ScanOptions, scan
+from pipeline.books.near_index import CONTEXT, NearIndex
 from pipeline.config import CutConfig
-from pipeline.planning.near_index import CONTEXT, NearIndex
 
 THRESHOLD = 0.9
 SAME = ("rabbit", "flower", "stream-of-water", "carphone")

@@ -24,11 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.runtime.atomic_files import write_json
 from pipeline import video
+from pipeline.books.index import finish
+from pipeline.books.merge import merge
+from pipeline.books.parts import write_part
 from pipeline.config import DecodeLimits, PipelineConfig
 from pipeline.decoding.process import DecoderProcess
 from pipeline.encoding.encoder import GroupEncoder
 from pipeline.maintenance.verify import verify
-from pipeline.planning.merge import merge
 from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, SourceVideo
 from pipeline.shards.manifest import Manifest
@@ -102,7 +104,7 @@ def outcomes(files: list[Path], shards: Path) -> float:
             began = time.monotonic()
             plans.append(plan_video(source, config, decoder))
             worst = max(worst, time.monotonic() - began)
-    write_json(manifest.part(0), [plan.plain() for plan in plans])
+    write_part(manifest.part(0), plans)
     merge(manifest, generation, config, 1)
     spec = FakeCodec.spec
     buckets = [bucket.name for bucket in BUCKETS]
@@ -113,7 +115,7 @@ def outcomes(files: list[Path], shards: Path) -> float:
     for group in range(manifest.groups()):
         encoder.encode(group, group + 1 if group + 1 < manifest.groups() else None)
     encoder.close()
-    manifest.finish()
+    finish(manifest)
     return worst
 
 

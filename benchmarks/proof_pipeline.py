@@ -2,7 +2,8 @@
 
     python benchmarks/proof_pipeline.py [--kills 20] [--seed 0]
 
-Runs the job undisturbed with one worker, then with --workers, killing with SIGKILL at random moments: an encoding or planning
+Runs the job undisturbed with one worker, then with --workers, killing with SIGKILL: first the driver, a task or the node while the
+corpus is listed, planned and merged (these stages slowed down), then, at random moments, an encoding or planning
 worker, a decoding child, the driver, the whole node (every process of the embedded Ray), and, as root on Linux, a host: for the
 second half of the kills the job joins a Ray cluster of two hosts (RAY_ADDRESS), the second of which lives in a network
 namespace, has its cable pulled, and is killed at once or goes on unseen for a while. After a driver's or node's death the
@@ -37,7 +38,43 @@ from tokenizer.codec import save
 from tokenizer.config import NetworkConfig
 from tokenizer.network.network import Network
 
-JOB = "import sys; from cluster.config import load; from pipeline.job.tokenize import tokenize; tokenize(load(sys.argv[1]))"
+JOB = """
+import pathlib, sys, time
+from cluster.config import load
+from pipeline.books import merge
+from pipeline.job import generations, tokenize
+from pipeline.workers import plan_driver
+
+stage, on_ray = pathlib.Path(sys.argv[1]).with_name("stage"), plan_driver.on_ray
+rough = len(sys.argv) > 2
+
+
+def slowly(name, work):
+    def run(*given, **named):
+        stage.write_text(name)
+        time.sleep(rough)
+        return work(*given, **named)
+    return run
+
+
+def steps(step, function, calls):
+    stage.write_text("merge")
+    for found in on_ray(step, function, calls):
+        time.sleep(0.2 * rough)
+        yield found
+
+
+# Of so small a corpus these stages take no time: they are slowed down, and cut into many tasks.
+generations.survey, merge.BLOCK_VIDEOS = slowly("list", generations.survey), 1
+merge.table_writer.write_list = slowly("list or merge", merge.table_writer.write_list)
+plan_driver.on_ray = steps
+plan_driver._Tasks.run = slowly("plan", plan_driver._Tasks.run)
+tokenize.encode_groups = slowly("encode", tokenize.encode_groups)
+tokenize.tokenize(load(sys.argv[1]))
+"""
+"""The job; with a second argument, with its first stages slowed down."""
+STAGES = ("list", "plan", "merge")
+"""Stages that are killed before the shards are encoded: a driver or a task of each."""
 KINDS = ("worker", "decoder", "driver", "node")
 CLUSTER_KINDS = ("worker", "decoder", "driver", "host")
 
@@ -45,7 +82,8 @@ CLUSTER_KINDS = ("worker", "decoder", "driver", "host")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--early", type=int, default=9, help="so many of the kills in list, plan and merge")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--embedded", type=int, help="so many of the kills with embedded Ray (default: half of them)")
     parser.add_argument("--out", type=Path, help="folder that is kept; the same command goes on in it")
@@ -55,16 +93,17 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         folder = options.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proof-")))
         calm = prepare(folder / "calm", 1)
-        if not (folder / "calm/shards/index.parquet").exists() and start(calm, None).wait() != 0:
+        if not (folder / "calm/shards/index/files.json").exists() and start(calm, None).wait() != 0:
             raise SystemExit("the undisturbed job failed")
         rough = prepare(folder / "rough", options.workers)
         shards = folder / "rough" / "shards"
         tally = folder / "killed.json"
         killed: Counter[str] = Counter(json.loads(tally.read_text()) if tally.exists() else {})
         rng.seed(options.seed + killed.total())
+        runs = early(rough, rng, killed, options.early) if killed.total() < options.early else 0
         half = options.kills // 2 if options.embedded is None else options.embedded
         alone = half if two_hosts.possible() else options.kills
-        runs = disturb(rough, None, rng, killed, alone) if killed.total() < alone else 0
+        runs += disturb(rough, None, rng, killed, alone) if killed.total() < alone else 0
         if alone < options.kills:
             with two_hosts.TwoHosts() as hosts:
                 runs += disturb(rough, hosts, rng, killed, options.kills)
@@ -72,8 +111,8 @@ def main() -> int:
         sound = verify(shards).sound
         same = contents(folder / "calm" / "shards") == contents(shards)
         shard_count = len(contents(shards))
-    for kind in dict.fromkeys((*KINDS, *CLUSTER_KINDS)):
-        print(f"{kind:8s} killed {killed[kind]:3d} times")
+    for kind in dict.fromkeys((*killed, *KINDS, *CLUSTER_KINDS)):
+        print(f"{kind:15s} killed {killed[kind]:3d} times")
     result = {
         "name": "proof_pipeline",
         "unit": "kills survived",
@@ -89,6 +128,34 @@ def main() -> int:
     }
     print(json.dumps(result))
     return 0 if first == second and sound and same else 1
+
+
+def early(config: Path, rng: random.Random, killed: Counter[str], until: int) -> int:
+    """Kill the driver, or a task, of the stages before encoding, one after the other. Returns the number of runs."""
+    mark, runs = config.with_name("stage"), 0
+    while killed.total() < until:
+        wanted = STAGES[killed.total() * len(STAGES) // until]
+        mark.unlink(missing_ok=True)
+        runs += 1
+        job = start(config, None, "slowly")
+        while job.poll() is None and not (mark.exists() and wanted in mark.read_text()):
+            pause(job, 0.02)
+        pause(job, rng.uniform(0, 2))
+        kind = rng.choice(("driver", "worker", "node")) if wanted != "list" else "driver"
+        if kind == "worker":
+            while job.poll() is None and not targets(job, "task", None):
+                pause(job, 0.05)
+            kind = "task"
+        if job.poll() is None and kill(job, kind, None, rng):
+            killed[f"{kind} in {wanted}"] += 1
+            (config.parent.parent / "killed.json").write_text(json.dumps(killed))
+            print(f"{killed.total():3d} {kind} in {wanted}", flush=True)
+        if kind == "task":
+            pause(job, 5)
+            if job.poll() is None:
+                kill(job, "driver", None, rng)
+        job.wait()
+    return runs
 
 
 def disturb(config: Path, hosts: two_hosts.TwoHosts | None, rng: random.Random, killed: Counter[str], until: int) -> int:
@@ -150,12 +217,12 @@ def prepare(folder: Path, workers: int) -> Path:
     return path
 
 
-def start(config: Path, hosts: two_hosts.TwoHosts | None) -> subprocess.Popen[bytes]:
+def start(config: Path, hosts: two_hosts.TwoHosts | None, *words: str) -> subprocess.Popen[bytes]:
     environment = (
         {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} if hosts is None else hosts.environment
     )
     return subprocess.Popen(
-        [sys.executable, "-c", JOB, str(config)], env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+        [sys.executable, "-c", JOB, str(config), *words], env=environment, stdout=subprocess.DEVNULL, start_new_session=True
     )
 
 
@@ -188,6 +255,8 @@ def targets(job: subprocess.Popen[bytes], kind: str, hosts: two_hosts.TwoHosts |
     workers = [process for process, line in named if re.search(r"ray::.*(EncodeActor|encode group|plan)", line)]
     if kind == "worker":
         return workers
+    if kind == "task":
+        return [process for process, line in named if re.search(r"ray::(plan part|settle|copies|scatter|clips|rejects) ", line)]
     if kind == "decoder":
         return [process for process, line in named if "pipeline.decoding" in line]
     if kind == "node":

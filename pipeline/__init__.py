@@ -8,7 +8,8 @@ corpus/         which videos there are, and a local file of each
 analysis/       one pass over a decoded video: cuts, luma, motion, sharpness, text, black bars, fingerprints
 decoding/       decoding in a killable child process
 tokenizer_jobs/ the tokenizer on raw videos: training clips, scores, reconstructions
-planning/       a video to its clips: filters, captions, duplicates; a generation merged into clips.parquet
+books/          the tables of a folder: parts merged, duplicates found, shard groups cut, the index, old books upgraded
+planning/       a video to its clips: filters, captions
 encoding/       planned clips to committed shards
 maintenance/    verify, inspect and take down
 workers/        the Ray tasks and actors that plan and encode

@@ -21,7 +21,7 @@ class CorpusConfig(Section):
     extensions: tuple[str, ...] = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif", ".ts", ".flv", ".3gp", ".m4v", ".wmv")
     """File extensions that count as videos when a folder is walked (case-insensitive)."""
     columns: tuple[str, ...] = ()
-    """Columns of the captions table or video list, such as licence and origin, that are carried into clips.parquet."""
+    """Columns of the captions table or video list, such as licence and origin, that are carried into the table of clips."""
     captions: str | None = None
     """CSV, JSONL or parquet table with the columns `file` and `caption`. A NAME.txt, or the `caption` of a NAME.json, beside a
     video takes precedence."""
@@ -61,7 +61,7 @@ class FilterConfig(Section):
     max_dropped: float = Field(default=0.1, ge=0, le=1)
     """Share of a file's frames that have no place in its clock, above which its clips are refused (`damaged`)."""
     letterbox: Literal["keep", "crop"] = "keep"
-    """`crop` cuts off black bars that a video has throughout, before it is resized; clips.parquet records what was kept."""
+    """`crop` cuts off black bars that a video has throughout, before it is resized; the table of clips records what was kept."""
     letterbox_luma: float = Field(default=16.0, ge=0, le=255)
     """Luma up to which a row or column counts as black."""
 
@@ -117,7 +117,10 @@ class PipelineConfig(Section):
     clip_stride: float = Field(default=1.0, gt=0, le=1)
     """Distance between the starts of successive clips of a shot, as a share of the clip length."""
     clips_per_shard: int = Field(default=64, ge=1)
-    """Samples per shard."""
+    """Most samples in a shard. A shard is what a worker encodes, and loses when it dies: raise it on GPUs, so that shard_mb decides."""
+    shard_mb: int = Field(default=256, ge=1)
+    """Size of a shard, in megabytes, at which it ends even with fewer samples; exceeded by one sample at most. It is reckoned from
+    the size of the packed tokens, which is known before anything is encoded."""
     batch: int = Field(default=4, ge=1)
     """Clips per codec batch. Batches are formed from a shard's own list, so its bytes do not depend on timing."""
     threads: int = Field(default=1, ge=1)

@@ -47,7 +47,7 @@ class Bucket(BaseModel):
 
 @dataclass(frozen=True)
 class Clip:
-    """One planned clip: what to decode, and to which shape. A row of clips.parquet."""
+    """One planned clip: what to decode, and to which shape. A row of the table of clips."""
 
     key: str
     """Sample key (`clip_key`): 32 hex digits."""
@@ -98,7 +98,7 @@ class SourceVideo:
 
 @dataclass(frozen=True)
 class Reject:
-    """One refused video or clip. A row of rejects.parquet."""
+    """One refused video or clip. A row of the table of rejects."""
 
     source: str
     stage: str

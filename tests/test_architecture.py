@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.helpers.mirror import COVERED
 from tests.helpers.source_code import PACKAGES, ROOT, imports, module_of, modules, name, room_of, sources, tree
 
-GROUND = ("cluster.config", "cluster.metrics", "cluster.runtime")
+GROUND = ("cluster.config", "cluster.metrics", "cluster.runtime", "cluster.tables")
 """Rooms that every package may import, and that import none of the others."""
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "tokenizer": (("config", "quantization"), ("network",), ("codec", "evaluation"), ("training",)),
@@ -18,7 +18,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("records", "video"),
         ("config", "shards"),
         ("corpus", "analysis"),
-        ("decoding", "tokenizer_jobs"),
+        ("decoding", "tokenizer_jobs", "books"),
         ("planning", "encoding", "maintenance"),
         ("workers",),
         ("job",),
@@ -33,7 +33,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("loop",),
         ("train",),
     ),
-    "cluster": (("config", "metrics", "runtime", "supported"), ("launch", "monitoring"), ("demo",), ("cli",)),
+    "cluster": (("config", "metrics", "runtime", "tables", "supported"), ("launch", "monitoring"), ("demo",), ("cli",)),
 }
 """Each package's rooms from the ground up: a room imports rooms below it, never one beside or above it."""
 SEES = {
@@ -55,7 +55,7 @@ DOORS = {
     "prometheus_client": ("cluster/metrics/",),
     "av": ("pipeline/video/",),
 }
-FILES, LINES, FUNCTION_LINES, PARAMETERS, MODULES = (4, 12), 300, 80, 8, 220
+FILES, LINES, FUNCTION_LINES, PARAMETERS, MODULES = (4, 12), 300, 80, 8, 235
 
 
 def below(room: str, other: str) -> bool:

@@ -111,7 +111,7 @@ def exclude(
     folder: Shards,
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SOURCE...", help="Videos as named in clips.parquet; NAME/ means all videos under it."),
+        typer.Argument(metavar="SOURCE...", help="Videos as named in the table of clips; NAME/ means all videos under it."),
     ],
 ) -> None:
     """Exclude videos: readers skip their samples from now on; no shard is rewritten.
@@ -121,6 +121,18 @@ def exclude(
     from pipeline.maintenance.takedown import exclude
 
     typer.echo(f"{folder}: {exclude(folder, sources)} samples are now excluded")
+
+
+@shards_app.command()
+def upgrade(folder: Shards) -> None:
+    """Bring the tables of an older folder into the present format; shards and digest stay as they are.
+
+    Example: videoar shards upgrade shards
+    """
+    from pipeline.books.upgrade import upgrade_folder
+
+    done = upgrade_folder(folder)
+    typer.echo(f"{folder}: upgraded {', '.join(done)}" if done else f"{folder}: nothing to upgrade")
 
 
 @shards_app.command()

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from cluster.demo.budget import (
@@ -33,6 +32,8 @@ from cluster.demo.budget import (
 from cluster.demo.inputs import DemoError, captions_of
 from cluster.launch.ray_head import RayHead
 from cluster.runtime.exit_codes import STOPPED
+from cluster.tables import table_list
+from cluster.tables.table_folder import TableFolder
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -138,10 +139,12 @@ class DemoSteps:
 
     def encoded(self) -> set[str]:
         """Return the source videos that gave at least one sample."""
-        table = pq.read_table(self.out / "shards" / "index.parquet", columns=["source"])
-        found = {str(source) for source in table.column("source").to_pylist()}
+        tables = TableFolder.open(self.out / "shards" / "index").tables(["source"])
+        found = {str(source) for table in tables for source in table.column("source").to_pylist()}
         if not found:
-            raise DemoError(f"{self.out / 'shards'}: no video gave a clip; see rejects.parquet, or use longer videos")
+            raise DemoError(
+                f"{self.out / 'shards'}: no video gave a clip; see {self.out / 'shards' / 'rejects'}, or use longer videos"
+            )
         return found
 
     def reconstructions(self, clips: Sequence[Path]) -> None:
@@ -159,7 +162,7 @@ class DemoSteps:
     def tokenize(self) -> None:
         """Start Ray, submit the tokenization job, stop Ray; verify the shards."""
         shards = self.out / "shards"
-        if not (shards / "index.parquet").is_file():
+        if not table_list.exists(shards / "index"):
             console.print("\n[bold cyan]== 2/6 start a local Ray[/bold cyan]")
             with RayHead() as head:
                 self.command(

@@ -152,7 +152,7 @@ TOKENIZATION = Dashboard(
         _stat(
             "rejected clips",
             f'sum(videoar_pipeline_clips_total{{{RUN},outcome="refused"}}) / sum(videoar_pipeline_clips_total{{{RUN}}})',
-            "Fraction of processed clips that were rejected; the reasons are in rejects.parquet.",
+            "Fraction of processed clips that were rejected; the reasons are in the table of rejects.",
             "percentunit",
         ),
         _stat(

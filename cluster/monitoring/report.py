@@ -1,6 +1,6 @@
 """`videoar report RUN`: one HTML file with the curves, videos and tables of a run, which needs no network.
 
-In:  a run folder: metrics.jsonl, tokenizer-metrics.jsonl, shards/index.parquet, *.mp4, commands.jsonl; a part whose file is
+In:  a run folder: metrics.jsonl, tokenizer-metrics.jsonl, shards/index, *.mp4, commands.jsonl; a part whose file is
      missing is omitted.
 Out: RUN/report.html with everything embedded (plots as SVG, videos as data URIs).
 """
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import pyarrow.parquet as pq
 
 from cluster.monitoring.plots import RunHistory, plot_loss, plot_scales, plot_throughput, plot_tokenizer
 from cluster.runtime.atomic_files import read_json, write_text
+from cluster.tables import table_list
+from cluster.tables.table_folder import TableFolder
 
 MAX_VIDEO_BYTES = 4_000_000
 """Larger videos are not embedded."""
@@ -185,12 +186,11 @@ def videos(folder: Path) -> list[EmbeddedVideo]:
 
 def shard_rows(folder: Path) -> list[dict[str, str]]:
     """Return one row per shard: name, samples, packed bytes, sources."""
-    index = folder / "index.parquet"
-    if not index.is_file():
+    if not table_list.exists(folder / "index"):
         return []
-    table = pq.read_table(index, columns=["shard", "source", "bits_size"]).to_pylist()
+    tables = TableFolder.open(folder / "index").tables(["shard", "source", "bits_size"])
     shards: dict[str, list[dict[str, Any]]] = {}
-    for row in table:
+    for row in (row for table in tables for row in table.to_pylist()):
         shards.setdefault(row["shard"], []).append(row)
     return [
         {
@@ -205,11 +205,11 @@ def shard_rows(folder: Path) -> list[dict[str, str]]:
 
 def reject_rows(folder: Path) -> list[dict[str, str]]:
     """Return one row per source, stage and reason of rejection, with the count."""
-    path = folder / "rejects.parquet"
-    if not path.is_file():
+    if not table_list.exists(folder / "rejects"):
         return []
+    tables = TableFolder.open(folder / "rejects").tables(["source", "stage", "reason"])
     counts: dict[tuple[str, str, str], int] = {}
-    for row in pq.read_table(path, columns=["source", "stage", "reason"]).to_pylist():
+    for row in (row for table in tables for row in table.to_pylist()):
         key = (Path(row["source"]).name, row["stage"], row["reason"])
         counts[key] = counts.get(key, 0) + 1
     return [{"source": s, "stage": t, "reason": r, "count": str(n)} for (s, t, r), n in sorted(counts.items())]

@@ -37,7 +37,7 @@ class CaptionError(ConfigError):
 
 @dataclass(frozen=True)
 class CaptionTable:
-    """Rows by `file`; `columns` are carried into clips.parquet beside the caption."""
+    """Rows by `file`; `columns` are carried into the table of clips beside the caption."""
 
     rows: Mapping[str, Mapping[str, str]]
     columns: tuple[str, ...]

@@ -1,6 +1,6 @@
 """One shard group: its clips are decoded in child processes, encoded in batches and committed as shards.
 
-In:  numbers of groups of planned clips (clips.parquet), a codec.
+In:  numbers of groups of planned clips (the table of clips), a codec.
 Out: committed shards; a `GroupReport` per group.
 
 What a shard's bytes depend on: batches are formed from the group's own list (the clips of each bucket in the order of the plan,

@@ -6,19 +6,22 @@ Out: the generation to plan, None where there is nothing to plan; what the user 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+
+import pyarrow as pa
 
 from cluster.config import Config
-from cluster.runtime.atomic_files import read_json, write_json
+from pipeline.books.merge import SCRATCH
+from pipeline.books.parts import read_part, write_table
 from pipeline.config import CorpusConfig, PipelineConfig
 from pipeline.corpus import fetch
 from pipeline.corpus.listing import survey
 from pipeline.maintenance import recaption as captioning
 from pipeline.records import Clip, SourceVideo
-from pipeline.shards.layout import INDEX
-from pipeline.shards.manifest import Generation, Manifest
+from pipeline.shards.generation import Generation
+from pipeline.shards.layout import remove_index
+from pipeline.shards.manifest import Manifest
 from pipeline.video import VideoError
 
 
@@ -44,41 +47,50 @@ def begin(config: Config, manifest: Manifest, *, retry: bool, recaption: bool = 
     print(f"corpus: {len(new)} videos to plan" + (f", {len(clips)} clips to encode again" if retry else ""), flush=True)
     if not new and not clips:
         return None
-    (manifest.folder / INDEX).unlink(missing_ok=True)
+    remove_index(manifest.folder)
     return manifest.begin_generation(new, clips)
 
 
 def _resumed(begun: Generation, listed: Sequence[SourceVideo], known: set[str], manifest: Manifest, size: int) -> Generation:
     """Return the generation that was begun, with the list as it is now; what is planned of unchanged videos is kept."""
-    own = {video.source for video in begun.videos}
-    now = tuple(video for video in listed if video.source not in known or video.source in own)
+    old = {video.source: (video, before) for video, before in begun.listed()}
+    now = [video for video in listed if video.source not in known or video.source in old]
     begin_anew = f"to begin this plan anew, remove {manifest.parts}"
-    parts = [begun.videos[at : at + size] for at in range(0, len(begun.videos), size)]
-    planned: dict[str, Any] = {}
-    same = now == begun.videos
-    for path in sorted(manifest.parts.glob("part-*.json")):
-        plans = read_json(path)
-        planned.update((plan["source"], plan) for plan in plans)
+    sources = list(old)
+    same = now == [video for video, _ in old.values()]
+    planned: dict[str, pa.Table] = {}
+    for path in sorted(
+        {path.with_suffix(".arrow") for path in manifest.parts.glob("part-*") if path.suffix in (".arrow", ".json")}
+    ):
+        table = read_part(path)
+        names = table["source"].to_pylist()
+        planned.update((name, table.slice(at, 1)) for at, name in enumerate(names))
         number = int(path.stem.removeprefix("part-"))
         # Parts of another size were planned with another pipeline.videos_per_task.
-        same &= number < len(parts) and [plan["source"] for plan in plans] == [video.source for video in parts[number]]
+        same &= names == sources[number * size : (number + 1) * size]
     if same:
         print(f"plan: a list of {len(now)} videos that an earlier run began goes on; {begin_anew}", flush=True)
         return begun
-    old = {video.source: video for video in begun.videos}
-    # A kill from here on loses planned parts at most: they are named for another list than sources.json has, so they go first.
+    # A kill from here on loses planned parts at most: they are named for another list than is written next, so they go first.
     for path in manifest.parts.glob("part-*"):
         path.unlink()
-    made = replace(begun, videos=now)
-    manifest.write_generation(made)
+    for path in manifest.parts.glob(f"{SCRATCH}*"):
+        shutil.rmtree(path)
+    made = Generation.write(
+        manifest.folder,
+        begun.number,
+        begun.first_group,
+        ((video, old[video.source][1] if video.source in old else 0) for video in now),
+        begun.clips,
+    )
     kept = 0
     for number, at in enumerate(range(0, len(now), size)):
         part = now[at : at + size]
-        if all(old.get(video.source) == video and video.source in planned for video in part):
-            write_json(manifest.part(number), [planned[video.source] for video in part])
+        if all(video.source in planned and old[video.source][0] == video for video in part):
+            write_table(manifest.part(number), pa.concat_tables([planned[video.source] for video in part]), compression="zstd")
             kept += len(part)
     print(
-        f"plan: the list that an earlier run began has changed ({len(begun.videos)} videos then, {len(now)} now); it is read anew, "
+        f"plan: the list that an earlier run began has changed ({begun.count} videos then, {len(now)} now); it is read anew, "
         f"and what was planned of {kept} unchanged videos is kept; {begin_anew}",
         flush=True,
     )

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import pyarrow.parquet as pq
-
 from pipeline.corpus.fetch import content_digest, local
 from pipeline.maintenance.verify import verify
 from pipeline.shards.commit_record import read_info
-from pipeline.shards.layout import INDEX
+from pipeline.shards.layout import INDEX, open_table
 from pipeline.shards.manifest import Manifest
 from pipeline.video import VideoError
 from pipeline.workers.errors import JobError
@@ -29,9 +27,9 @@ def discard_damaged(manifest: Manifest) -> dict[str, str]:
         return {}
     damaged = set(verify(manifest.folder).damaged)
     known: dict[str, str] = {}
-    if damaged and (manifest.folder / INDEX).exists():
-        table = pq.read_table(manifest.folder / INDEX, columns=["shard", "tar_sha256"])
-        known = dict(zip(table["shard"].to_pylist(), table["tar_sha256"].to_pylist()))
+    if damaged and (index := open_table(manifest.folder, INDEX)) is not None:
+        for table in index.tables(["shard", "tar_sha256"]):
+            known |= dict(zip(table["shard"].to_pylist(), table["tar_sha256"].to_pylist()))
     checked: set[str] = set()
     for group, names, _ in manifest.shards():
         if damaged.isdisjoint(names):

@@ -1,7 +1,7 @@
 """The result of a tokenization job: counts over the whole folder, as values and as text.
 
-In:  the manifest of a folder whose shards are all committed, and what this run did.
-Out: index.parquet and a `Summary`.
+In:  a finished folder, and what this run did.
+Out: a `Summary`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pipeline.books.index import read_shard_list
 from pipeline.encoding.encoder import GroupReport
-from pipeline.shards.commit_record import read_info, summed
+from pipeline.shards.commit_record import summed
+from pipeline.shards.layout import CLIPS, open_table
 from pipeline.shards.manifest import Manifest
 
 
@@ -57,25 +59,21 @@ class Summary:
     """Wall-clock seconds of this run's actors: decode_wait, encode, write."""
 
 
-def summarize(folder: Path, manifest: Manifest, run: RunTotals) -> Summary:
-    """Write index.parquet and count what the folder holds."""
-    digest = manifest.finish()
-    names: list[str] = []
-    clips = 0
-    for _, shards, count in manifest.shards():
-        clips += count
-        names += shards
-    sums = summed(read_info(folder / f"{name}.parquet") for name in names)
-    rejects = Counter(reject.reason for reject in manifest.rejects())
+def summarize(folder: Path, manifest: Manifest, run: RunTotals, digest: str) -> Summary:
+    """Count what a finished folder holds. Its books alone are read."""
+    shards = read_shard_list(folder)
+    sums = {name: sum(shards[name].to_pylist()) for name in ("samples", "frames", "tokens", "tar_bytes")}
+    clips = open_table(folder, CLIPS)
+    rejects = Counter(reason for table in manifest.reject_tables(["reason"]) for reason in table["reason"].to_pylist())
     return Summary(
         videos=len(manifest.known()),
         videos_used=len(manifest.used()),
-        clips=clips,
+        clips=0 if clips is None else clips.rows,
         encoded=sums["samples"],
-        shards=sums["shards"],
+        shards=shards.num_rows,
         tokens=sums["tokens"],
         frames=sums["frames"],
-        bytes=sums["bytes"],
+        bytes=sums["tar_bytes"],
         rejects=dict(sorted(rejects.items())),
         digest=digest,
         new_shards=run.new_shards,

@@ -3,7 +3,7 @@
 In:  the configuration.
 Out: a SHARDS folder and a `Summary`. Running it again resumes: what is committed is not computed again.
 
- driver: lock ▸ dataset.json ▸ list videos ▸ [planning tasks] ▸ merge ▸ [encoding actors] ▸ index.parquet
+ driver: lock ▸ dataset.json ▸ list videos ▸ [planning tasks] ▸ merge ▸ [encoding actors] ▸ index
 A planning task looks at some videos and writes one part file; an encoding actor owns whole shard groups. Only paths, numbers and
 reports pass through Ray, no pixels and no tokens. SHARDS must be one folder that all hosts see.
 """
@@ -16,14 +16,18 @@ from contextlib import contextmanager, nullcontext
 from cluster.config import Config, MetricsConfig
 from cluster.metrics import Meter
 from cluster.runtime.progress import ProgressBar
+from pipeline.books.index import finish
+from pipeline.books.tasks import Runner, serially
+from pipeline.books.upgrade import upgrade
 from pipeline.config import PipelineConfig
 from pipeline.job import dataset_json, generations, ray_session
 from pipeline.job.repair import check_repaired, discard_damaged
 from pipeline.job.summary import RunTotals, Summary, describe, summarize
 from pipeline.shards import layout
 from pipeline.shards.commit_record import read_info
-from pipeline.shards.layout import ADDRESS, INDEX, FolderLock
+from pipeline.shards.layout import ADDRESS, INDEX, FolderLock, open_table, remove_index
 from pipeline.shards.manifest import Manifest
+from pipeline.workers.book_tasks import on_ray
 from pipeline.workers.encode_pool import Pool
 from pipeline.workers.errors import JobError
 from pipeline.workers.job_metrics import Fallbacks, count_plan, count_shard
@@ -50,6 +54,8 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False, recap
         config = dataset_json.settled(config)
         pipeline = config.get(PipelineConfig)
         layout.remove_leftovers(pipeline.output)
+        if done := upgrade(pipeline.output):
+            print(f"books: {', '.join(done)} made into format 2", flush=True)
         dataset_json.begin(pipeline.output, dataset_json.dataset(config, spec), dataset_json.defaults())
         manifest = Manifest(pipeline.output)
         generation = generations.begin(config, manifest, retry=retry, recaption=recaption)
@@ -60,13 +66,20 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False, recap
             if generation is not None:
                 plan_videos(generation, pipeline, manifest, meter)
             totals = encode_groups(config, manifest, meter)
+            digest = finished(manifest, on_ray if busy else serially)
         # Left by workers that died during the job.
         layout.remove_leftovers(pipeline.output)
-        summary = summarize(pipeline.output, manifest, totals)
+        summary = summarize(pipeline.output, manifest, totals, digest)
         print(describe(summary), flush=True)
         check_repaired(manifest, damaged)
         print(f"output: {output}", flush=True)
         return summary
+
+
+def finished(manifest: Manifest, run: Runner) -> str:
+    """Write the index, unless it is there: what changes a shard removes it first. Returns the digest."""
+    index = open_table(manifest.folder, INDEX)
+    return finish(manifest, run) if index is None else str(index.meta["digest"])
 
 
 def _spec(config: Config) -> CodecSpec:
@@ -114,7 +127,7 @@ def encode_groups(config: Config, manifest: Manifest, meter: Meter) -> RunTotals
     totals = RunTotals()
     if not todo:
         return totals
-    (pipeline.output / INDEX).unlink(missing_ok=True)
+    remove_index(pipeline.output)
     pool, fallbacks = Pool(config, todo, meter), Fallbacks(pipeline.decode_device, meter)
     try:
         with ProgressBar("encode", total, done=done) as progress:

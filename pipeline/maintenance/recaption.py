@@ -1,7 +1,7 @@
 """Captions that were mended after their videos were planned: seen at each run, and put into the shards without encoding anew.
 
 In:  the manifest, with the folder's lock held; the corpus as it is listed now.
-Out: new captions by source (`changed`); clips.parquet and shards that hold them (`recaption`).
+Out: new captions by source (`changed`); the table of clips and shards that hold them (`recaption`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cluster.runtime.remote_files import is_url
 from pipeline.corpus import fetch, tar_index
 from pipeline.records import Clip, Reject, SourceVideo
 from pipeline.shards.commit_record import read_info
-from pipeline.shards.layout import DATASET, INDEX, excluded, hidden
+from pipeline.shards.layout import DATASET, excluded, hidden, refuse_old, remove_index
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import read_sample
 from pipeline.shards.writer import EncodedClip, write_shard
@@ -69,9 +69,9 @@ def _near(source: str) -> bool:
 
 
 def recaption(manifest: Manifest, captions: Mapping[str, str]) -> int:
-    """Put captions, by source, into clips.parquet and into the shards that hold those sources. Returns the number of shards rewritten.
+    """Put captions, by source, into the table of clips and into the shards that hold those sources. Returns the number of shards rewritten.
 
-    If it is killed midway, the next run goes on (`begun`): every shard that differs from clips.parquet is rewritten.
+    If it is killed midway, the next run goes on (`begun`): every shard that differs from the table of clips is rewritten.
     """
 
     def with_caption(clip: Clip) -> Clip:
@@ -80,7 +80,8 @@ def recaption(manifest: Manifest, captions: Mapping[str, str]) -> int:
         extra = {name: value for name, value in clip.extra.items() if name != MODEL}
         return replace(clip, caption=captions[clip.source], extra=extra)
 
-    (manifest.folder / INDEX).unlink(missing_ok=True)
+    refuse_old(manifest.folder)
+    remove_index(manifest.folder)
     (manifest.folder / _BEGUN).touch()
     if captions:
         manifest.rewrite_clips(with_caption)

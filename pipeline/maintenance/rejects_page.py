@@ -1,6 +1,6 @@
 """A contact sheet of rejects: an HTML page of thumbnails by reason, to see at a glance whether the thresholds are right.
 
-In:  rejects.parquet of a SHARDS folder, and those of its videos that can still be read.
+In:  the table of rejects of a SHARDS folder, and those of its videos that can still be read.
 Out: one self-contained HTML file.
 """
 

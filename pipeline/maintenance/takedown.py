@@ -13,10 +13,22 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from cluster.runtime.atomic_files import write_json
+from pipeline.books.index import finish
 from pipeline.records import Reject
 from pipeline.shards.commit_record import read_info
 from pipeline.shards.dataset import ShardDataset, open_folder
-from pipeline.shards.layout import EXCLUDED, INDEX, DatasetError, FolderLock, excluded, hidden, taken_down
+from pipeline.shards.layout import (
+    EXCLUDED,
+    INDEX,
+    DatasetError,
+    FolderLock,
+    excluded,
+    hidden,
+    open_table,
+    refuse_old,
+    remove_index,
+    taken_down,
+)
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import read_sample
 from pipeline.shards.writer import EncodedClip, write_shard
@@ -34,16 +46,16 @@ def exclude(folder: str | Path, sources: Iterable[str]) -> int:
         wanted = list(sources)
         for name in wanted:
             if not (any(source.startswith(name) for source in known) if name.endswith("/") else name in known):
-                raise DatasetError(f"{folder}: holds nothing of `{name}`; name sources as clips.parquet does")
+                raise DatasetError(f"{folder}: holds nothing of `{name}`; name sources as the table of clips does")
         write_json(folder / EXCLUDED, sorted({*excluded(folder), *wanted}))
-    total = pq.read_metadata(folder / INDEX).num_rows
-    return int(total - len(ShardDataset.open(folder)))
+    index = open_table(folder, INDEX)
+    return (0 if index is None else index.rows) - len(ShardDataset.open(folder))
 
 
 def compact(folder: str | Path) -> int:
     """Remove the bytes of excluded sources: the shards that hold them are rewritten without them.
 
-    Their clips stay in clips.parquet as planned and are recorded as rejects (exclude/taken_down), so that counts add up; their
+    Their clips stay in the table of clips as planned and are recorded as rejects (exclude/taken_down), so that counts add up; their
     captions are blanked. Returns the number of samples removed. If it is killed midway, run it or `videoar tokenize` again.
     """
     folder = Path(folder)
@@ -54,7 +66,8 @@ def compact(folder: str | Path) -> int:
         gone = excluded(folder)
         if not gone:
             return 0
-        (folder / INDEX).unlink(missing_ok=True)
+        refuse_old(folder)
+        remove_index(folder)
         level = int(info.get("pipeline", {}).get("zstd_level", 3))
         for group, names, _ in manifest.shards():
             clips = {clip.key: clip for clip in manifest.clips(group)}
@@ -75,5 +88,5 @@ def compact(folder: str | Path) -> int:
                 write_shard(folder, name, kept, [*rejects, *map(taken_down, dropped)], spec, zstd_level=level)
                 removed += len(dropped)
         manifest.rewrite_clips(lambda clip: replace(clip, caption="", extra={}) if hidden(clip.source, gone) else clip)
-        manifest.finish()
+        finish(manifest)
     return removed

@@ -6,7 +6,6 @@ Out: what is wrong with it, damaged shards by name, counts that add up; one dige
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +15,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.runtime.atomic_files import DamagedFile
 from pipeline.records import Bucket
 from pipeline.shards.commit_record import ShardInfo, dataset_digest, read_info, tar_digest
 from pipeline.shards.dataset import open_folder
-from pipeline.shards.layout import INDEX, META, DatasetError
+from pipeline.shards.layout import CLIPS, FINGERPRINTS, INDEX, REJECTS, DatasetError, open_table
 from pipeline.shards.manifest import FROM_SHARDS, Manifest
 from pipeline.shards.reader import CorruptSample, read_sample
+from pipeline.shards.schemas import ROWS
 from tokenizer.quantization.codec_spec import CodecSpec
 
 
@@ -51,8 +52,8 @@ def verify(folder: str | Path) -> Report:
     """Read every byte of a folder and check it against the plan, the commit records and the index.
 
     Checked: each planned shard is committed; each tar has its recorded sha256, and each member its checksum and length; each
-    planned clip is either a sample or a reject; each video has an outcome; index.parquet holds exactly the committed rows; the
-    digest. Raises DatasetError for a folder that is not a dataset at all.
+    planned clip is either a sample or a reject; each video has an outcome; the index holds exactly the committed rows; the
+    files of the books are those of their lists; the digest. Raises DatasetError for a folder that is not a dataset at all.
     """
     folder = Path(folder)
     info, spec = open_folder(folder)
@@ -94,10 +95,11 @@ def verify(folder: str | Path) -> Report:
     known = manifest.known()
     lost = sorted({reject.source for reject in rejects if reject.stage in FROM_SHARDS} - known)
     if lost:
-        problems.append(f"rejects.parquet: {lost[0]} is refused but was never planned")
+        problems.append(f"rejects: {lost[0]} is refused but was never planned")
     if not damaged:
         problems += _check_index(folder, info, infos, manifest)
-    whole = {reject.source for reject in rejects if reject.stage not in FROM_SHARDS} - _planned_sources(folder)
+    problems += _check_tables(folder)
+    whole = {reject.source for reject in rejects if reject.stage not in FROM_SHARDS} - manifest.planned()
     return Report(
         problems=tuple(problems),
         damaged=tuple(dict.fromkeys(damaged)),
@@ -111,8 +113,17 @@ def verify(folder: str | Path) -> Report:
     )
 
 
-def _planned_sources(folder: Path) -> set[str]:
-    return set(pq.read_table(folder / "clips.parquet", columns=["source"])["source"].unique().to_pylist())
+def _check_tables(folder: Path) -> list[str]:
+    """Check every file of the books against the lists."""
+    problems = []
+    for name in (CLIPS, REJECTS, FINGERPRINTS, INDEX):
+        try:
+            table = open_table(folder, name)
+        except DatasetError as error:
+            problems.append(str(error))
+            continue
+        problems += [] if table is None else list(table.check())
+    return problems
 
 
 def _check_shard(folder: Path, name: str, spec: CodecSpec) -> ShardInfo:
@@ -149,27 +160,47 @@ def _check_shard(folder: Path, name: str, spec: CodecSpec) -> ShardInfo:
 
 
 def _check_index(folder: Path, info: dict[str, Any], infos: Sequence[ShardInfo], manifest: Manifest) -> list[str]:
-    if not (folder / INDEX).exists():
-        return [f"{INDEX} is missing: the job has not finished; run the same `videoar tokenize` again"]
     infos = sorted(infos, key=lambda shard: shard.shard)
-    names = [shard.shard for shard in infos if shard.samples]
-    wrong = f"{INDEX} does not hold exactly the committed rows; delete it and run the same `videoar tokenize` again"
+    wrong = f"the {INDEX} does not hold exactly the committed rows; delete it and run the same `videoar tokenize` again"
     try:
-        with pq.ParquetFile(folder / INDEX) as index:
-            # One row group per shard, sorted by name: compared one by one, so that memory does not grow with the folder.
-            if index.num_row_groups != len(names):
+        index = open_table(folder, INDEX)
+        if index is None:
+            return [f"the {INDEX} is missing: the job has not finished; run the same `videoar tokenize` again"]
+        # Compared one shard after the other, so that memory does not grow with the folder.
+        rows = _Rows(index.batches())
+        for shard in infos:
+            if not shard.samples:
+                continue
+            committed = pq.read_table(folder / f"{shard.shard}.parquet").replace_schema_metadata(None)
+            if not rows.next(committed.num_rows).equals(committed.combine_chunks()):
                 return [wrong]
-            for number, name in enumerate(names):
-                committed = pq.read_table(folder / f"{name}.parquet").replace_schema_metadata(None)
-                if not index.read_row_group(number).replace_schema_metadata(None).equals(committed):
-                    return [wrong]
-            recorded = json.loads((index.schema_arrow.metadata or {})[META])["digest"]
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
-        return [f"{INDEX} is damaged ({error}); delete it and run the same `videoar tokenize` again"]
-    found = dataset_digest(info, infos, manifest.rejects())
+        if rows.next(1).num_rows:
+            return [wrong]
+        recorded = index.meta["digest"]
+    except DamagedFile as error:
+        return [str(error)]
+    except (pa.ArrowInvalid, KeyError) as error:
+        return [f"the {INDEX} is damaged ({error}); delete it and run the same `videoar tokenize` again"]
+    found = dataset_digest(info, ((one.shard, one.samples, one.tar_sha256) for one in infos), manifest.reject_tables())
     if found != recorded:
-        return [f"{INDEX} records digest {recorded[:12]}, the content has {found[:12]}"]
+        return [f"the {INDEX} records digest {recorded[:12]}, the content has {found[:12]}"]
     return []
+
+
+class _Rows:
+    """Rows that come in batches, taken in other numbers."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+        self._batches = batches
+        self._held = ROWS.empty_table()
+
+    def next(self, count: int) -> pa.Table:
+        """Return the next rows: fewer than `count` at the end."""
+        while self._held.num_rows < count and (batch := next(self._batches, None)) is not None:
+            self._held = pa.concat_tables([self._held, pa.Table.from_batches([batch]).replace_schema_metadata(None)])
+        found = self._held.slice(0, count).combine_chunks()
+        self._held = self._held.slice(count)
+        return found
 
 
 def digest(folder: str | Path) -> str:
@@ -181,11 +212,11 @@ def digest(folder: str | Path) -> str:
     info, _ = open_folder(folder)
     manifest = Manifest(folder)
 
-    def records() -> Iterator[ShardInfo]:
+    def records() -> Iterator[tuple[str, int, str]]:
         for name in sorted(name for _, names, _ in manifest.shards() for name in names):
             if not manifest.committed([name]):
                 raise DatasetError(f"{folder}: {name} is not committed; run the same `videoar tokenize` again")
             record = read_info(folder / f"{name}.parquet")
-            yield replace(record, tar_sha256=tar_digest(folder / f"{name}.tar") if record.samples else "")
+            yield name, record.samples, tar_digest(folder / f"{name}.tar") if record.samples else ""
 
-    return dataset_digest(info, records(), manifest.rejects())
+    return dataset_digest(info, records(), manifest.reject_tables())

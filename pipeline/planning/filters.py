@@ -1,7 +1,7 @@
 """Scores of a span of video, and whether they refuse it. A new filter is a score in `scores` and a threshold in `refusal`.
 
 In:  a `Scan` and a span in seconds.
-Out: scores (kept in clips.parquet or rejects.parquet), and the reason of a refusal.
+Out: scores (kept in the tables of clips or rejects), and the reason of a refusal.
 """
 
 from __future__ import annotations

@@ -7,15 +7,18 @@ folder and its sums need nothing else.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.records import Reject
 from pipeline.shards.reader import CorruptSample
 
 RECORD_KEY = b"videoar"
@@ -53,27 +56,46 @@ def tar_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def dataset_digest(dataset: Mapping[str, Any], infos: Iterable[ShardInfo], rejects: Iterable[Reject]) -> str:
+def dataset_digest(dataset: Mapping[str, Any], shards: Iterable[tuple[str, int, str]], rejects: Iterable[pa.Table]) -> str:
     """Return one sha256 (hex) over all committed content of a folder.
 
     It covers format, tokenizer, frame rate and buckets (of `dataset`, the plain dataset.json); the name, sample count and tar
     sha256 of every shard; and the source, stage, reason and span of every reject (not its wording).
 
-    `infos` must be sorted by shard name and is consumed one record at a time; `rejects` is consumed only after the last of them.
+    `shards` must be sorted by name and is consumed one at a time; `rejects`, tables of rejects, only after the last of them.
     """
     hasher = hashlib.sha256(_canonical({key: dataset[key] for key in ("format", "spec", "fps", "buckets", "features")}))
     last = ""
-    for info in infos:
-        assert info.shard > last, f"shard {info.shard} after {last}: the digest takes shards sorted by name"
-        last = info.shard
-        hasher.update(_canonical([info.shard, info.samples, info.tar_sha256]))
-    # -1 stands for an empty begin or end, so that it sorts first.
-    keys = [
-        (r.source, r.stage, r.reason, -1.0 if r.begin is None else r.begin, -1.0 if r.end is None else r.end) for r in rejects
-    ]
-    for item in sorted(keys):
-        hasher.update(_canonical(item))
+    for shard, samples, tar_sha256 in shards:
+        assert shard > last, f"shard {shard} after {last}: the digest takes shards sorted by name"
+        last = shard
+        hasher.update(_canonical([shard, samples, tar_sha256]))
+    with tempfile.TemporaryDirectory(prefix="digest-") as scratch:
+        for item in _sorted(rejects, Path(scratch)):
+            hasher.update(_canonical(item))
     return hasher.hexdigest()
+
+
+def _sorted(rejects: Iterable[pa.Table], scratch: Path) -> Iterator[tuple[Any, ...]]:
+    """Yield what the digest covers of each reject, sorted. Each table is sorted by itself and waits on disk."""
+    runs = []
+    for number, table in enumerate(rejects):
+        kept = table.select(["source", "stage", "reason", "begin", "end"])
+        # -1 stands for an empty begin or end, so that it sorts first.
+        for at, name in ((3, "begin"), (4, "end")):
+            kept = kept.set_column(at, name, pc.fill_null(kept[name], -1.0))
+        path = scratch / f"{number}.arrow"
+        with pa.ipc.new_file(str(path), kept.schema) as writer:
+            writer.write_table(kept.sort_by([(name, "ascending") for name in kept.column_names]), max_chunksize=1 << 10)
+        runs.append(path)
+    yield from heapq.merge(*map(_rows, runs))
+
+
+def _rows(path: Path) -> Iterator[tuple[Any, ...]]:
+    with pa.memory_map(str(path)) as source:
+        file = pa.ipc.open_file(source)
+        for number in range(file.num_record_batches):
+            yield from zip(*(column.to_pylist() for column in file.get_batch(number).columns), strict=True)
 
 
 def _canonical(value: Any) -> bytes:

@@ -1,6 +1,6 @@
 """A finished SHARDS folder, opened for reading: buckets, shards in a fixed order, samples by number.
 
-In:  a folder with dataset.json and index.parquet; or its URL, and a local folder that caches what is read of it.
+In:  a folder with dataset.json and the index; or its URL, and a local folder that caches what is read of it.
 Out: `ShardDataset`. Needs neither torch nor ray.
 
 Opening reads the list of shards; the rows of a shard are read when its samples are asked for.
@@ -23,8 +23,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.runtime.atomic_files import read_json
+from cluster.tables import table_list
+from cluster.tables.table_list import LIST
 from pipeline.records import Bucket, TokenSample
-from pipeline.shards.layout import DATASET, EXCLUDED, FORMAT, INDEX, DatasetError, excluded
+from pipeline.shards.layout import CLIPS, DATASET, EXCLUDED, FORMAT, INDEX, SHARD_LIST, DatasetError, excluded
 from pipeline.shards.reader import Member, Numbers, read_bits, read_features, read_members, read_sample_at
 from pipeline.shards.sample_window import Places, SampleWindow
 from pipeline.shards.schemas import ROWS
@@ -62,7 +64,7 @@ class _Tar:
 
 
 class ShardDataset:
-    """Committed samples of a SHARDS folder, in the order of index.parquet. Reads are thread-safe."""
+    """Committed samples of a SHARDS folder, in the order of the index. Reads are thread-safe."""
 
     def __init__(self, folder: Path, info: dict[str, Any], gone: Sequence[str], cache: ShardCache | None = None) -> None:
         self.folder, self.info, self._cache = folder, info, cache
@@ -218,8 +220,10 @@ def _remote(url: str, cache: Path | None, limit: int) -> tuple[ShardCache, Path]
         raise DatasetError(f"{url}: shards in an object store are read through a local folder: set curriculum.cache")
     try:
         held = ShardCache(url, cache, limit)
-        for name in (DATASET, INDEX, EXCLUDED):
-            held.refresh(name)
+        for name in (DATASET, EXCLUDED, f"{INDEX}/{SHARD_LIST}", f"{INDEX}/{LIST}"):
+            listed = held.refresh(name)
+        if not listed:
+            held.refresh(f"{INDEX}.parquet")  # books of format 1
     except (ImportError, ValueError, OSError) as error:
         raise DatasetError(f"{url}: cannot be opened: {error}") from error
     held.folder.mkdir(parents=True, exist_ok=True)
@@ -249,6 +253,6 @@ def open_folder(folder: Path) -> tuple[dict[str, Any], CodecSpec]:
         info = read_json(folder / DATASET)
     except FileNotFoundError as error:
         raise DatasetError(f"{folder}: no {DATASET}, so it holds no shards; make them with `videoar tokenize`") from error
-    if not (folder / "clips.parquet").exists():
-        raise DatasetError(f"{folder}: no clips.parquet: planning has not finished; run the same `videoar tokenize` again")
+    if not table_list.exists(folder / CLIPS):
+        raise DatasetError(f"{folder}: no table of clips: planning has not finished; run the same `videoar tokenize` again")
     return info, CodecSpec.parse(info["spec"])

@@ -1,7 +1,8 @@
 """The SHARDS folder: the names of its files, its lock, and the list of sources that were taken down.
 
-Files are committed in this order: dataset.json; the parts of the plan; clips.parquet and rejects.parquet; for each shard its
-tar, then its parquet (the commit record); index.parquet last. Readers trust index.parquet only.
+Committed in this order: dataset.json; the parts of the plan; the tables of clips and rejects; for each shard its tar, then its
+parquet (the commit record); the index last. Readers trust the index only. The tables are the books of the folder: each is a folder of
+parquet files with a list (cluster/runtime/table_folder.py), or, in books of format 1, one parquet file.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from cluster.runtime.atomic_files import DamagedFile
 from cluster.runtime.file_lock import FileLock
+from cluster.tables import table_list
+from cluster.tables.table_folder import TableFolder
 from pipeline.records import Clip, Reject
 
 FORMAT = 1
-DATASET, CLIPS, REJECTS, INDEX, EXCLUDED = (
-    "dataset.json",
-    "clips.parquet",
-    "rejects.parquet",
-    "index.parquet",
-    "excluded.json",
-)
-PLAN, LOCK, FINGERPRINTS, ADDRESS = ".plan", ".lock", ".prints.parquet", "metrics-address"
-SOURCES = "sources.json"
+DATASET, EXCLUDED = "dataset.json", "excluded.json"
+CLIPS, REJECTS, INDEX, FINGERPRINTS = "clips", "rejects", "index", ".prints"
+"""Tables."""
+SHARD_LIST = "shards.parquet"
+"""File in the index: a row per shard."""
+PLAN, LOCK, ADDRESS = ".plan", ".lock", "metrics-address"
+VIDEOS, RETRIED, OLD_LIST = "videos", "retried.json", "sources.json"
+"""In PLAN: the table of videos, the clips that are tried again; and both as one file, as books of format 1 have them."""
 META = b"videoar"
 """Key of our own record in the metadata of a parquet file."""
 
@@ -57,9 +60,36 @@ class FolderLock(FileLock):
 
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files of writers that were killed; call with the lock held."""
-    for pattern in (".*.tmp", "*/.*.tmp", f"{PLAN}/.*.tmp"):
+    for pattern in (".*.tmp", "*/.*.tmp", f"{FINGERPRINTS}/.*.tmp", f"{PLAN}/.*.tmp", f"{PLAN}/*/.*.tmp"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
+
+
+def open_table(folder: Path, name: str) -> TableFolder | None:
+    """Return a table of the books, of either format; None where there is none. Raises DatasetError for a damaged one."""
+    mend = {
+        INDEX: "delete it and run the same `videoar tokenize` again",
+        VIDEOS: f"remove {folder / name}: the next run of `videoar tokenize` lists the corpus anew and keeps what is planned",
+    }.get(name, "restore it from a copy of the folder; the shards themselves are whole")
+    try:
+        return TableFolder.open(folder / name, mend=mend)
+    except FileNotFoundError:
+        return None
+    except DamagedFile as error:
+        raise DatasetError(str(error) if mend in str(error) else f"{error}: {mend}") from error
+
+
+def remove_index(folder: Path) -> None:
+    """Remove the index: the folder is then unfinished."""
+    table_list.remove(folder / INDEX)
+
+
+def refuse_old(folder: Path) -> None:
+    """Raise DatasetError for books of format 1, which are read but not written."""
+    if any(table_list.is_old(folder / name) for name in (CLIPS, REJECTS, INDEX)):
+        raise DatasetError(
+            f"{folder}: its books are of format 1, which is only read; run `videoar shards upgrade {folder}` first"
+        )
 
 
 def excluded(folder: Path) -> list[str]:

@@ -1,6 +1,6 @@
 """Reading samples from a shard's tar, with every byte checked.
 
-In:  an open tar or its path, and the sample's row (index.parquet, or the shard's parquet).
+In:  an open tar or its path, and the sample's row (the index, or the shard's parquet).
 Out: `TokenSample`; damage is `CorruptSample`. `read_members` reads one member of many samples at once.
 """
 

@@ -1,4 +1,4 @@
-"""Columns of the parquet files of a SHARDS folder, and the conversion of records to rows and back.
+"""Columns of the tables of a SHARDS folder, and the conversion of records to rows and back.
 
 In:  `Clip`, `Reject` and shard rows.
 Out: Arrow tables with fixed schemas.
@@ -34,7 +34,7 @@ CLIPS = pa.schema(
         ("extra", _EXTRA),
     ]
 )
-"""clips.parquet: one row per planned clip, one row group per shard group."""
+"""Clips: one row per planned clip, one row group per shard group."""
 
 REJECTS = pa.schema(
     [
@@ -48,10 +48,24 @@ REJECTS = pa.schema(
         ("key", pa.string()),
     ]
 )
-"""rejects.parquet: one row per refused video (begin and end empty) or span of one."""
+"""Rejects: one row per refused video (begin and end empty) or span of one."""
 
-COMPACT: Mapping[str, Any] = {"compression": "zstd", "write_statistics": False}
-"""Writer options of tables with many row groups: column statistics would take most of the writer's memory."""
+VIDEOS = pa.schema(
+    [("source", pa.string()), ("caption", pa.string()), ("extra", _EXTRA), ("fault", pa.string()), ("before", pa.int8())]
+)
+"""The videos of a generation, in order. before: 0 for a new one, 1 for one that was refused, 2 for one that has clips."""
+
+FINGERPRINTS = pa.schema([("source", pa.string()), ("grey", pa.binary())])
+"""Fingerprints of videos with clips, in the order of the corpus."""
+
+SHARDS = pa.schema(
+    [
+        ("shard", pa.string()),
+        *((name, pa.int64()) for name in ("samples", "frames", "tokens", "tar_bytes", "refused")),
+        ("tar_sha256", pa.string()),
+    ]
+)
+"""The list of shards in the index, sorted by name. The rows of the index are in the same order."""
 
 MEMBERS = ("bits", "feat", "json", "txt")
 """Members of a sample; the columns MEMBER_offset, MEMBER_size and MEMBER_xxh3 locate and check the data of each in the tar."""
@@ -75,20 +89,19 @@ ROWS = pa.schema(
         ("tar_sha256", pa.string()),
     ]
 )
-"""Shard parquet and index.parquet: one row per sample, in the order of the tar."""
+"""Shard parquet and index: one row per sample, in the order of the tar."""
 
 
 def clip_rows(clips: Iterable[Clip], group: int) -> pa.Table:
-    """Return clips as rows of clips.parquet."""
+    """Return clips as rows of the table of clips."""
     rows = [
-        _writable({**clip.plain(), "group": group, "scores": _pairs(clip.scores), "extra": _pairs(clip.extra)})
-        for clip in clips
+        writable({**clip.plain(), "group": group, "scores": _pairs(clip.scores), "extra": _pairs(clip.extra)}) for clip in clips
     ]
     return pa.Table.from_pylist(rows, schema=CLIPS)
 
 
 def clips_of(table: pa.Table) -> list[Clip]:
-    """Return rows of clips.parquet as clips."""
+    """Return rows of the table of clips as clips."""
     found = []
     for row in table.to_pylist():
         row.pop("group")
@@ -99,14 +112,14 @@ def clips_of(table: pa.Table) -> list[Clip]:
 
 
 def reject_rows(rejects: Iterable[Reject]) -> pa.Table:
-    """Return rejects as rows of rejects.parquet."""
+    """Return rejects as rows."""
     return pa.Table.from_pylist(
-        [_writable({**asdict(reject), "scores": _pairs(reject.scores)}) for reject in rejects], schema=REJECTS
+        [writable({**asdict(reject), "scores": _pairs(reject.scores)}) for reject in rejects], schema=REJECTS
     )
 
 
 def rejects_of(table: pa.Table) -> list[Reject]:
-    """Return rows of rejects.parquet as rejects."""
+    """Return rows as rejects."""
     return [Reject(**{**row, "scores": dict(row["scores"])}) for row in table.to_pylist()]
 
 
@@ -116,7 +129,7 @@ def sample_rows(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(plain, schema=ROWS)
 
 
-def _writable(row: dict[str, Any]) -> dict[str, Any]:
+def writable(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row whose texts can be written: a message may quote bytes of a file's name that are not UTF-8, which are escaped."""
     return {
         key: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) and not value.isascii() else value

@@ -1,20 +1,19 @@
 """What a finished folder says of its shards: the list of them, which is read whole, and their rows, read when they are needed.
 
-In:  index.parquet and, in a folder of very many shards, the parquet beside each tar.
+In:  the index (a list of shards, and files of rows; or one file, in books of format 1) and the parquet beside each tar.
 Out: a `ShardList` for each bucket (names and row counts: all that the order of samples depends on), and tables of a few shards
      (columns of pipeline.shards.schemas.ROWS). The samples of sources that were taken down are in neither.
 
-Readers trust index.parquet. Its footer describes every shard and takes some 13 times its size in memory: up to `FOOTER` bytes it
-stays open, which is the quickest way to rows. Above, it is let go and a shard's own parquet is read, if that names the tar that the
-index names; otherwise the index is opened again and kept.
+Readers trust the index. Rows of a small folder are read from its files, which is the quickest way. In a large one, or behind a URL, a
+shard's own parquet is read, if that names the tar that the index names; otherwise the index. In books of format 1 the footer of
+index.parquet describes every shard and takes some 13 times its size in memory: above `FOOTER` bytes it is let go.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,32 +24,33 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cluster.tables.table_folder import TableFolder
+from cluster.tables.table_list import LIST, DamagedTable, TableFile, xxh3_of
 from pipeline.shards.commit_record import read_info
-from pipeline.shards.layout import INDEX, META, DatasetError
+from pipeline.shards.layout import INDEX, DatasetError
 from pipeline.shards.reader import CorruptSample, Numbers
 
 if TYPE_CHECKING:
     from pipeline.shards.remote_cache import ShardCache
 
-BATCH = 1 << 16
-"""Rows of index.parquet that are in memory at a time."""
-GROUPS = 256
-"""Row groups of index.parquet that are read by one call."""
+MEND = "delete it and run the same `videoar tokenize` again"
+SMALL = 64
+"""Row groups of an index up to which rows are read from it."""
 FOOTER = 4 << 20
 """Largest footer of index.parquet, in bytes, that is kept in memory."""
 
 
 @dataclass(frozen=True)
 class ShardList:
-    """The shards of one bucket that hold samples, in the order of index.parquet."""
+    """The shards of one bucket that hold samples, in the order of the index."""
 
     names: pa.StringArray
     rows: Numbers
     """Samples of each shard, those of sources that were taken down left out."""
     first: Numbers
-    """Row of index.parquet with which each shard begins."""
+    """Row of the index with which each shard begins."""
     stored: Numbers
-    """Rows of each shard in index.parquet."""
+    """Rows of each shard in the index."""
     tar_sha256: pa.StringArray | None = None
     """Of each shard's tar; None if it was not read."""
 
@@ -82,17 +82,27 @@ def without(table: pa.Table | pa.RecordBatch, gone: Sequence[str]) -> pa.Array |
     return pc.invert(mask)
 
 
-def read_lists(index: pq.ParquetFile, gone: Sequence[str], *, digests: bool) -> dict[str, ShardList]:
-    """Read the list of shards of every bucket, sorted by name. digests: also the sha256 of every tar."""
-    columns = ["shard", *(["source"] if gone else []), *(["tar_sha256"] if digests else [])]
+def read_lists(batches: Iterable[pa.RecordBatch], gone: Sequence[str], *, digests: bool) -> dict[str, ShardList]:
+    """Make the list of shards of every bucket, sorted by name, from all rows. Columns: shard, source if some are gone, tar_sha256."""
     runs = _Runs()
-    for batch in _batches(index, range(index.metadata.num_row_groups), columns):
+    for batch in batches:
         encoded = pc.run_end_encode(batch["shard"])
         ends = encoded.run_ends.to_numpy().astype(np.int64)
         kept = without(batch, gone)
         left = ends if kept is None else np.cumsum(kept.to_numpy(zero_copy_only=False))[ends - 1]
         sha256 = batch["tar_sha256"].take(encoded.run_ends.cast(pa.int64()).to_numpy() - 1) if digests else None
         runs.add(encoded.values, ends, left, sha256)
+    return runs.lists()
+
+
+def listed(shards: pa.Table) -> dict[str, ShardList]:
+    """Make the lists from the index's list of shards (pipeline.shards.schemas.SHARDS)."""
+    held = shards.filter(pc.greater(shards["samples"], 0)).combine_chunks()
+    if not held.num_rows:
+        return {}
+    samples = held["samples"].to_numpy()
+    runs = _Runs()
+    runs.add(held["shard"].combine_chunks(), np.cumsum(samples), np.cumsum(samples), held["tar_sha256"].combine_chunks())
     return runs.lists()
 
 
@@ -138,20 +148,47 @@ class ShardTables:
     """Tables of the shards of one folder. Thread-safe."""
 
     def __init__(self, folder: Path, gone: Sequence[str], cache: ShardCache | None = None) -> None:
-        """Open index.parquet and read the lists. Raises DatasetError if it is missing or damaged."""
+        """Open the index and read the lists. Raises DatasetError if it is missing or damaged."""
         self.folder, self._gone, self._cache = folder, tuple(gone), cache
         self._lock = threading.Lock()
         with self._reporting():
-            index = pq.ParquetFile(folder / INDEX)
-            large = index.metadata.serialized_size > FOOTER
-            self.digest = str(json.loads(index.metadata.metadata[META])["digest"])
+            table = self._open_index()
+            self.digest = str(table.meta["digest"])
             """The digest that the index records."""
-            self.lists = read_lists(index, self._gone, digests=large)
+            old = table.format == 1
+            # Footers of format 1 describe every shard; what is beyond is in the list of shards.
+            large = table.file(0).metadata.serialized_size > FOOTER if old else table.row_groups > SMALL
+            columns = ["shard", *(["source"] if gone else []), *(["tar_sha256"] if large or not old else [])]
+            if old or gone:
+                self.lists = read_lists(
+                    table.runs(np.array([0]), np.array([table.rows]), columns), self._gone, digests=large or not old
+                )
+            else:
+                self.lists = listed(self._shard_list(table))
             """The list of shards of every bucket, by name."""
-        self._index: _Index | None = _Index(index)
-        self._own_first = large
+        self._index: TableFolder | None = table
+        self._own_first = large or (cache is not None and not old)
         """Whether rows are taken from the shards' own parquets; the index is then let go at the first of them."""
         pa.default_memory_pool().release_unused()
+
+    def _open_index(self) -> TableFolder:
+        return TableFolder.open(self.folder / INDEX, mend=MEND, locate=None if self._cache is None else self._fetched)
+
+    def _shard_list(self, table: TableFolder) -> pa.Table:
+        entry = TableFile(**table.meta["shard_list"])
+        path = self.folder / INDEX / entry.name
+        if path.stat().st_size != entry.bytes or xxh3_of(path) != entry.xxh3:
+            raise DamagedTable(f"{path}: not the file that {LIST} names (another generation?); {MEND}")
+        return pq.read_table(path, use_threads=False).replace_schema_metadata(None)
+
+    def _fetched(self, name: str) -> Path:
+        """Return the local copy of a file of the index, fetched again if it is of another generation."""
+        assert self._cache is not None
+        path = self._cache.get(f"{INDEX}/{name}")
+        wanted = next((file.xxh3 for file in TableFolder.open(self.folder / INDEX).files if file.name == name), "")
+        if wanted and xxh3_of(path) != wanted:
+            self._cache.refresh(f"{INDEX}/{name}")
+        return path
 
     def read(self, shards: ShardList, numbers: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of some shards of a list, one shard after the other; columns: None for all."""
@@ -165,14 +202,14 @@ class ShardTables:
                     return self._without(pa.concat_tables(tables), columns)
                 self._own_first = False
             places = [(int(shards.first[number]), int(shards.stored[number])) for number in numbers]
-            return self._without(self._opened().read(places, names), columns)
+            return self._without(self._opened().take(places, names), columns)
 
     def column(self, shards: ShardList, name: str) -> Iterator[pa.Array]:
         """Yield a column's cells of all samples of a list in order, a part at a time."""
         with self._lock, self._reporting():
             columns = [name, *(["source"] if self._gone else [])]
-            index = self._index or _Index(pq.ParquetFile(self.folder / INDEX))
-            for batch in index.batches(shards, columns):
+            index = self._index or self._open_index()
+            for batch in index.runs(shards.first, shards.first + shards.stored, columns):
                 kept = without(batch, self._gone)
                 yield batch[name] if kept is None else batch[name].filter(kept)
 
@@ -184,20 +221,20 @@ class ShardTables:
             raise DatasetError(
                 f"{self.folder}: no {INDEX}: the job has not finished; run the same `videoar tokenize` again"
             ) from error
+        except DamagedTable as error:
+            raise DatasetError(str(error)) from error
         except (pa.ArrowInvalid, KeyError, TypeError, ValueError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise DatasetError(
-                f"{self.folder / INDEX}: damaged ({reason}); delete it and run the same `videoar tokenize` again"
-            ) from error
+            name = INDEX if (self.folder / INDEX).is_dir() else f"{INDEX}.parquet"
+            raise DatasetError(f"{self.folder / name}: damaged ({' '.join(str(error).split())}); {MEND}") from error
 
     def _without(self, table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
         kept = without(table, self._gone)
         table = table if kept is None else table.filter(kept)
         return (table if columns is None else table.select(list(columns))).combine_chunks()
 
-    def _opened(self) -> _Index:
+    def _opened(self) -> TableFolder:
         if self._index is None:
-            self._index = _Index(pq.ParquetFile(self.folder / INDEX))
+            self._index = self._open_index()
         return self._index
 
     def _own(self, shards: ShardList, number: int, columns: Sequence[str]) -> pa.Table | None:
@@ -212,55 +249,3 @@ class ShardTables:
             return pq.read_table(path, columns=list(columns), use_threads=False).replace_schema_metadata(None)
         except (OSError, pa.ArrowInvalid, CorruptSample):
             return None
-
-
-class _Index:
-    """index.parquet, held open: its rows by number. Not thread-safe."""
-
-    def __init__(self, file: pq.ParquetFile) -> None:
-        self._file = file
-        metadata = file.metadata
-        sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-        self._firsts: Numbers = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-
-    def read(self, places: Sequence[tuple[int, int]], columns: Sequence[str] | None) -> pa.Table:
-        """Return runs of rows, each given by its first row and length, one after the other. Each row group is read once."""
-        groups = self._groups(places)
-        table = self._file.read_row_groups(groups, columns=columns, use_threads=False)
-        sizes = np.diff(self._firsts)[groups]
-        begins = np.cumsum(sizes) - sizes
-        parts = []
-        for first, count in places:
-            # A shard's row groups are neighbours, so they are neighbours among those read.
-            group = int(np.searchsorted(self._firsts, first, side="right")) - 1
-            begin = int(begins[np.searchsorted(groups, group)])
-            parts.append(table.slice(begin + first - int(self._firsts[group]), count))
-        return pa.concat_tables(parts).replace_schema_metadata(None)
-
-    def batches(self, shards: ShardList, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of a list's shards in order."""
-        begins, ends = shards.first, shards.first + shards.stored
-        breaks = np.flatnonzero(begins[1:] != ends[:-1]) + 1
-        for first, last in zip(np.concatenate([[0], breaks]), np.concatenate([breaks, [len(begins)]]) - 1, strict=True):
-            begin, end = int(begins[first]), int(ends[last])
-            groups = self._groups([(begin, end - begin)])
-            at = int(self._firsts[groups[0]])
-            for batch in _batches(self._file, groups, columns):
-                low, high = max(begin - at, 0), min(end - at, batch.num_rows)
-                at += batch.num_rows
-                if high > low:
-                    yield batch.slice(low, high - low)
-
-    def _groups(self, places: Sequence[tuple[int, int]]) -> list[int]:
-        found: set[int] = set()
-        for first, count in places:
-            begin = int(np.searchsorted(self._firsts, first, side="right")) - 1
-            found.update(range(begin, int(np.searchsorted(self._firsts, first + count, side="left"))))
-        return sorted(found)
-
-
-def _batches(file: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of some row groups. One call for thousands of them would hold all that it has read: 200 MB for 10M keys."""
-    for at in range(0, len(groups), GROUPS):
-        part = list(groups[at : at + GROUPS])
-        yield from file.iter_batches(BATCH, row_groups=part, columns=list(columns), use_threads=False)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import ray
 
-from cluster.runtime.atomic_files import write_json
+from cluster.tables.table_list import LIST
+from pipeline.books.parts import write_part
 from pipeline.config import PipelineConfig
 from pipeline.decoding import persistent
 from pipeline.planning.planner import plan_video, refused
-from pipeline.records import PartReport, SourceVideo
-from pipeline.shards.layout import SOURCES
+from pipeline.records import PartReport
+from pipeline.shards.generation import Generation
+from pipeline.shards.layout import VIDEOS
 from pipeline.workers.heartbeat import HeartbeatFile
 
 
@@ -31,16 +33,14 @@ def heartbeat_path(part: Path) -> Path:
 def generation_stamp(part: Path) -> int:
     """Return when the list of videos of the current generation was written (nanoseconds), 0 where there is none."""
     try:
-        return part.with_name(SOURCES).stat().st_mtime_ns
+        return (part.parent / VIDEOS / LIST).stat().st_mtime_ns
     except FileNotFoundError:
         return 0
 
 
 @ray.remote
-def plan_part(
-    videos: list[SourceVideo], config: PipelineConfig, path: Path, folder: Path, hung: dict[int, str], stamp: int
-) -> PartReport:
-    """Plan some videos and commit their part file `path`. folder: the driver's working folder.
+def plan_part(number: int, config: PipelineConfig, path: Path, folder: Path, hung: dict[int, str], stamp: int) -> PartReport:
+    """Plan the videos of part `number` and commit its file `path`. folder: the driver's working folder.
 
     hung: videos, by their index, to be refused without being opened because earlier tasks hung over them, each with the reason.
     stamp: `generation_stamp` when the task was submitted; a task that was given up and wakes up later must not write its part into
@@ -49,6 +49,10 @@ def plan_part(
     enter_folder(folder)
     heartbeat = HeartbeatFile(heartbeat_path(path))
     heartbeat.at(0)
+    generation = Generation.open(path.parent.parent)
+    if generation is None:  # merged, or removed, since the task was submitted
+        return PartReport(0, 0, 0, {})
+    videos = generation.part(number, config.videos_per_task)
     captioner = None
     if config.captioner.weights is not None:
         from pipeline.planning.captioner import load
@@ -65,5 +69,5 @@ def plan_part(
                 plans.append(plan_video(video, config, decoder, captioner))
         deaths, software = decoder.deaths - deaths, decoder.software - software
     if generation_stamp(path) == stamp:
-        write_json(path, [plan.plain() for plan in plans])
+        write_part(path, plans)
     return PartReport(len(plans), sum(len(plan.clips) for plan in plans), deaths, dict(software))

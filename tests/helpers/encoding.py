@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from cluster.runtime.atomic_files import write_json
+from cluster.tables import table_list
+from pipeline.books.merge import merge
+from pipeline.books.parts import write_part
 from pipeline.config import PipelineConfig
 from pipeline.decoding.process import DecoderProcess
 from pipeline.encoding.encoder import GroupEncoder
-from pipeline.planning.merge import merge
 from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, SourceVideo
+from pipeline.shards.layout import CLIPS, REJECTS
 from pipeline.shards.manifest import Manifest
 from tests.helpers.fakes import FakeCodec
 
@@ -25,19 +28,15 @@ def config(tmp_path: Path, **fields: object) -> PipelineConfig:
 def planned(folder: Path, videos: Sequence[Path], config: PipelineConfig, move: str = "") -> Path:
     """Plan real videos into `folder`; `move` names one that is planned and then gone."""
     manifest = Manifest(folder)
-    for name in ("clips.parquet", "rejects.parquet"):
-        (folder / name).unlink(missing_ok=True)
+    for name in (CLIPS, REJECTS):
+        table_list.remove(folder / name)
     sources = [SourceVideo(str(path)) for path in videos]
     generation = manifest.begin_generation(sources)
     with DecoderProcess(config.limits) as decoder:
         plans = [plan_video(video, config, decoder) for video in sources]
-    parts = [plan.plain() for plan in plans]
     if move:
-        for part in parts:
-            for planned_clip in part["clips"]:
-                if planned_clip["source"].endswith(move):
-                    planned_clip["source"] = f"/gone/{move}"
-    write_json(manifest.part(0), parts)
+        plans = [replace(plan, source=f"/gone/{move}") if plan.source.endswith(move) else plan for plan in plans]
+    write_part(manifest.part(0), plans)
     merge(manifest, generation, config, 1)
     return folder
 

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.tables.table_writer import OPTIONS
 from pipeline.shards.commit_record import RECORD_KEY, ShardInfo
 from pipeline.shards.layout import DATASET, FORMAT, INDEX, META
-from pipeline.shards.schemas import COMPACT, MEMBERS, ROWS
+from pipeline.shards.schemas import MEMBERS, ROWS
 from tests.helpers.made_shards import SPEC
 
 CAPTION = "a person walks slowly along the wet beach while the sun sets behind far blue hills"
@@ -27,7 +28,7 @@ def make(folder: Path, counts: dict[str, int], *, shard_rows: int = 64, salt: in
     plain = {"format": FORMAT, "spec": SPEC.plain(), "fps": 8.0, "buckets": list(counts), "features": False}
     (folder / DATASET).write_text(json.dumps(plain))
     meta = {META: json.dumps({"digest": hashlib.sha256(repr((counts, shard_rows, salt)).encode()).hexdigest()}).encode()}
-    with pq.ParquetWriter(folder / INDEX, ROWS.with_metadata(meta), **COMPACT) as writer:
+    with pq.ParquetWriter(folder / f"{INDEX}.parquet", ROWS.with_metadata(meta), **OPTIONS) as writer:
         for bucket, count in counts.items():
             (folder / bucket).mkdir()
             for number, begin in enumerate(range(0, count, shard_rows)):

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from cluster.tables.table_writer import OPTIONS
 from pipeline.records import Bucket, Clip
 from pipeline.shards.layout import DATASET, FORMAT, INDEX, META
-from pipeline.shards.schemas import COMPACT, ROWS
+from pipeline.shards.schemas import ROWS
 from pipeline.shards.writer import EncodedClip, write_shard
 from tokenizer.quantization.codec_spec import CodecSpec
 
@@ -51,7 +52,7 @@ def make(
             tables.append(pq.read_table(folder / f"{shard}.parquet").replace_schema_metadata(None))
     digest = hashlib.sha256("".join(key for table in tables for key in table["key"].to_pylist()).encode()).hexdigest()
     meta = {META: json.dumps({"digest": digest}).encode()}
-    with pq.ParquetWriter(folder / INDEX, ROWS.with_metadata(meta), **COMPACT) as writer:
+    with pq.ParquetWriter(folder / f"{INDEX}.parquet", ROWS.with_metadata(meta), **OPTIONS) as writer:
         for table in tables:
             writer.write_table(table.replace_schema_metadata(meta))
     return folder

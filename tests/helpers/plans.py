@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from cluster.runtime.atomic_files import write_json
+from pipeline.books.index import finish
+from pipeline.books.merge import merge
+from pipeline.books.parts import write_part
 from pipeline.config import PipelineConfig
-from pipeline.planning.merge import merge
 from pipeline.records import Bucket, Reject, SourceVideo, VideoPlan
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.writer import EncodedClip, write_shard
@@ -33,7 +35,7 @@ def merged(folder: Path, plans: Sequence[VideoPlan], size: int = 2, **fields: ob
     generation = manifest.begin_generation([SourceVideo(p.source) for p in plans])
     parts = [plans[at : at + size] for at in range(0, len(plans), size)]
     for number, part in enumerate(parts):
-        write_json(manifest.part(number), [p.plain() for p in part])
+        write_part(manifest.part(number), part)
     settings = PipelineConfig(clips_per_shard=3, min_free_gb=0, **fields)  # type: ignore[arg-type]
     merge(manifest, generation, settings, len(parts))
     return manifest
@@ -51,5 +53,5 @@ def finished(folder: Path) -> Path:
         rejects = [Reject(c.source, "encode", "damaged", "", c.begin, c.end) for c in clips if c.begin == 5]
         samples = [EncodedClip(c, bytes([round(c.begin)]) * size) for c in clips if c.begin != 5]
         write_shard(folder, name, samples, rejects, spec)
-    manifest.finish()
+    finish(manifest)
     return folder

@@ -15,12 +15,14 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from cluster.runtime.atomic_files import write_json
+from pipeline.books.index import finish
+from pipeline.books.merge import merge
+from pipeline.books.parts import write_part
 from pipeline.config import CorpusConfig, PipelineConfig
 from pipeline.corpus.listing import find
 from pipeline.decoding.process import DecoderProcess
 from pipeline.encoding.encoder import GroupEncoder
 from pipeline.maintenance.verify import verify
-from pipeline.planning.merge import merge
 from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket
 from pipeline.shards.dataset import ShardDataset
@@ -112,7 +114,7 @@ def job(corpus: str, shards: Path) -> tuple[str, dict[str, str], int]:
     sources = find(CorpusConfig(videos=(corpus,)))
     generation = manifest.begin_generation(sources)
     with DecoderProcess(config.limits) as decoder:
-        write_json(manifest.part(0), [plan_video(source, config, decoder).plain() for source in sources])
+        write_part(manifest.part(0), [plan_video(source, config, decoder) for source in sources])
     merge(manifest, generation, config, 1)
     buckets = [bucket.name for bucket in config.buckets]
     write_json(
@@ -123,7 +125,7 @@ def job(corpus: str, shards: Path) -> tuple[str, dict[str, str], int]:
     for group in range(manifest.groups()):
         encoder.encode(group)
     encoder.close()
-    digest = manifest.finish()
+    digest = finish(manifest)
     report = verify(shards)
     assert report.sound, report.problems
     rows = ShardDataset.open(shards).rows(config.buckets[0]).to_pylist()

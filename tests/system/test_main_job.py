@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import webdataset
 from prometheus_client.parser import text_string_to_metric_families
+
+from cluster.tables.table_folder import TableFolder
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
@@ -90,11 +91,11 @@ def test_each_step_is_a_real_command_that_is_printed(demo: Demo) -> None:
 
 def test_shards_hold_both_buckets_and_every_input_has_one_outcome(demo: Demo) -> None:
     shards = demo.out / "shards"
-    rows = pq.read_table(shards / "index.parquet").to_pylist()
+    rows = [row for table in TableFolder.open(shards / "index").tables() for row in table.to_pylist()]
     buckets = {row["shard"].split("/")[0] for row in rows}
     assert buckets == {"f005x32x32", "f009x48x48"}
     assert {Path(row["source"]).name for row in rows} == {"carphone_pristine.mp4", "bikes.mp4"}
-    rejects = pq.read_table(shards / "rejects.parquet").to_pylist()
+    rejects = [row for table in TableFolder.open(shards / "rejects").tables() for row in table.to_pylist()]
     assert [(Path(row["source"]).name, row["stage"]) for row in rejects if row["begin"] is None] == [("broken.mp4", "probe")]
     tars = sorted(str(path) for path in shards.glob("*/shard-*.tar"))
     read = list(webdataset.WebDataset(tars, shardshuffle=False))

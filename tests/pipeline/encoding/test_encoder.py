@@ -15,7 +15,7 @@ from tests.helpers.encoding import config, encode_all, planned
 def test_shards_hold_every_planned_clip_and_are_made_again_alike(folder: Path, tmp_path: Path) -> None:
     codec, first = encode_all(folder, config(tmp_path))
     assert max(codec.batches) == 2
-    rows = [row for path in sorted(folder.glob("*/*.parquet")) for row in pq.read_table(path).to_pylist()]
+    rows = [row for path in sorted(folder.glob("*/shard-*.parquet")) for row in pq.read_table(path).to_pylist()]
     manifest = Manifest(folder)
     wanted = {clip.key for group in range(manifest.groups()) for clip in manifest.clips(group)}
     assert {row["key"] for row in rows} == wanted and len(rows) == len(wanted) > 12

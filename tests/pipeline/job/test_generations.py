@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from cluster.config import Config, load
-from cluster.runtime.atomic_files import read_json, write_json
+from cluster.runtime.atomic_files import write_json
+from pipeline.books import index
+from pipeline.books.merge import merge
+from pipeline.books.parts import read_part, write_part
 from pipeline.config import PipelineConfig
 from pipeline.corpus.fetch import content_digest
 from pipeline.job import generations
-from pipeline.planning.merge import merge
 from pipeline.records import Reject, SourceVideo, VideoPlan
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.writer import EncodedClip, write_shard
@@ -28,7 +30,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def planned(manifest: Manifest, number: int, videos: tuple[SourceVideo, ...]) -> None:
-    write_json(manifest.part(number), [plan(v.source, [], "").plain() for v in videos])
+    write_part(manifest.part(number), [plan(v.source, [], "") for v in videos])
 
 
 def test_a_list_that_was_mended_is_read_anew_and_what_is_planned_of_the_rest_is_kept(
@@ -59,7 +61,7 @@ def test_parts_of_another_size_are_laid_out_anew(config: Config, tmp_path: Path)
         planned(manifest, number, begun.videos[2 * number : 2 * number + 2])
     wider = config.replaced(config.get(PipelineConfig).model_copy(update={"videos_per_task": 3}))
     assert generations.begin(wider, manifest, retry=False) == begun
-    names = [[p["source"] for p in read_json(manifest.part(n))] for n in range(3)]
+    names = [read_part(manifest.part(n))["source"].to_pylist() for n in range(3)]
     assert names == [[v.source for v in begun.videos[at : at + 3]] for at in (0, 3, 6)] and not manifest.part(3).exists()
 
 
@@ -84,7 +86,7 @@ def finish(manifest: Manifest, plans: list[VideoPlan], changed: int) -> None:
     """Merge the plans of the generation that is open, and commit its shards; the first `changed` clips are refused."""
     generation = manifest.generation()
     assert generation is not None
-    write_json(manifest.part(0), [p.plain() for p in plans])
+    write_part(manifest.part(0), plans)
     if not (manifest.folder / "dataset.json").exists():
         write_json(
             manifest.folder / "dataset.json",
@@ -96,4 +98,4 @@ def finish(manifest: Manifest, plans: list[VideoPlan], changed: int) -> None:
             clips = manifest.clips(group)
             rejects = [Reject(c.source, "encode", "changed", "", c.begin, c.end, key=c.key) for c in clips[:changed]]
             write_shard(manifest.folder, name, [EncodedClip(c, b"1") for c in clips[changed:]], rejects, FakeCodec.spec)
-    manifest.finish()
+    index.finish(manifest)

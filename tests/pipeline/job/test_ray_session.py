@@ -46,7 +46,7 @@ def test_an_address_where_nobody_listens_ends_the_job_with_one_line(tmp_path: Pa
     assert f"cannot join the Ray cluster at RAY_ADDRESS={address}: nothing answers there" in line, line
     assert "`ray start --head`" in line and "unset it" in line
     assert time.monotonic() - began < 120, "Ray alone would try for minutes"
-    assert not (tmp_path / "shards" / "index.parquet").exists()
+    assert not (tmp_path / "shards" / "index").exists()
 
 
 @pytest.mark.parametrize("kind", [Exception, RuntimeError, ConnectionError, TimeoutError])

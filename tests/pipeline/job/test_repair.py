@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.runtime.atomic_files import write_json
+from pipeline.books.index import finish
 from pipeline.job.repair import check_repaired, discard_damaged
 from pipeline.shards.manifest import Manifest
 from pipeline.workers.errors import JobError
@@ -29,7 +30,7 @@ def manifest(video: Path, tmp_path: Path) -> Manifest:
     write_json(folder / "dataset.json", {**plain, "features": False})
     encode_all(folder, settings)
     found = Manifest(folder)
-    found.finish()
+    finish(found)
     return found
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from cluster.runtime.atomic_files import write_json
+from cluster.tables.table_folder import TableFolder
+from pipeline.books.index import finish
 from pipeline.encoding.encoder import GroupReport
 from pipeline.job.summary import RunTotals, describe, summarize
 from pipeline.records import Bucket
@@ -30,8 +30,8 @@ def test_the_summary_counts_the_folder(folder: Path, tmp_path: Path) -> None:
     plain = {"format": 1, "spec": FakeCodec.spec.plain(), "fps": settings.fps, "buckets": [b.name for b in BUCKETS]}
     write_json(folder / "dataset.json", {**plain, "features": False})
     encode_all(folder, settings)
-    summary = summarize(folder, Manifest(folder), RunTotals(new_shards=2))
-    rows = pq.read_table(folder / "index.parquet")
+    summary = summarize(folder, Manifest(folder), RunTotals(new_shards=2), finish(Manifest(folder)))
+    rows = TableFolder.open(folder / "index").group(0)
     assert summary.encoded == summary.clips == rows.num_rows > 12 and summary.videos == summary.videos_used == 2
     assert summary.shards == len(list(folder.glob("*/*.tar"))) > summary.new_shards == 2
     assert summary.bytes == sum(path.stat().st_size for path in folder.glob("*/*.tar"))

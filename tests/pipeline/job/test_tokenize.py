@@ -300,8 +300,8 @@ def test_kills_leave_no_trace(undisturbed: tokenize.Summary, config: Path, tmp_p
     a worker freezes, is found by its heartbeat, and ended."""
     shards = tmp_path / "shards"
     with job_of(config) as job:
-        wait_for(job, shards, ".plan/part-*.json")
-    assert not (shards / "index.parquet").exists()
+        wait_for(job, shards, ".plan/part-*.arrow")
+    assert not (shards / "index").exists()
 
     with job_of(config) as job:
         wait_for(job, shards, "*/shard-*.parquet")
@@ -314,7 +314,7 @@ def test_kills_leave_no_trace(undisturbed: tokenize.Summary, config: Path, tmp_p
                     child.send_signal(signal.SIGKILL)
                     killed.add(child.pid)
         assert worker_of(job, killed).pid not in killed  # another one goes on in its place
-    assert not (shards / "index.parquet").exists()
+    assert not (shards / "index").exists()
 
     with job_of(config, "pipeline.stall_seconds=25", "pipeline.worker_deaths=1000") as job:
         frozen = worker_of(job)

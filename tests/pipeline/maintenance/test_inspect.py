@@ -8,6 +8,7 @@ import torch
 
 from cluster.runtime.atomic_files import write_json
 from pipeline import video
+from pipeline.books.index import finish
 from pipeline.maintenance import inspect
 from pipeline.records import Bucket
 from pipeline.shards.layout import DatasetError
@@ -36,7 +37,7 @@ def made(tmp_path: Path) -> tuple[Path, Path]:
     bits = codec.encode(frames).bits.numpy().tobytes()
     for group, (name,), _ in manifest.shards():
         write_shard(folder, name, [EncodedClip(clip, bits) for clip in manifest.clips(group)], [], codec.spec)
-    manifest.finish()
+    finish(manifest)
     return folder, weights
 
 

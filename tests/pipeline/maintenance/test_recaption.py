@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.books.index import finish
 from pipeline.maintenance import recaption
 from pipeline.maintenance.verify import verify
 from pipeline.records import Clip, SourceVideo
@@ -29,7 +30,7 @@ def test_new_captions_reach_plan_and_shards_and_no_bit_changes(tmp_path: Path) -
     assert found == {"v/b": "a bee"}
     rewritten = recaption.recaption(manifest, found)
     assert 0 < rewritten < len(SHARDS) and (folder / f"{SHARDS[0]}.tar").read_bytes() == before, "shards without it stay"
-    digest = manifest.finish()
+    digest = finish(manifest)
     assert captions(folder) == {"v/a": "", "v/b": "a bee"} and ShardDataset.open(folder).digest == digest
     assert not verify(folder).damaged
     dataset = ShardDataset.open(folder)
@@ -57,7 +58,7 @@ def test_a_run_that_was_killed_is_finished_by_the_next(tmp_path: Path, monkeypat
             recaption.recaption(manifest, {"v/a": "one", "v/b": "two"})
     assert recaption.begun(manifest)
     assert recaption.recaption(manifest, {}) == len(SHARDS) - 1 and not recaption.begun(manifest)
-    manifest.finish()
+    finish(manifest)
     assert captions(folder) == {"v/a": "one", "v/b": "two"}
 
 

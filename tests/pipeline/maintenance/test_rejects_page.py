@@ -7,11 +7,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from cluster.runtime.atomic_files import write_json
+from pipeline.books.merge import merge
+from pipeline.books.parts import write_part
 from pipeline.config import DecodeLimits, FilterConfig, PipelineConfig
 from pipeline.decoding.process import DecoderProcess
 from pipeline.maintenance.rejects_page import contact_sheet
-from pipeline.planning.merge import merge
 from pipeline.planning.planner import plan_video
 from pipeline.records import Bucket, SourceVideo
 from pipeline.shards.manifest import Manifest
@@ -25,7 +25,7 @@ def test_refusals_are_shown_by_reason(tmp_path: Path, clips: Path) -> None:
     manifest = Manifest(tmp_path / "shards")
     generation = manifest.begin_generation([SourceVideo(str(path)) for path in videos])
     with DecoderProcess(DecodeLimits()) as decoder:
-        write_json(manifest.part(0), [plan_video(SourceVideo(str(path)), config, decoder).plain() for path in videos])
+        write_part(manifest.part(0), [plan_video(SourceVideo(str(path)), config, decoder) for path in videos])
     merge(manifest, generation, config, 1)
     refused = len([r for r in manifest.rejects() if r.reason == "black"])
     page = contact_sheet(tmp_path / "shards", tmp_path / "rejects.html", each=3).read_text()

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.maintenance import verify
 from pipeline.shards.dataset import ShardDataset
-from pipeline.shards.layout import DatasetError
+from pipeline.shards.layout import DatasetError, remove_index
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.writer import EncodedClip, write_shard
 from tests.helpers.fakes import FakeCodec
@@ -73,5 +73,5 @@ def test_an_index_that_lags_is_found(folder: Path) -> None:
     size = 2 * FakeCodec.spec.frame_bytes(2, 2)
     write_shard(folder, SHARDS[0], [EncodedClip(c, b"\1" * size) for c in Manifest(folder).clips(0)], [], FakeCodec.spec)
     assert "does not hold exactly the committed rows" in verify.verify(folder).problems[0]
-    (folder / "index.parquet").unlink()
-    assert "index.parquet is missing" in verify.verify(folder).problems[0]
+    remove_index(folder)
+    assert "the index is missing" in verify.verify(folder).problems[0]

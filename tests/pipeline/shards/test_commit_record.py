@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.records import Reject
 from pipeline.shards.commit_record import ShardInfo, dataset_digest, read_info, summed
 from pipeline.shards.reader import CorruptSample
+from pipeline.shards.schemas import reject_rows
 from pipeline.shards.writer import write_shard
 from tests.helpers.fakes import FakeCodec, encoded
 
@@ -30,15 +32,20 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
 
 
 def test_the_digest_covers_content_and_not_wording() -> None:
-    dataset = {"format": 1, "spec": {}, "fps": 8.0, "buckets": [], "features": False, "pipeline": {}}
+    dataset: dict[str, Any] = {"format": 1, "spec": {}, "fps": 8.0, "buckets": [], "features": False, "pipeline": {}}
     infos = [ShardInfo(f"b/shard-{number}", 2, 10, 20, 1024, f"{number}" * 64) for number in range(3)]
+
+    def digest_of(dataset: dict[str, Any], infos: list[ShardInfo], rejects: list[Reject]) -> str:
+        shards = ((info.shard, info.samples, info.tar_sha256) for info in infos)
+        return dataset_digest(dataset, shards, [reject_rows(rejects[:1]), reject_rows(rejects[1:])])
+
     rejects = [Reject("b", "probe", "damaged", "one way to say it"), Reject("a", "filters", "black", "", 0.0, 1.0)]
-    digest = dataset_digest(dataset, infos, rejects)
+    digest = digest_of(dataset, infos, rejects)
     reworded = [Reject("a", "filters", "black", "", 0.0, 1.0), Reject("b", "probe", "damaged", "another")]
-    assert dataset_digest({**dataset, "pipeline": {"batch": 3}}, infos, reworded) == digest, "order and wording do not matter"
-    assert dataset_digest(dataset, infos[:2], rejects) != digest
-    assert dataset_digest(dataset, infos, rejects[:1]) != digest
-    assert dataset_digest({**dataset, "fps": 12.0}, infos, rejects) != digest
+    assert digest_of({**dataset, "pipeline": {"batch": 3}}, infos, reworded) == digest, "order and wording do not matter"
+    assert digest_of(dataset, infos[:2], rejects) != digest
+    assert digest_of(dataset, infos, rejects[:1]) != digest
+    assert digest_of({**dataset, "fps": 12.0}, infos, rejects) != digest
     with pytest.raises(AssertionError, match="sorted by name"):
-        dataset_digest(dataset, infos[::-1], rejects)
+        digest_of(dataset, infos[::-1], rejects)
     assert summed(infos) == {"shards": 3, "samples": 6, "frames": 30, "tokens": 60, "bytes": 3072, "refused": 0}

@@ -30,6 +30,22 @@ def test_dataset_errors_name_the_mend(folder: Path, tmp_path: Path) -> None:
     (folder / f"{SHARDS[0]}.tar").unlink()
     with pytest.raises(DatasetError, match=r"shard-000000\.tar: No such file"):
         ShardDataset.open(folder).read(BUCKET, 0)
+    rows, listed = folder / "index" / "rows-000000.parquet", folder / "index" / "shards.parquet"
+    for path, said in ((rows, "not the file|damaged"), (listed, "not the file that files.json names")):
+        whole = path.read_bytes()
+        path.write_bytes(b"broken")
+        with pytest.raises(DatasetError, match=rf"{path}: ({said}).*delete it and run the same"):
+            ShardDataset.open(folder).rows(BUCKET)
+        path.write_bytes(whole)
+    rows.unlink()
+    with pytest.raises(DatasetError, match=r"rows-000000\.parquet: missing; delete it"):
+        ShardDataset.open(folder).rows(BUCKET)
+    (folder / "index" / "files.json").write_text('{"format": 3}')
+    with pytest.raises(DatasetError, match="format 3; this program reads format 2: update it"):
+        ShardDataset.open(folder)
+    (folder / "index" / "files.json").unlink()
+    with pytest.raises(DatasetError, match="the job has not finished"):
+        ShardDataset.open(folder)
     (folder / "index.parquet").write_bytes(b"broken")
     with pytest.raises(DatasetError, match="damaged"):
         ShardDataset.open(folder)

@@ -1,4 +1,4 @@
-"""The list of shards and the rows of single shards are those of index.parquet read whole, however they are read."""
+"""The list of shards and the rows of single shards are those of the index read whole, however they are read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.tables import table_folder
+from cluster.tables.table_folder import TableFolder
+from pipeline.books import upgrade
 from pipeline.shards import shard_tables
 from pipeline.shards.layout import DatasetError
 from pipeline.shards.shard_tables import ShardTables
@@ -21,14 +24,21 @@ GONE = ["videos/000000003.mp4", "videos/000000011.mp4", "videos/00000002"]
 COLUMNS = ["key", "caption", "bits_offset"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_books.make(tmp_path_factory.mktemp("data") / "books", {LARGE: 300, SMALL: 1001}, shard_rows=8)
+@pytest.fixture(scope="module", params=[1, 2])
+def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """Books of either format, those of format 2 in several files."""
+    made = made_books.make(tmp_path_factory.mktemp("data") / "books", {LARGE: 300, SMALL: 1001}, shard_rows=8)
+    if request.param == 2:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(upgrade, "INDEX_ROWS", 200)
+            upgrade.upgrade(made)
+        assert len(TableFolder.open(made / "index").files) > 5
+    return made
 
 
 def whole(folder: Path, gone: list[str]) -> dict[str, list[list[dict[str, Any]]]]:
-    """All rows of index.parquet, by bucket and shard."""
-    rows = pq.read_table(folder / "index.parquet").to_pylist()
+    """All rows of the index, by bucket and shard."""
+    rows = pa.concat_tables(TableFolder.open(folder / "index").tables()).to_pylist()
     rows = [row for row in rows if not any(row["source"] == name or row["source"].startswith(f"{name}/") for name in gone)]
     return {
         bucket: [list(shard) for _, shard in groupby(own, key=lambda row: row["shard"])]
@@ -43,7 +53,8 @@ def test_lists_rows_and_keys_are_those_of_the_index(
     folder: Path, gone: list[str], footer: int, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shard_tables, "FOOTER", footer)
-    monkeypatch.setattr(shard_tables, "BATCH", batch)
+    monkeypatch.setattr(shard_tables, "SMALL", footer)
+    monkeypatch.setattr(table_folder, "_BATCH", batch)
     tables, wanted = ShardTables(folder, gone), whole(folder, gone)
     assert list(tables.lists) == sorted(wanted) == [LARGE, SMALL]
     for bucket, shards in tables.lists.items():
@@ -60,7 +71,10 @@ def test_lists_rows_and_keys_are_those_of_the_index(
 
 def test_an_index_of_few_row_groups_is_read_alike(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "index.parquet").write_bytes(b"")
-    pq.write_table(pq.read_table(folder / "index.parquet"), tmp_path / "index.parquet", row_group_size=1100)
+    table = TableFolder.open(folder / "index")
+    meta = {b"videoar": json.dumps({"digest": table.meta["digest"]}).encode()}
+    rows = pa.concat_tables(table.tables()).replace_schema_metadata(meta)
+    pq.write_table(rows, tmp_path / "index.parquet", row_group_size=1100)
     wanted, tables = whole(folder, GONE), ShardTables(tmp_path, GONE)
     for bucket, shards in tables.lists.items():
         numbers = [len(shards.rows) - 1, 3, 101 % len(shards.rows)]

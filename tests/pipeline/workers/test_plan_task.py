@@ -36,10 +36,8 @@ def test_a_task_that_wakes_up_late_writes_nothing_into_another_generation(clips:
     stamp = plan_task.generation_stamp(part)
     task = plan_task.plan_part
     manifest.begin_generation([video])  # the next one
-    assert ray.get(task.remote([video], config, part, Path.cwd(), {}, stamp))[0] == 1 and not part.exists()
-    assert (
-        ray.get(task.remote([video], config, part, Path.cwd(), {}, plan_task.generation_stamp(part)))[0] == 1 and part.exists()
-    )
+    assert ray.get(task.remote(0, config, part, Path.cwd(), {}, stamp))[0] == 1 and not part.exists()
+    assert ray.get(task.remote(0, config, part, Path.cwd(), {}, plan_task.generation_stamp(part)))[0] == 1 and part.exists()
 
 
 def test_a_planning_worker_does_not_import_torch(root: Path) -> None:

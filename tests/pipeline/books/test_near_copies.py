@@ -1,4 +1,4 @@
-"""Duplicates among planned videos: equal files, and spans that an earlier video shows."""
+"""Spans that an earlier video shows."""
 
 from __future__ import annotations
 
@@ -6,32 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.runtime.atomic_files import write_json
+from pipeline.books.merge import merge
+from pipeline.books.parts import write_part
 from pipeline.config import DecodeLimits, PipelineConfig
 from pipeline.decoding.process import DecoderProcess
-from pipeline.planning.duplicates import ContentIndex, without_exact_copies
-from pipeline.planning.merge import merge
 from pipeline.planning.planner import plan_video
-from pipeline.records import Bucket, SourceVideo, VideoPlan
+from pipeline.records import Bucket, SourceVideo
 from pipeline.shards.manifest import Manifest
 from tests.helpers.near_copies import THRESHOLD, copy
-
-
-def test_the_first_video_keeps_its_content() -> None:
-    index = ContentIndex()
-    assert index.add("ab" * 16, "first.mp4") == ("", 0)
-    assert index.add("cd" * 16, "other.mp4") == ("", 0)
-    assert [index.add("ab" * 16, f"{number}.mp4") for number in (1, 2)] == [("first.mp4", 1), ("first.mp4", 2)]
-    assert index.add("ab" * 16, "first.mp4") == ("", 0), "the same video again is no copy of itself"
-
-
-def test_a_video_without_a_digest_is_no_copy() -> None:
-    index, unreadable = ContentIndex(), VideoPlan("a.mp4", "", (), ())
-    assert (
-        without_exact_copies(unreadable, index, refuse=True)
-        is without_exact_copies(unreadable, index, refuse=True)
-        is unreadable
-    )
 
 
 @pytest.mark.parametrize("frames", [5, 17])
@@ -43,7 +25,7 @@ def test_near_copies_are_refused_span_by_span_across_generations(clips: Path, tm
     with DecoderProcess(DecodeLimits()) as decoder:
         for path in (clips / "carphone_pristine.mp4", again, barred, clips / "bigbuckbunny.mp4"):
             generation = manifest.begin_generation([SourceVideo(str(path))])
-            write_json(manifest.part(0), [plan_video(SourceVideo(str(path)), config, decoder).plain()])
+            write_part(manifest.part(0), [plan_video(SourceVideo(str(path)), config, decoder)])
             merge(manifest, generation, config, 1)
     near = [r for r in manifest.rejects() if r.reason == "near_copy"]
     assert (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.analysis.fingerprint import RATE
-from pipeline.planning.near_index import NearIndex
+from pipeline.books.near_index import NearIndex
 from tests.helpers.near_copies import THRESHOLD, Bars, copy, fingerprints, grey
 
 
