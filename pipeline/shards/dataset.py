@@ -126,6 +126,11 @@ class ShardDataset:
         shards = self._tables.lists.get(bucket.name)
         return iter(()) if shards is None else self._tables.column(shards, name)
 
+    def contents(self, bucket: Bucket) -> str:
+        """Return the sha256 of a bucket's samples in their order: its shards, the digests of their tars, and which samples are gone."""
+        shards = self._tables.lists.get(bucket.name)
+        return "" if shards is None else self._tables.contents(shards)
+
     def hold(self, bucket: Bucket, shards: int) -> None:
         """Hold the rows of at least this many shards of a bucket: as many as are read at a time."""
         window = self._windows[bucket.name]

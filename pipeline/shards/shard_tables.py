@@ -12,6 +12,7 @@ index.parquet describes every shard and takes some 13 times its size in memory: 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from pipeline.shards.remote_cache import ShardCache
 
 MEND = "delete it and run the same `videoar tokenize` again"
+SHARDS = 256
+"""Shards whose keys are in memory at a time for a digest."""
 SMALL = 64
 """Row groups of an index up to which rows are read from it."""
 FOOTER = 4 << 20
@@ -51,8 +54,8 @@ class ShardList:
     """Row of the index with which each shard begins."""
     stored: Numbers
     """Rows of each shard in the index."""
-    tar_sha256: pa.StringArray | None = None
-    """Of each shard's tar; None if it was not read."""
+    tar_sha256: pa.StringArray
+    """Of each shard's tar."""
 
     @cached_property
     def ends(self) -> Numbers:
@@ -82,7 +85,7 @@ def without(table: pa.Table | pa.RecordBatch, gone: Sequence[str]) -> pa.Array |
     return pc.invert(mask)
 
 
-def read_lists(batches: Iterable[pa.RecordBatch], gone: Sequence[str], *, digests: bool) -> dict[str, ShardList]:
+def read_lists(batches: Iterable[pa.RecordBatch], gone: Sequence[str]) -> dict[str, ShardList]:
     """Make the list of shards of every bucket, sorted by name, from all rows. Columns: shard, source if some are gone, tar_sha256."""
     runs = _Runs()
     for batch in batches:
@@ -90,7 +93,7 @@ def read_lists(batches: Iterable[pa.RecordBatch], gone: Sequence[str], *, digest
         ends = encoded.run_ends.to_numpy().astype(np.int64)
         kept = without(batch, gone)
         left = ends if kept is None else np.cumsum(kept.to_numpy(zero_copy_only=False))[ends - 1]
-        sha256 = batch["tar_sha256"].take(encoded.run_ends.cast(pa.int64()).to_numpy() - 1) if digests else None
+        sha256 = batch["tar_sha256"].take(encoded.run_ends.cast(pa.int64()).to_numpy() - 1)
         runs.add(encoded.values, ends, left, sha256)
     return runs.lists()
 
@@ -115,12 +118,11 @@ class _Runs:
         self._stored: list[Numbers] = []
         self._left: list[Numbers] = []
 
-    def add(self, names: pa.Array, ends: Numbers, left: Numbers, sha256: pa.Array | None) -> None:
+    def add(self, names: pa.Array, ends: Numbers, left: Numbers, sha256: pa.Array) -> None:
         self._names.append(names)
         self._stored.append(np.diff(ends, prepend=0))
         self._left.append(np.diff(left, prepend=0))
-        if sha256 is not None:
-            self._sha256.append(sha256)
+        self._sha256.append(sha256)
 
     def lists(self) -> dict[str, ShardList]:
         if not self._names:
@@ -131,16 +133,14 @@ class _Runs:
         left = np.add.reduceat(np.concatenate(self._left), starts)
         first = np.cumsum(stored) - stored
         names = names.take(pa.array(starts))
-        sha256 = pa.concat_arrays(self._sha256).take(pa.array(starts)) if self._sha256 else None
+        sha256 = pa.concat_arrays(self._sha256).take(pa.array(starts))
         buckets = pc.replace_substring_regex(names, "/[^/]*$", "")
         found = {}
         for bucket in sorted(pc.unique(buckets).to_pylist()):
             mine = np.flatnonzero(pc.equal(buckets, bucket).to_numpy(zero_copy_only=False) & (left > 0))
             if len(mine):
                 at = pa.array(mine)
-                found[bucket] = ShardList(
-                    names.take(at), left[mine], first[mine], stored[mine], None if sha256 is None else sha256.take(at)
-                )
+                found[bucket] = ShardList(names.take(at), left[mine], first[mine], stored[mine], sha256.take(at))
         return found
 
 
@@ -158,11 +158,9 @@ class ShardTables:
             old = table.format == 1
             # Footers of format 1 describe every shard; what is beyond is in the list of shards.
             large = table.file(0).metadata.serialized_size > FOOTER if old else table.row_groups > SMALL
-            columns = ["shard", *(["source"] if gone else []), *(["tar_sha256"] if large or not old else [])]
+            columns = ["shard", *(["source"] if gone else []), "tar_sha256"]
             if old or gone:
-                self.lists = read_lists(
-                    table.runs(np.array([0]), np.array([table.rows]), columns), self._gone, digests=large or not old
-                )
+                self.lists = read_lists(table.runs(np.array([0]), np.array([table.rows]), columns), self._gone)
             else:
                 self.lists = listed(self._shard_list(table))
             """The list of shards of every bucket, by name."""
@@ -204,6 +202,18 @@ class ShardTables:
             places = [(int(shards.first[number]), int(shards.stored[number])) for number in numbers]
             return self._without(self._opened().take(places, names), columns)
 
+    def contents(self, shards: ShardList) -> str:
+        """Return the sha256 over names, tars and rows of a list, and the keys that are left where samples were taken down."""
+        digest = hashlib.sha256()
+        for texts in (shards.names, shards.tar_sha256):
+            digest.update("\n".join(texts.to_pylist()).encode() + b"\n")
+        digest.update(shards.rows.astype("<i8").tobytes())
+        cut = np.flatnonzero(shards.rows != shards.stored)
+        for at in range(0, len(cut), SHARDS):
+            keys = self.read(shards, cut[at : at + SHARDS].tolist(), ["key"])["key"].to_pylist()
+            digest.update("\n".join(keys).encode() + b"\n")
+        return digest.hexdigest()
+
     def column(self, shards: ShardList, name: str) -> Iterator[pa.Array]:
         """Yield a column's cells of all samples of a list in order, a part at a time."""
         with self._lock, self._reporting():
@@ -243,7 +253,6 @@ class ShardTables:
         try:
             path = self.folder / name if self._cache is None else self._cache.get(name)
             info = read_info(path)
-            assert shards.tar_sha256 is not None
             if (info.samples, info.tar_sha256) != (int(shards.stored[number]), shards.tar_sha256[number].as_py()):
                 return None
             return pq.read_table(path, columns=list(columns), use_threads=False).replace_schema_metadata(None)

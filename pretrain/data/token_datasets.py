@@ -3,53 +3,35 @@
 In:  folders or URLs of token shards (pipeline.shards.dataset.ShardDataset, which leaves out what excluded.json lists).
 Out: the sources that sample_order.py draws from; keys, captions and packed bits of a draw; the digest that train states keep.
 
-The exclusion list is read once, when a run starts. The digest covers the keys that remain, so a run that is resumed after the list
+The exclusion list is read once, when a run starts. The digests cover the samples that remain, so a run that is resumed after the list
 or the index changed is refused, unless train.accept_new_data says that the order may change from here on.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from cluster.config import ConfigError
 from pipeline.records import Bucket, TokenSample
 from pipeline.shards.dataset import Payload
 from pipeline.shards.sample_window import Places
+from pretrain.data import data_digest
 from pretrain.data.curriculum import StreamName, Streams
+from pretrain.data.data_digest import Part
+from pretrain.data.dataset import Dataset
 from pretrain.data.sample_order import Draw, Numbers, SampleSource, Slot
 from tokenizer.quantization.codec_spec import CodecSpec
 
 
 class DataError(ConfigError):
     """Token shards that cannot be trained on; the message names the folder and how to fix it."""
-
-
-class Dataset(Protocol):
-    """What training needs of pipeline.shards.dataset.ShardDataset."""
-
-    @property
-    def spec(self) -> CodecSpec: ...  # noqa: D102
-    @property
-    def digest(self) -> str: ...  # noqa: D102
-    @property
-    def fps(self) -> float: ...  # noqa: D102
-    def buckets(self) -> list[Bucket]: ...  # noqa: D102
-    def shard_rows(self, bucket: Bucket) -> Numbers: ...  # noqa: D102
-    def column(self, bucket: Bucket, name: str) -> Iterator[Any]: ...  # noqa: D102
-    def hold(self, bucket: Bucket, shards: int) -> None: ...  # noqa: D102
-    def find(self, bucket: Bucket, numbers: Numbers) -> Places: ...  # noqa: D102
-    def read_many(self, places: Places, size: int, features: int) -> Payload | None: ...  # noqa: D102
-    def read(self, bucket: Bucket, row: int, *, meta: bool = True) -> TokenSample: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -111,7 +93,9 @@ class TokenDatasets:
         self._streams = curriculum.streams()
         self._buckets = {name: Bucket.parse(name) for name, _ in self._streams}
         self._sources = {name: self._open_sources(bucket) for name, bucket in self._buckets.items()}
-        self.digest = self._digest()
+        recorded = [dataset.digest for dataset in self._datasets]
+        self.digest = data_digest.whole(recorded, self._weights, self.contents())
+        """Digest of all that the order of samples depends on."""
 
     @classmethod
     def open(
@@ -160,36 +144,25 @@ class TokenDatasets:
             )
         return [_JoinedRows([rows]) for rows in parts] if self._weights else [_JoinedRows(parts)]
 
-    def _digest(self) -> str:
-        """Return the sha256 of all that the order of samples depends on: datasets, weights, and the keys in their order."""
-        digest = hashlib.sha256(repr(([dataset.digest for dataset in self._datasets], self._weights)).encode())
-        for name, sources in sorted(self._sources.items()):
-            for source in sources:
-                for rows in source.parts:
-                    digest.update(f"{name}:{rows.dataset}:{rows.shards}".encode())
-                    self._add(digest, rows.dataset, name, "key")
-        return digest.hexdigest()
-
-    def _add(self, digest: Any, dataset: int, bucket: str, column: str) -> None:
-        """Add the cells of a column, with line feeds between them."""
-        between = b""
-        for cells in self._datasets[dataset].column(self._buckets[bucket], column):
-            digest.update(between)
-            digest.update(_lines(cells))
-            between = b"\n"
+    def parts(self) -> dict[str, list[Part]]:
+        """Return for each bucket in use the datasets that hold it, with their numbers and rows by shard."""
+        return {
+            name: [Part(rows.dataset, self._datasets[rows.dataset], rows.shards) for source in sources for rows in source.parts]
+            for name, sources in self._sources.items()
+        }
 
     def contents(self) -> dict[str, str]:
-        """Return for each bucket in use the sha256 of its samples in their order: shards, keys, captions, checksums of the bits."""
-        found = {}
-        for name, sources in self._sources.items():
-            digest = hashlib.sha256()
-            for source in sources:
-                for rows in source.parts:
-                    digest.update(f"{rows.dataset}:{rows.shards}".encode())
-                    for column in ("key", "caption", "bits_xxh3"):
-                        self._add(digest, rows.dataset, name, column)
-            found[name] = digest.hexdigest()
-        return found
+        """Return for each bucket in use the digest of its samples in their order (data_digest.py)."""
+        return data_digest.contents(self.parts(), self._buckets)
+
+    def digests_as(self, contents: Mapping[str, str]) -> dict[str, Any]:
+        """Return the digests that a checkpoint of an earlier version is compared by: `contents` as it holds them. Rows are read for it."""
+        if not contents:
+            recorded = [dataset.digest for dataset in self._datasets]
+            return {"data_digest": data_digest.whole_of_rows(recorded, self._weights, self.parts(), self._buckets)}
+        if all(each.startswith(data_digest.PREFIX) for each in contents.values()):
+            return {}
+        return {"contents": data_digest.contents_of_rows(self.parts(), self._buckets)}
 
     def sources(self, stream: StreamName) -> list[SampleSource]:
         """Return the sources of a stream: all datasets joined, or one for each dataset if curriculum.weights is set."""
@@ -288,12 +261,6 @@ class TokenDatasets:
                 at = np.flatnonzero(datasets == dataset)
                 if len(at):
                     yield self._datasets[dataset], mine[at], numbers[at]
-
-
-def _lines(cells: pa.StringArray) -> Any:
-    """Return the bytes of some texts with line feeds between them; an empty cell counts as "None"."""
-    filled = cells.fill_null("None")
-    return pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(filled)], pa.int32()), filled), "\n")[0].as_buffer()
 
 
 def _one(slot: Slot) -> Draw:

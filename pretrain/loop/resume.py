@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,8 @@ def find(
     )
     if saved is None or checkpoint is None:
         return ResumePoint(state, None, None, universal=False)
-    for line in changed(config, curriculum, saved, state, checkpoint):
+    compared = replace(state, **datasets.digests_as(saved.contents))
+    for line in changed(config, curriculum, saved, compared, checkpoint):
         log(line)
     return ResumePoint(state, saved, checkpoint, universal=reader.needs_universal(saved, ranks))
 
