@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from pipeline.books.tasks import Runner
+
 shards_app = typer.Typer(help="Verify, inspect and edit token shards.", no_args_is_help=True, rich_markup_mode=None)
 Shards = Annotated[Path, typer.Argument(metavar="DIR", help="SHARDS folder, as written by `videoar tokenize`.")]
+Workers = Annotated[
+    int,
+    typer.Option(
+        help="Processes: 1 is this one; 0 all cores of this machine, or the Ray cluster of RAY_ADDRESS, if there is much to do.",
+        min=0,
+    ),
+]
+
+
+@contextmanager
+def tasks(work: str, folder: Path, workers: int) -> Iterator[Runner]:
+    """Give what runs the tasks of a command, and say what a locked or unplanned folder lacks first."""
+    from pipeline.job.task_session import task_session
+    from pipeline.shards.dataset import open_folder
+    from pipeline.shards.manifest import Manifest
+
+    open_folder(folder)
+    with task_session(work, Manifest(folder).groups(), workers) as run:
+        yield run
 
 
 @shards_app.command()
-def verify(folder: Shards) -> None:
+def verify(folder: Shards, workers: Workers = 0) -> None:
     """Read every byte and check that all counts agree; exit code 1, and one line per damaged shard, if not.
+
+    If it is stopped, the same command goes on with what it has not checked yet.
 
     Example: videoar shards verify shards
     """
     from pipeline.maintenance.verify import verify
 
-    report = verify(folder)
+    with tasks("verify", folder, workers) as run:
+        report = verify(folder, run)
     for problem in report.problems:
         typer.echo(problem, err=True)
     typer.echo(
@@ -79,14 +106,15 @@ def stat(
 
 
 @shards_app.command()
-def digest(folder: Shards) -> None:
+def digest(folder: Shards, workers: Workers = 0) -> None:
     """Print one sha256 over all committed content, computed from the bytes on disk.
 
     Example: videoar shards digest shards
     """
     from pipeline.maintenance.verify import digest
 
-    typer.echo(digest(folder))
+    with tasks("digest", folder, workers) as run:
+        typer.echo(digest(folder, run))
 
 
 @shards_app.command()
@@ -136,14 +164,15 @@ def upgrade(folder: Shards) -> None:
 
 
 @shards_app.command()
-def compact(folder: Shards) -> None:
+def compact(folder: Shards, workers: Workers = 0) -> None:
     """Delete the samples of excluded videos: shards that contain them are rewritten without them.
 
     Example: videoar shards compact shards
     """
     from pipeline.maintenance.takedown import compact
 
-    typer.echo(f"{folder}: {compact(folder)} samples removed")
+    with tasks("compact", folder, workers) as run:
+        typer.echo(f"{folder}: {compact(folder, run)} samples removed")
 
 
 @shards_app.command()

@@ -14,12 +14,15 @@ class ProgressBar:
     """Context manager over `total` units of work; `update` advances it.
 
     On a terminal it draws a bar; elsewhere (the log of a Ray job, a file) it prints a line at most every `every` seconds and one
-    at the end. done: units that an earlier start finished. `enabled=False` prints nothing, for ranks other than 0.
+    at the end. done: units that an earlier start finished. `enabled=False` prints nothing, for ranks other than 0. stderr: for commands
+    whose output is an answer.
     """
 
-    def __init__(self, label: str, total: int, *, done: int = 0, enabled: bool = True, every: float = 5.0) -> None:
+    def __init__(
+        self, label: str, total: int, *, done: int = 0, enabled: bool = True, every: float = 5.0, stderr: bool = False
+    ) -> None:
         self.label, self.total, self.done, self.every = label, total, done, every
-        self._enabled = enabled
+        self._enabled, self._stderr = enabled, stderr
         self._start = time.monotonic()
         self._began_at = done
         self._last = self._start
@@ -27,7 +30,7 @@ class ProgressBar:
         self._note = ""
 
     def __enter__(self) -> ProgressBar:
-        console = Console(stderr=False)
+        console = Console(stderr=self._stderr)
         if self._enabled and console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -59,9 +62,8 @@ class ProgressBar:
         left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 and self.done < self.total else ""
         share = 100 * self.done / self.total if self.total else 100.0
         note = f", {self._note}" if self._note else ""
-        print(
-            f"{self.label}: {self.done}/{self.total} ({share:.0f} %), {elapsed:.0f} s{left}{note}", flush=True, file=sys.stdout
-        )
+        line = f"{self.label}: {self.done}/{self.total} ({share:.0f} %), {elapsed:.0f} s{left}{note}"
+        print(line, flush=True, file=sys.stderr if self._stderr else sys.stdout)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -188,9 +188,10 @@ class TableFolder:
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
-    def check(self) -> Iterator[str]:
-        """Read every file and yield a line for each that is not as the list says."""
-        for number, entry in enumerate(self.files):
+    def check(self, numbers: Iterable[int] | None = None) -> Iterator[str]:
+        """Read every file, or those of these numbers, and yield a line for each that is not as the list says."""
+        for number in range(len(self.files)) if numbers is None else numbers:
+            entry = self.files[number]
             try:
                 if entry.xxh3 and xxh3_of(self.path(number)) != entry.xxh3:
                     yield f"{self.folder / entry.name}: damaged (checksum); {self.mend}"

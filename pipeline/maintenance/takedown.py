@@ -6,15 +6,18 @@ Out: excluded.json (`exclude`); shards without the excluded samples (`compact`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.runtime.atomic_files import write_json
 from pipeline.books.index import finish
-from pipeline.records import Reject
+from pipeline.books.tasks import Runner, serially
+from pipeline.records import Clip, Reject
 from pipeline.shards.commit_record import read_info
 from pipeline.shards.dataset import ShardDataset, open_folder
 from pipeline.shards.layout import (
@@ -31,7 +34,11 @@ from pipeline.shards.layout import (
 )
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import read_sample
+from pipeline.shards.shard_tables import without
 from pipeline.shards.writer import EncodedClip, write_shard
+
+TASK_GROUPS = 64
+"""Shard groups that one task looks through."""
 
 
 def exclude(folder: str | Path, sources: Iterable[str]) -> int:
@@ -52,16 +59,15 @@ def exclude(folder: str | Path, sources: Iterable[str]) -> int:
     return (0 if index is None else index.rows) - len(ShardDataset.open(folder))
 
 
-def compact(folder: str | Path) -> int:
+def compact(folder: str | Path, run: Runner = serially) -> int:
     """Remove the bytes of excluded sources: the shards that hold them are rewritten without them.
 
     Their clips stay in the table of clips as planned and are recorded as rejects (exclude/taken_down), so that counts add up; their
     captions are blanked. Returns the number of samples removed. If it is killed midway, run it or `videoar tokenize` again.
     """
     folder = Path(folder)
-    info, spec = open_folder(folder)
+    info, _ = open_folder(folder)
     manifest = Manifest(folder)
-    removed = 0
     with FolderLock(folder):
         gone = excluded(folder)
         if not gone:
@@ -69,24 +75,39 @@ def compact(folder: str | Path) -> int:
         refuse_old(folder)
         remove_index(folder)
         level = int(info.get("pipeline", {}).get("zstd_level", 3))
-        for group, names, _ in manifest.shards():
-            clips = {clip.key: clip for clip in manifest.clips(group)}
-            for name in names:
-                rows = pq.read_table(folder / f"{name}.parquet").to_pylist()
-                dropped = [clips[row["key"]] for row in rows if hidden(row["source"], gone)]
-                if not dropped:
-                    continue
-                kept = []
-                for row in rows:
-                    if not hidden(row["source"], gone):
-                        sample = read_sample(folder / f"{name}.tar", row, shard=name)
-                        kept.append(EncodedClip(clips[row["key"]], sample.bits, sample.features))
-                rejects = [Reject(**plain) for plain in read_info(folder / f"{name}.parquet").rejects]
-                # The record goes first: a tar without a record is recomputed, and no record ever describes another tar.
-                (folder / f"{name}.parquet").unlink()
-                (folder / f"{name}.tar").unlink()
-                write_shard(folder, name, kept, [*rejects, *map(taken_down, dropped)], spec, zstd_level=level)
-                removed += len(dropped)
+        groups = manifest.shards()
+        calls = []
+        while some := list(islice(groups, TASK_GROUPS)):
+            calls.append((folder, gone, some, level))
+        removed: int = sum(run("shards", compact_groups, calls))
         manifest.rewrite_clips(lambda clip: replace(clip, caption="", extra={}) if hidden(clip.source, gone) else clip)
-        finish(manifest)
+        finish(manifest, run)
+    return removed
+
+
+def compact_groups(folder: Path, gone: Sequence[str], groups: Sequence[tuple[int, Sequence[str], int]], level: int) -> int:
+    """Rewrite the shards of some groups that hold excluded samples. Returns the number of samples removed."""
+    _, spec = open_folder(folder)
+    manifest = Manifest(folder)
+    removed = 0
+    for group, names, _ in groups:
+        clips: dict[str, Clip] = {}
+        for name in names:
+            kept_rows = without(pq.read_table(folder / f"{name}.parquet", columns=["source"]), gone)
+            if kept_rows is None or pc.all(kept_rows).as_py() is not False:
+                continue
+            clips = clips or {clip.key: clip for clip in manifest.clips(group)}
+            rows = pq.read_table(folder / f"{name}.parquet").to_pylist()
+            dropped = [clips[row["key"]] for row in rows if hidden(row["source"], gone)]
+            kept = []
+            for row in rows:
+                if not hidden(row["source"], gone):
+                    sample = read_sample(folder / f"{name}.tar", row, shard=name)
+                    kept.append(EncodedClip(clips[row["key"]], sample.bits, sample.features))
+            rejects = [Reject(**plain) for plain in read_info(folder / f"{name}.parquet").rejects]
+            # The record goes first: a tar without a record is recomputed, and no record ever describes another tar.
+            (folder / f"{name}.parquet").unlink()
+            (folder / f"{name}.tar").unlink()
+            write_shard(folder, name, kept, [*rejects, *map(taken_down, dropped)], spec, zstd_level=level)
+            removed += len(dropped)
     return removed

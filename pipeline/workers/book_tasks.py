@@ -25,7 +25,14 @@ def book_task(function: Callable[..., Any], call: tuple[Any, ...]) -> Any:
     return function(*call)
 
 
-def on_ray(step: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+def on_ray(
+    step: str,
+    function: Callable[..., Any],
+    calls: Sequence[tuple[Any, ...]],
+    *,
+    work: str = "merge",
+    stderr: bool = False,
+) -> Iterator[Any]:
     """Run the calls of a step on the cluster, at most two per CPU at a time. Raises JobError; what tasks have written is kept."""
     ahead = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     running: deque[tuple[int, Any]] = deque()
@@ -34,7 +41,7 @@ def on_ray(step: str, function: Callable[..., Any], calls: Sequence[tuple[Any, .
     def submit(number: int) -> Any:
         return book_task.options(name=f"{step} {number}", max_retries=0).remote(function, calls[number])
 
-    with ProgressBar(f"merge: {step}", len(calls)) as progress:
+    with ProgressBar(f"{work}: {step}", len(calls), stderr=stderr) as progress:
         while todo or running:
             while todo and len(running) < ahead:
                 number = todo.popleft()
