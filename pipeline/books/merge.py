@@ -25,6 +25,7 @@ from cluster.runtime.atomic_files import read_json
 from cluster.tables import table_list, table_writer
 from cluster.tables.table_list import LIST, TableFile
 from pipeline.books import exact_copies, near_copies, settle
+from pipeline.books.near_copies import Prints
 from pipeline.books.parts import Numbers, read_table, write_table
 from pipeline.books.settle import WEIGHT, Block, Found, Settled
 from pipeline.books.shard_groups import Cut
@@ -128,13 +129,34 @@ class _Merge:
             self._all("copies", exact_copies.find, [(partition, spills, out) for partition, out in enumerate(exact)])
         for path in spills:
             path.unlink(missing_ok=True)
-        near: tuple[Path, ...] = ()
-        if self.config.near_dedup:
-            near = (scratch / "near.arrow",)
-            paths = [path for block in blocks for path in block.paths]
-            call = (self.folder, paths, exact, scratch / _AGAIN, self.config.near_dedup, near[0], self.config.dedup)
-            self._all("near copies", near_copies.find, [call])
+        near = self._near_copies(scratch, blocks, exact) if self.config.near_dedup else ()
         return Found(exact, self.config.dedup, near)
+
+    def _near_copies(self, scratch: Path, blocks: Sequence[Block], exact: tuple[Path, ...]) -> tuple[Path, ...]:
+        """Find spans that show what an earlier video shows: rounds over an index, until its videos are those that remain."""
+        earlier = self._earlier(FINGERPRINTS)
+        firsts = [int(first) for first in _sums([file.rows for file in earlier])]
+        old = [Prints(scratch / f"prints-{at:06d}", firsts[at]) for at in range(len(earlier))]
+        own = [Prints(block.out, near_copies.first_number(block.first)) for block in blocks]
+        again = scratch / _AGAIN
+        calls: list[tuple[Any, ...]] = [(self.folder, at, again, block) for at, block in enumerate(old)]
+        self._all("earlier prints", near_copies.unpack_earlier, calls)
+        calls = [(b.paths, b.first, exact, self.config.dedup, prints) for b, prints in zip(blocks, own, strict=True)]
+        self._all("prints", near_copies.unpack, calls)
+        every, ranges = [*old, *own], min(64, len(own) + len(old))
+        dropped: list[int] = []
+        while True:
+            gone = scratch / "dropped.arrow"
+            write_table(gone, pa.table({"video": pa.array(dropped, pa.int64())}))
+            index = [scratch / f"index-{at:02d}.arrow" for at in range(ranges)]
+            self._all("near index", near_copies.make_index, [(at, ranges, every, gone, out) for at, out in enumerate(index)])
+            found = tuple(prints.file("near") for prints in own)
+            threshold = self.config.near_dedup
+            calls = [(prints, every, index, threshold, out) for prints, out in zip(own, found, strict=True)]
+            now = [video for videos in self.step("near copies", near_copies.refuse, calls) for video in videos]
+            if now == dropped:
+                return found
+            dropped = now
 
     def _all(self, step: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> None:
         for _ in self.step(step, function, calls):
