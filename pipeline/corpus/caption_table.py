@@ -109,8 +109,8 @@ def table_rows(path: str | Path, columns: Sequence[str] = ()) -> Iterator[tuple[
             )
     except TextError as error:
         raise CaptionError(f"{name}: {error}") from error
-    except (pa.ArrowException, csv.Error) as error:
-        raise CaptionError(f"{name}: not a readable caption table: {' '.join(str(error).split())}") from error
+    except (pa.ArrowException, csv.Error, OSError) as error:
+        raise CaptionError(f"{name}: not a readable caption table: {' '.join(str(error).split())}; write it anew") from error
     for column in ("file", *columns):
         if known and column not in known:
             raise CaptionError(f"{name}: no column `{column}`; the table has {', '.join(sorted(known))}")

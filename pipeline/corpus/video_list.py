@@ -1,4 +1,4 @@
-"""The videos of a corpus, streamed through a file: memory takes 16 bytes per video, however long names and captions are.
+"""The videos of a corpus, streamed through a file: memory takes some 70 bytes per video, however long names and captions are.
 
 In:  videos as listing.py yields them, with repeated names among them.
 Out: `VideoList`: the same videos without repetitions, in order, as often as they are asked for; how many names were repeated.
