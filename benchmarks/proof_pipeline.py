@@ -65,7 +65,7 @@ def steps(step, function, calls):
 
 
 # Of so small a corpus these stages take no time: they are slowed down, and cut into many tasks.
-generations.survey, merge.BLOCK_VIDEOS = slowly("list", generations.survey), 1
+generations.Survey, merge.BLOCK_VIDEOS = slowly("list", generations.Survey), 1
 merge.table_writer.write_list = slowly("list or merge", merge.table_writer.write_list)
 plan_driver.on_ray = steps
 plan_driver._Tasks.run = slowly("plan", plan_driver._Tasks.run)

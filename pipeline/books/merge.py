@@ -11,31 +11,28 @@ The result is the same, byte for byte, whoever runs the tasks. A merge that was 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cluster.runtime.atomic_files import read_json
-from cluster.tables import table_list, table_writer
+from cluster.tables import table_writer
 from cluster.tables.table_list import LIST, TableFile
 from pipeline.books import exact_copies, near_copies, settle
-from pipeline.books.parts import Numbers, read_table, write_table
-from pipeline.books.settle import WEIGHT, Block, Found, Settled
+from pipeline.books.merged_files import Slices, without_sources, write_clips, write_rows
+from pipeline.books.near_copies import Prints
+from pipeline.books.parts import Numbers, write_table
+from pipeline.books.settle import Block, Found, Settled
 from pipeline.books.shard_groups import Cut
 from pipeline.books.tasks import Runner, serially
 from pipeline.config import PipelineConfig
 from pipeline.shards.generation import Generation
 from pipeline.shards.layout import CLIPS, DATASET, FINGERPRINTS, REJECTS, VIDEOS, open_table, refuse_old
 from pipeline.shards.manifest import Manifest
-from pipeline.shards.schemas import CLIPS as CLIP_SCHEMA
-from pipeline.shards.schemas import FINGERPRINTS as FINGERPRINT_SCHEMA
-from pipeline.shards.schemas import REJECTS as REJECT_SCHEMA
 from tokenizer.quantization.codec_spec import CodecSpec
 
 BLOCK_VIDEOS = 1 << 16
@@ -128,13 +125,34 @@ class _Merge:
             self._all("copies", exact_copies.find, [(partition, spills, out) for partition, out in enumerate(exact)])
         for path in spills:
             path.unlink(missing_ok=True)
-        near: tuple[Path, ...] = ()
-        if self.config.near_dedup:
-            near = (scratch / "near.arrow",)
-            paths = [path for block in blocks for path in block.paths]
-            call = (self.folder, paths, exact, scratch / _AGAIN, self.config.near_dedup, near[0], self.config.dedup)
-            self._all("near copies", near_copies.find, [call])
+        near = self._near_copies(scratch, blocks, exact) if self.config.near_dedup else ()
         return Found(exact, self.config.dedup, near)
+
+    def _near_copies(self, scratch: Path, blocks: Sequence[Block], exact: tuple[Path, ...]) -> tuple[Path, ...]:
+        """Find spans that show what an earlier video shows: rounds over an index, until its videos are those that remain."""
+        earlier = self._earlier(FINGERPRINTS)
+        firsts = [int(first) for first in _sums([file.rows for file in earlier])]
+        old = [Prints(scratch / f"prints-{at:06d}", firsts[at]) for at in range(len(earlier))]
+        own = [Prints(block.out, near_copies.first_number(block.first)) for block in blocks]
+        again = scratch / _AGAIN
+        calls: list[tuple[Any, ...]] = [(self.folder, at, again, block) for at, block in enumerate(old)]
+        self._all("earlier prints", near_copies.unpack_earlier, calls)
+        calls = [(b.paths, b.first, exact, self.config.dedup, prints) for b, prints in zip(blocks, own, strict=True)]
+        self._all("prints", near_copies.unpack, calls)
+        every, ranges = [*old, *own], min(64, len(own) + len(old))
+        dropped: list[int] = []
+        while True:
+            gone = scratch / "dropped.arrow"
+            write_table(gone, pa.table({"video": pa.array(dropped, pa.int64())}))
+            index = [scratch / f"index-{at:02d}.arrow" for at in range(ranges)]
+            self._all("near index", near_copies.make_index, [(at, ranges, every, gone, out) for at, out in enumerate(index)])
+            found = tuple(prints.file("near") for prints in own)
+            threshold = self.config.near_dedup
+            calls = [(prints, every, index, threshold, out) for prints, out in zip(own, found, strict=True)]
+            now = [video for videos in self.step("near copies", near_copies.refuse, calls) for video in videos]
+            if now == dropped:
+                return found
+            dropped = now
 
     def _all(self, step: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> None:
         for _ in self.step(step, function, calls):
@@ -207,10 +225,6 @@ class _Merge:
                     path.unlink()
 
 
-Slices = tuple[tuple[Path, int], ...]
-"""Files of blocks, each with the number (of rows, or weight) before its first row."""
-
-
 def _sums(counts: Sequence[int]) -> Numbers:
     """Return the sums before each block, and of all."""
     return np.concatenate([[0], np.cumsum(np.array(counts, np.int64), dtype=np.int64)])
@@ -222,65 +236,3 @@ def _slices(blocks: Sequence[Block], kind: str, sums: Numbers, at: int, size: in
     first = max(0, int(np.searchsorted(sums, begin, side="right")) - 1)
     last = int(np.searchsorted(sums, end, side="right"))
     return tuple((blocks[n].file(kind), int(sums[n])) for n in range(first, min(len(blocks), last)))
-
-
-def write_clips(path: Path, number: int, first_group: int, cut: Cut, slices: Slices, min_free_gb: float) -> TableFile:
-    """Write a file of the table of clips: the groups that its number stands for, a row group for each."""
-    at = int(path.stem.rpartition("-")[2])
-    size = cut.file_groups * cut.whole
-    pieces = []
-    for file, before in slices:
-        table = read_table(file)
-        weights = table[WEIGHT].to_numpy() + before
-        low, high = np.searchsorted(weights, [at * size, (at + 1) * size])
-        if high > low:
-            groups = pa.array(first_group + weights[low:high] // cut.whole)
-            pieces.append(_named(table.slice(low, high - low).drop_columns([WEIGHT]), groups))
-    table = pa.concat_tables(pieces)
-    starts = np.flatnonzero(np.diff(table["group"].to_numpy(), prepend=-1))
-    tables = (table.slice(begin, end - begin) for begin, end in zip(starts, [*starts[1:], table.num_rows], strict=True))
-    return _written(path, CLIP_SCHEMA, number, tables, min_free_gb)
-
-
-def _named(table: pa.Table, groups: pa.Array) -> pa.Table:
-    """Return clips with their group, and the shard that it makes of their bucket."""
-    digits = pc.utf8_lpad(groups.cast(pa.string()), width=6, padding="0")
-    shards = pc.binary_join_element_wise(table["bucket"], digits, "/shard-")
-    return table.add_column(0, "group", groups).add_column(1, "shard", shards).select(CLIP_SCHEMA.names).cast(CLIP_SCHEMA)
-
-
-def write_rows(path: Path, name: str, number: int, begin: int, size: int, slices: Slices) -> TableFile:
-    """Write a file of rejects or fingerprints: rows `begin` to `begin + size` of the generation."""
-    schema = REJECT_SCHEMA if name == REJECTS else FINGERPRINT_SCHEMA
-    pieces = []
-    for file, before in slices:
-        table = read_table(file)
-        low, high = max(0, begin - before), min(table.num_rows, begin + size - before)
-        if high > low:
-            pieces.append(table.slice(low, high - low))
-    return _written(path, schema, number, iter([pa.concat_tables(pieces)]), 0.0)
-
-
-def _written(path: Path, schema: pa.Schema, number: int, tables: Iterator[pa.Table], min_free_gb: float) -> TableFile:
-    """Write a file, unless a killed merge has."""
-    if path.exists():
-        footer = pq.read_metadata(path)
-        digest, size = table_list.xxh3_of(path), path.stat().st_size
-        return TableFile(path.name, footer.num_rows, footer.num_row_groups, size, digest, number)
-    return table_writer.write_file(
-        path, schema, tables, generation=number, min_free_gb=min_free_gb, setting="pipeline.min_free_gb"
-    )
-
-
-def without_sources(folder: Path, name: str, at: int, again: Path, number: int) -> TableFile:
-    """Write an earlier file without the rows of some sources, under a new name; a file that has none of them stays."""
-    books = open_table(folder, name)
-    assert books is not None
-    entry = books.files[at]
-    table = books.file(at).read()
-    gone = pc.is_in(table["source"], value_set=read_table(again)["source"].combine_chunks())
-    if not pc.any(gone).as_py():
-        return entry
-    path = folder / name / f"{entry.name.split('.')[0]}.{number}.parquet"
-    kept = table.filter(pc.invert(gone))
-    return table_writer.write_file(path, table.schema.remove_metadata(), [kept], generation=entry.generation)

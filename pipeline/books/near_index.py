@@ -10,8 +10,6 @@ Lin's concordance of the pictures minus their mean over the span.
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,7 +23,7 @@ CONTEXT = 3 * RATE
 """Pictures to which a shorter span is extended before it is compared."""
 _BANDS = 4
 """Parts of a picture's hash; candidates agree in one of them at least."""
-_BUCKET = 200
+BUCKET = 200
 """Positions that a hash bucket holds; a picture that is everywhere (black, a title) tells nothing anyway."""
 _CANDIDATES = 16
 """Shifted videos that are compared with a span, those with the most hits first."""
@@ -38,51 +36,67 @@ _NOISE = 1.0
 
 
 class NearIndex:
-    """Fingerprints seen so far. RATE * SIDE * SIDE = 512 bytes and about 400 bytes of index per second of video."""
+    """Fingerprints seen so far. RATE * SIDE * SIDE = 512 bytes and about 400 bytes of index per second of video.
+
+    This one is in memory; near_copies.py has one on disk, with the same `find`.
+    """
 
     def __init__(self) -> None:
         self._sources: list[str] = []
         self._fingerprints: list[Fingerprint] = []
-        self._buckets: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        self._buckets: dict[int, list[tuple[int, int]]] = {}
 
     def add(self, source: str, fingerprint: Fingerprint) -> None:
         """Add a video that later ones are compared with."""
         number = len(self._sources)
         self._sources.append(source)
         self._fingerprints.append(fingerprint)
-        for tick in range(0, len(fingerprint), QUERY_STEP):
-            for key in _keys(fingerprint[tick]):
+        pictures, found = keys_of(fingerprint[::QUERY_STEP])
+        for picture, keys in zip(pictures.tolist(), found.tolist(), strict=True):
+            for key in keys:
                 bucket = self._buckets.setdefault(key, [])
-                if len(bucket) < _BUCKET:
-                    bucket.append((number, tick))
+                if len(bucket) < BUCKET:
+                    bucket.append((number, QUERY_STEP * picture))
+
+    def hits(self, key: int) -> NDArray[np.int64]:
+        """Return where a key was seen, (positions, 2): number of the fingerprint, picture in it; in the order of the corpus."""
+        return np.array(self._buckets.get(key, ()), np.int64).reshape(-1, 2)
+
+    def seen(self, number: int) -> tuple[str, Fingerprint]:
+        """Return source and pictures of fingerprint `number`."""
+        return self._sources[number], self._fingerprints[number]
 
     def find(self, fingerprint: Fingerprint) -> tuple[str, float]:
         """Return the earlier source that a span agrees with best, and the concordance (-1 to 1); empty and 0 for none."""
         query = fingerprint[::QUERY_STEP]
         if len(query) < SHORTEST:
             return "", 0.0
-        votes: Counter[tuple[int, int]] = Counter()
-        for place, picture in enumerate(query):
-            for key in _keys(picture):
-                for number, tick in self._buckets.get(key, ()):
-                    votes[number, tick - QUERY_STEP * place] += 1
+        pictures, found = keys_of(query)
+        votes = [np.empty((0, 2), np.int64)]
+        for place, keys in zip(pictures.tolist(), found.tolist(), strict=True):
+            votes += [self.hits(key) - (0, QUERY_STEP * place) for key in keys]
+        candidates, counts = np.unique(np.concatenate(votes), axis=0, return_counts=True)
+        # Ties are broken by the order of the corpus, in which the candidates are sorted.
         best = ("", 0.0)
-        # Ties are broken by the order of the corpus, so that the outcome does not depend on hash order.
-        for (number, shift), _ in sorted(votes.items(), key=lambda item: (-item[1], item[0]))[:_CANDIDATES]:
+        for number, shift in candidates[np.argsort(-counts, kind="stable")[:_CANDIDATES]].tolist():
+            source, other = self.seen(number)
             for near in range(shift - QUERY_STEP, shift + QUERY_STEP + 1):
-                score = _agreement(query, self._fingerprints[number], near)
+                score = _agreement(query, other, near)
                 if score > best[1]:
-                    best = (self._sources[number], score)
+                    best = (source, score)
         return best
 
 
-def _keys(picture: NDArray[np.uint8]) -> list[tuple[int, int]]:
-    """Return four bands of 16 bits: whether each pixel is darker than its right neighbour. Flat pictures have none."""
-    if picture.std() < _FLAT:
-        return []
-    square = picture.reshape(SIDE, SIDE)
-    bits = np.packbits(square < np.roll(square, -1, axis=1))
-    return [(band, int(value)) for band, value in enumerate(bits.view(np.uint16)[:_BANDS])]
+def keys_of(pictures: Fingerprint) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return which of some pictures have a hash (flat ones have none), and four keys for each.
+
+    They are bands of 16 bits of a hash: whether each pixel is darker than its right neighbour.
+    """
+    some = np.flatnonzero(pictures.std(axis=1) >= _FLAT) if len(pictures) else np.empty(0, np.int64)
+    square = pictures[some].reshape(-1, SIDE, SIDE)
+    bits = np.packbits(square < np.roll(square, -1, axis=2), axis=None).reshape(len(some), -1)
+    values = np.ascontiguousarray(bits).view(np.uint16)[:, :_BANDS].astype(np.int64)
+    return some, values + (np.arange(_BANDS) << 16)
 
 
 def _agreement(query: Fingerprint, other: Fingerprint, shift: int) -> float:

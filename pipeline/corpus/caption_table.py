@@ -49,29 +49,11 @@ class CaptionTable:
     @classmethod
     def read(cls, path: str | Path, columns: Sequence[str] = ()) -> CaptionTable:
         """Read a table in the format of its extension. Raises CaptionError for a missing file or column, or a broken line."""
-        name = str(path)
-        readers = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
-        reader = readers.get(PurePosixPath(name).suffix.lower())
-        if reader is None:
-            raise CaptionError(f"{name}: a caption table must end in .csv, .jsonl or .parquet")
-        wanted, known = ("file", "caption", *columns), set[str]()
         rows: dict[str, dict[str, str]] = {}
         repeated = mended = 0
-        try:
-            for place, record in reader(_content(name), name, wanted):
-                known.update(map(str, record))
-                row = _row(record, columns, place)
-                mended += any("\ufffd" in text for text in row.values()) and not any(
-                    "\ufffd" in str(v) for v in record.values()
-                )
-                repeated += rows.setdefault(row["file"], row) != row
-        except TextError as error:
-            raise CaptionError(f"{name}: {error}") from error
-        except (pa.ArrowException, csv.Error) as error:
-            raise CaptionError(f"{name}: not a readable caption table: {error}") from error
-        for column in ("file", *columns):
-            if known and column not in known:
-                raise CaptionError(f"{name}: no column `{column}`; the table has {', '.join(sorted(known))}")
+        for row, was_mended in table_rows(path, columns):
+            mended += was_mended
+            repeated += rows.setdefault(row["file"], row) != row
         return cls(rows, tuple(columns), repeated, mended)
 
     def look_up(self, source: str) -> tuple[str, dict[str, str]]:
@@ -102,6 +84,36 @@ class CaptionTable:
     def _names(self) -> dict[str, str]:
         """The `file` of each row, by its form in which names are compared; the first of equal ones."""
         return {_compared(name): name for name in reversed(tuple(self.rows))}
+
+
+def table_rows(path: str | Path, columns: Sequence[str] = ()) -> Iterator[tuple[dict[str, str], bool]]:
+    """Yield the rows of a table in the format of its extension, and whether half characters of it were mended.
+
+    A local parquet file is read row group by row group. Raises CaptionError for a missing file or column, or a broken line.
+    """
+    name = str(path)
+    readers = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+    reader = readers.get(PurePosixPath(name).suffix.lower())
+    if reader is None:
+        raise CaptionError(f"{name}: a caption table must end in .csv, .jsonl or .parquet")
+    wanted, known = ("file", "caption", *columns), set[str]()
+    streamed = reader is _parquet and not is_url(name) and Path(name).is_file()
+    try:
+        for place, record in reader(b"" if streamed else _content(name), name, wanted):
+            if not known.issuperset(record):
+                known.update(map(str, record))
+            row = _row(record, columns, place)
+            yield (
+                row,
+                any("\ufffd" in text for text in row.values()) and not any("\ufffd" in str(v) for v in record.values()),
+            )
+    except TextError as error:
+        raise CaptionError(f"{name}: {error}") from error
+    except (pa.ArrowException, csv.Error, OSError) as error:
+        raise CaptionError(f"{name}: not a readable caption table: {' '.join(str(error).split())}; write it anew") from error
+    for column in ("file", *columns):
+        if known and column not in known:
+            raise CaptionError(f"{name}: no column `{column}`; the table has {', '.join(sorted(known))}")
 
 
 def _compared(name: str) -> str:
@@ -177,7 +189,7 @@ def _jsonl(data: bytes, name: str, wanted: Sequence[str]) -> Iterator[tuple[str,
 
 
 def _parquet(data: bytes, name: str, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    file = pq.ParquetFile(io.BytesIO(data))
+    file = pq.ParquetFile(io.BytesIO(data) if data else name, page_checksum_verification=True)
     columns = [column for column in file.schema_arrow.names if column in wanted]
     if "file" not in columns:
         raise CaptionError(f"{name}: no column `file`; the table has {', '.join(sorted(file.schema_arrow.names))}")

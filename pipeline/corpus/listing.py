@@ -1,21 +1,22 @@
 """Which videos a corpus holds.
 
 In:  the `corpus` section: files, folders, globs, fsspec URLs; lists of videos (parquet, csv, jsonl); WebDataset tars.
-Out: a `Listing`: `SourceVideo` records in a fixed order, and what was left out; fetch.py turns each video into a local file.
+Out: `SourceVideo` records in a fixed order, streamed (`Survey`) or in memory (`survey`), and what was left out; fetch.py turns each
+     video into a local file.
 """
 
 from __future__ import annotations
 
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cluster.runtime.remote_files import is_url, retried
 from pipeline.config import CorpusConfig
 from pipeline.corpus import tar_index
-from pipeline.corpus.caption_table import CaptionTable
+from pipeline.corpus.caption_table import CaptionTable, table_rows
 from pipeline.corpus.folders import CorpusError, Found, Names, local_names, remote_names
 from pipeline.corpus.text import readable, storable
 from pipeline.records import SourceVideo
@@ -40,45 +41,95 @@ def find(config: CorpusConfig) -> list[SourceVideo]:
 
 
 def survey(config: CorpusConfig) -> Listing:
-    """List the corpus: entries in the order of the configuration, each folder sorted, repeated names dropped.
+    """List the corpus in memory: entries in the order of the configuration, each folder sorted, repeated names dropped.
 
-    Captions come from the table; a sidecar file (NAME.txt, NAME.json) is read only when the video is planned.
-    Raises CorpusError for a corpus without entries, for an entry that is missing, unreadable or holds no video, and for a table of
-    captions of which no row belongs to a video; CaptionError for a table or list that cannot be read.
+    Raises as `Survey` does.
     """
-    if not config.videos:
-        raise CorpusError("corpus.videos is empty; name files, folders, globs or URLs")
-    table = CaptionTable.read(config.captions, config.columns) if config.captions else _EMPTY
-    videos: dict[str, SourceVideo] = {}
-    left_out: Counter[str] = Counter()
-    matched: set[str] = set()
-    repeated, mended = table.repeated, table.mended
-    for entry in config.videos:
-        found = Names(config.extensions)
-        count = 0
-        for name in _expanded(entry, found):
-            if name.lower().endswith(LISTS):
-                listed = CaptionTable.read(name, config.columns)
-                repeated, mended = repeated + listed.repeated, mended + listed.mended
-                made = [_listed_video(name, row, listed, table) for row in listed.rows]
-            else:
-                made = [_video(inner, table) for inner in (_members(name, found) if _is_tar(name) else [name])]
-            count += len(made)
-            for video in made:
-                videos.setdefault(video.source, video)
-        if not count:
-            raise CorpusError(_nothing(entry, found, config.extensions))
-        left_out.update(found.left_out)
-    if config.captions:
-        matched = {match for video in videos.values() if (match := table.match(video.source))}
-        if table.rows and not matched:
-            row = next(iter(table.rows))
+    found, videos = Survey(config), dict[str, SourceVideo]()
+    for video in found:
+        if (first := videos.setdefault(video.source, video)) is not video:
+            found.drop(video, first)
+    return Listing(tuple(videos.values()), found.notes())
+
+
+class Survey:
+    """A corpus, listed as it is iterated over: its entries in the order of the configuration, each folder sorted.
+
+    Captions come from the table; a sidecar file (NAME.txt, NAME.json) is read only when the video is planned. Names may come more
+    than once: whoever drops a repeated one says so (`drop`), so that the counts are right. Raises CorpusError for a corpus without
+    entries, for an entry that is missing, unreadable or holds no video, and for a table of captions of which no row belongs to a
+    video; CaptionError for a table or list that cannot be read.
+    """
+
+    def __init__(self, config: CorpusConfig) -> None:
+        if not config.videos:
+            raise CorpusError("corpus.videos is empty; name files, folders, globs or URLs")
+        self._config = config
+        self._table = CaptionTable.read(config.captions, config.columns) if config.captions else _EMPTY
+        self._endings: Counter[str] = Counter()
+        self._left_out: Counter[str] = Counter()
+        self._repeated, self._mended = self._table.repeated, self._table.mended
+        self._faults = self._captioned = 0
+        self._matched: set[str] = set()
+        self._first = ""
+
+    def __iter__(self) -> Iterator[SourceVideo]:
+        for entry in self._config.videos:
+            found = Names(self._config.extensions)
+            count = 0
+            for name in _expanded(entry, found):
+                for video in self._videos(name, found):
+                    count += 1
+                    self._count(video, 1)
+                    yield video
+            if not count:
+                raise CorpusError(_nothing(entry, found, self._config.extensions))
+            self._left_out.update(found.left_out)
+        rows = self._table.rows
+        if rows and not self._matched:
             raise CorpusError(
-                f"corpus.captions: {config.captions}: none of its {len(table.rows)} rows belongs to a video (its first `file` is "
-                f"{row}, the first video is {next(iter(videos))}); `file` is the end of a video's name, with or without extension"
+                f"corpus.captions: {self._config.captions}: none of its {len(rows)} rows belongs to a video (its first `file` is "
+                f"{next(iter(rows))}, the first video is {self._first}); `file` is the end of a video's name, with or without extension"
             )
-    unmatched = len(table.rows) - len(matched)
-    return Listing(tuple(videos.values()), tuple(_notes(videos, left_out, bool(config.captions), unmatched, repeated, mended)))
+
+    def _videos(self, name: str, found: Names) -> Iterator[SourceVideo]:
+        if name.lower().endswith(LISTS):
+            for row, mended in table_rows(name, self._config.columns):
+                self._mended += mended
+                yield _listed_video(name, row, self._config.columns, self._table)
+        else:
+            for inner in _members(name, found) if _is_tar(name) else [name]:
+                yield _video(inner, self._table)
+
+    def _count(self, video: SourceVideo, number: int) -> None:
+        self._first = self._first or video.source
+        self._endings[_ending(video.source)] += number
+        self._faults += number * bool(video.fault)
+        self._captioned += number * bool(video.caption)
+        if self._table.rows and (match := self._table.match(video.source)):
+            self._matched.add(match)
+
+    def drop(self, video: SourceVideo, first: SourceVideo) -> None:
+        """Count a video no longer, as its name came before, as that of `first`."""
+        self._count(video, -1)
+        self._repeated += video != first
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what a user should know, once the corpus is listed."""
+        return tuple(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield f"corpus: {self._endings.total()} videos ({_counts(self._endings)})"
+        if self._left_out:
+            yield f"corpus: left out by their ending: {_counts(self._left_out)} (corpus.extensions)"
+        if self._faults:
+            yield f"corpus: {self._faults} videos have a name that is not UTF-8; each is refused as bad_name"
+        if self._config.captions or self._captioned or self._repeated or self._mended:
+            line = f"captions: {self._captioned} of {self._endings.total()} videos have one in the tables"
+            line += f"; {len(self._table.rows) - len(self._matched)} rows match no video" if self._config.captions else ""
+            line += f"; {self._repeated} rows repeat a file with other content (the first counts)" if self._repeated else ""
+            line += f"; {self._mended} rows held half characters (now U+FFFD)" if self._mended else ""
+            yield line
 
 
 def _expanded(entry: str, found: Names) -> Found:
@@ -94,14 +145,15 @@ def _video(name: str, table: CaptionTable) -> SourceVideo:
     return SourceVideo(name, *table.look_up(name))
 
 
-def _listed_video(path: str, file: str, listed: CaptionTable, table: CaptionTable) -> SourceVideo:
+def _listed_video(path: str, row: Mapping[str, str], columns: Sequence[str], table: CaptionTable) -> SourceVideo:
     """Return the video of a list's row; `file` is relative to the list's folder. A caption of the list precedes the table's."""
+    file = row["file"]
     if is_url(file) or Path(file).is_absolute():
         name = file
     else:
         name = f"{path.rpartition('/')[0]}/{file}" if is_url(path) else str(Path(path).parent / file)
-    caption, extra = listed.look_up(file)
-    return SourceVideo(name, caption or table.look_up(name)[0], extra)
+    caption = row.get("caption", "").strip() or (table.look_up(name)[0] if table.rows else "")
+    return SourceVideo(name, caption, {column: row[column] for column in columns if column in row})
 
 
 def _is_tar(name: str) -> bool:
@@ -129,24 +181,6 @@ def _nothing(entry: str, found: Names, extensions: tuple[str, ...]) -> str:
         if found.left_out:
             message += "; add to corpus.extensions what counts"
     return message
-
-
-def _notes(
-    videos: dict[str, SourceVideo], left_out: Counter[str], has_table: bool, unmatched: int, repeated: int, mended: int
-) -> Iterator[str]:
-    endings = Counter(_ending(name) for name in videos)
-    yield f"corpus: {len(videos)} videos ({_counts(endings)})"
-    if left_out:
-        yield f"corpus: left out by their ending: {_counts(left_out)} (corpus.extensions)"
-    if faults := sum(bool(video.fault) for video in videos.values()):
-        yield f"corpus: {faults} videos have a name that is not UTF-8; each is refused as bad_name"
-    captioned = sum(bool(video.caption) for video in videos.values())
-    if has_table or captioned or repeated or mended:
-        line = f"captions: {captioned} of {len(videos)} videos have one in the tables"
-        line += f"; {unmatched} rows match no video" if has_table else ""
-        line += f"; {repeated} rows repeat a file with other content (the first counts)" if repeated else ""
-        line += f"; {mended} rows held half characters (now U+FFFD)" if mended else ""
-        yield line
 
 
 def _ending(name: str) -> str:

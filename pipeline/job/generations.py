@@ -7,7 +7,9 @@ Out: the generation to plan, None where there is nothing to plan; what the user 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -16,11 +18,12 @@ from pipeline.books.merge import SCRATCH
 from pipeline.books.parts import read_part, write_table
 from pipeline.config import CorpusConfig, PipelineConfig
 from pipeline.corpus import fetch
-from pipeline.corpus.listing import survey
+from pipeline.corpus.listing import Survey
+from pipeline.corpus.video_list import Sources, VideoList
 from pipeline.maintenance import recaption as captioning
 from pipeline.records import Clip, SourceVideo
 from pipeline.shards.generation import Generation
-from pipeline.shards.layout import remove_index
+from pipeline.shards.layout import LISTING, remove_index
 from pipeline.shards.manifest import Manifest
 from pipeline.video import VideoError
 
@@ -32,45 +35,43 @@ def begin(config: Config, manifest: Manifest, *, retry: bool, recaption: bool = 
     A generation that an earlier run began goes on, with the list as it is now. Returns None where there is nothing to plan and no
     clip to encode again. Raises CorpusError, CaptionError.
     """
-    begun = manifest.generation()
-    listing = survey(config.get(CorpusConfig))
-    for note in listing.notes:
-        print(note, flush=True)
-    _compare_captions(manifest, listing.videos, recaption)
-    known = manifest.known()
-    if begun is not None:
-        return _resumed(begun, listing.videos, known, manifest, config.get(PipelineConfig).videos_per_task)
-    again, clips = manifest.quarantined() if retry else (set(), [])
-    changed, clips = _without_changed(manifest, clips)
-    again |= changed
-    new = [video for video in listing.videos if video.source not in known or video.source in again]
-    print(f"corpus: {len(new)} videos to plan" + (f", {len(clips)} clips to encode again" if retry else ""), flush=True)
-    if not new and not clips:
-        return None
-    remove_index(manifest.folder)
-    return manifest.begin_generation(new, clips)
+    begun, found = manifest.generation(), Survey(config.get(CorpusConfig))
+    with VideoList(found, manifest.folder / LISTING) as videos:
+        for video, first in videos.repeats():
+            found.drop(video, first)
+        for note in found.notes():
+            print(note, flush=True)
+        _compare_captions(manifest, videos, recaption)
+        known = Sources(chain.from_iterable(manifest.known_names()))
+        if begun is not None:
+            return _resumed(begun, videos, known, manifest, config.get(PipelineConfig).videos_per_task)
+        again, clips = manifest.quarantined() if retry else (set(), [])
+        changed, clips = _without_changed(manifest, clips)
+        wanted = ~known.hold(videos.pairs) | Sources(again | changed).hold(videos.pairs)
+        count = videos.count(wanted)
+        print(f"corpus: {count} videos to plan" + (f", {len(clips)} clips to encode again" if retry else ""), flush=True)
+        if not count and not clips:
+            return None
+        remove_index(manifest.folder)
+        return manifest.begin_generation((video for video, _ in videos.hashed(wanted)), clips)
 
 
-def _resumed(begun: Generation, listed: Sequence[SourceVideo], known: set[str], manifest: Manifest, size: int) -> Generation:
+def _resumed(begun: Generation, listed: VideoList, known: Sources, manifest: Manifest, size: int) -> Generation:
     """Return the generation that was begun, with the list as it is now; what is planned of unchanged videos is kept."""
-    old = {video.source: (video, before) for video, before in begun.listed()}
-    now = [video for video in listed if video.source not in known or video.source in old]
+    own = Sources(video.source for video, _ in begun.listed())
+    wanted = ~known.hold(listed.pairs) | own.hold(listed.pairs)
     begin_anew = f"to begin this plan anew, remove {manifest.parts}"
-    sources = list(old)
-    same = now == [video for video, _ in old.values()]
-    planned: dict[str, pa.Table] = {}
-    for path in sorted(
-        {path.with_suffix(".arrow") for path in manifest.parts.glob("part-*") if path.suffix in (".arrow", ".json")}
-    ):
-        table = read_part(path)
-        names = table["source"].to_pylist()
-        planned.update((name, table.slice(at, 1)) for at, name in enumerate(names))
-        number = int(path.stem.removeprefix("part-"))
-        # Parts of another size were planned with another pipeline.videos_per_task.
-        same &= names == sources[number * size : (number + 1) * size]
-    if same:
-        print(f"plan: a list of {len(now)} videos that an earlier run began goes on; {begin_anew}", flush=True)
+    paths = sorted({path.with_suffix(".arrow") for path in manifest.parts.glob("part-*") if path.suffix in (".arrow", ".json")})
+    if _unchanged(begun, (video for video, _ in listed.hashed(wanted)), paths, size):
+        print(f"plan: a list of {begun.count} videos that an earlier run began goes on; {begin_anew}", flush=True)
         return begun
+    # What was planned is laid out anew in memory.
+    old = {video.source: (video, before) for video, before in begun.listed()}
+    now = [video for video, _ in listed.hashed(wanted)]
+    planned: dict[str, pa.Table] = {}
+    for path in paths:
+        table = read_part(path)
+        planned.update((name, table.slice(at, 1)) for at, name in enumerate(table["source"].to_pylist()))
     # A kill from here on loses planned parts at most: they are named for another list than is written next, so they go first.
     for path in manifest.parts.glob("part-*"):
         path.unlink()
@@ -97,7 +98,19 @@ def _resumed(begun: Generation, listed: Sequence[SourceVideo], known: set[str], 
     return made
 
 
-def _compare_captions(manifest: Manifest, videos: Sequence[SourceVideo], apply: bool) -> None:
+def _unchanged(begun: Generation, now: Iterator[SourceVideo], paths: Sequence[Path], size: int) -> bool:
+    """Return whether the list is as it was begun, and its parts of the size that they have now."""
+    if not all(one == two for one, two in zip_longest((video for video, _ in begun.listed()), now)):
+        return False
+    for path in paths:
+        names = [video.source for video in begun.part(int(path.stem.removeprefix("part-")), size)]
+        # Parts of another size were planned with another pipeline.videos_per_task.
+        if read_part(path)["source"].to_pylist() != names:
+            return False
+    return True
+
+
+def _compare_captions(manifest: Manifest, videos: Iterable[SourceVideo], apply: bool) -> None:
     captions = captioning.changed(manifest, videos, remote=apply)
     if apply or captioning.begun(manifest):
         shards = captioning.recaption(manifest, captions if apply else {})

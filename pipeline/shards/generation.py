@@ -6,12 +6,10 @@ Out: .plan/videos, written once; `Generation`, which reads of it what is asked f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -118,10 +116,19 @@ class Generation:
 
 def _groups(rows: Iterator[Listed]) -> Iterator[pa.Table]:
     while chunk := list(islice(rows, GROUP_ROWS)):
-        plain: list[dict[str, Any]] = [
-            {**asdict(video), "extra": sorted(video.extra.items()), "before": before} for video, before in chunk
-        ]
-        yield pa.Table.from_pylist(plain, schema=SCHEMA)
+        yield rows_of(chunk)
+
+
+def rows_of(videos: Sequence[Listed]) -> pa.Table:
+    """Return videos as rows of the list."""
+    cells = {
+        "source": [video.source for video, _ in videos],
+        "caption": [video.caption for video, _ in videos],
+        "extra": pa.array([sorted(video.extra.items()) for video, _ in videos], SCHEMA.field("extra").type),
+        "fault": [video.fault for video, _ in videos],
+        "before": [before for _, before in videos],
+    }
+    return pa.table(cells, schema=SCHEMA)
 
 
 def videos_of(table: pa.Table | pa.RecordBatch) -> list[SourceVideo]:

@@ -25,6 +25,8 @@ CLIPS, REJECTS, INDEX, FINGERPRINTS = "clips", "rejects", "index", ".prints"
 SHARD_LIST = "shards.parquet"
 """File in the index: a row per shard."""
 PLAN, LOCK, ADDRESS = ".plan", ".lock", "metrics-address"
+LISTING = ".listing.arrow"
+"""The corpus as it is listed; gone when the list is written."""
 VIDEOS, RETRIED, OLD_LIST = "videos", "retried.json", "sources.json"
 """In PLAN: the table of videos, the clips that are tried again; and both as one file, as books of format 1 have them."""
 META = b"videoar"
@@ -60,7 +62,7 @@ class FolderLock(FileLock):
 
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files of writers that were killed; call with the lock held."""
-    for pattern in (".*.tmp", "*/.*.tmp", f"{FINGERPRINTS}/.*.tmp", f"{PLAN}/.*.tmp", f"{PLAN}/*/.*.tmp"):
+    for pattern in (".*.tmp", "*/.*.tmp", f"{FINGERPRINTS}/.*.tmp", f"{PLAN}/.*.tmp", f"{PLAN}/*/.*.tmp", LISTING):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 

@@ -49,6 +49,13 @@ class Manifest:
         """Return the sources that have a planned outcome."""
         return self.planned() | self._refused()
 
+    def known_names(self) -> Iterator[list[str]]:
+        """Yield the sources that have a planned outcome, a file of the tables at a time, some of them again and again."""
+        if (clips := open_table(self.folder, CLIPS)) is not None:
+            for table in clips.tables(["source"]):
+                yield table["source"].unique().to_pylist()
+        yield from self._refused_names()
+
     def planned(self) -> set[str]:
         """Return the sources with planned clips."""
         found: set[str] = set()
@@ -59,11 +66,12 @@ class Manifest:
 
     def _refused(self) -> set[str]:
         """Return the sources with a reject of planning."""
-        found: set[str] = set()
+        return {name for names in self._refused_names() for name in names}
+
+    def _refused_names(self) -> Iterator[list[str]]:
         for table in self.reject_tables(["source", "stage"]):
             planning = pc.invert(pc.is_in(table["stage"], value_set=pa.array(FROM_SHARDS)))
-            found.update(table.filter(planning)["source"].unique().to_pylist())
-        return found
+            yield table.filter(planning)["source"].unique().to_pylist()
 
     def outcomes(self) -> tuple[int, int]:
         """Return the number of videos with planned clips, and of videos with rejects only."""

@@ -33,7 +33,7 @@ def make(folder: Path, counts: dict[str, int], *, shard_rows: int = 64, salt: in
             (folder / bucket).mkdir()
             for number, begin in enumerate(range(0, count, shard_rows)):
                 shard = f"{bucket}/shard-{number:06d}"
-                table = _rows(shard, bucket, begin, min(count, begin + shard_rows), salt)
+                table = rows_of(shard, bucket, begin, min(count, begin + shard_rows), salt)
                 info = ShardInfo(shard, table.num_rows, 0, 0, 0, table["tar_sha256"][0].as_py())
                 record = {RECORD_KEY: json.dumps(asdict(info), sort_keys=True).encode()}
                 pq.write_table(table.replace_schema_metadata(record), folder / f"{shard}.parquet", compression="zstd")
@@ -41,7 +41,8 @@ def make(folder: Path, counts: dict[str, int], *, shard_rows: int = 64, salt: in
     return folder
 
 
-def _rows(shard: str, bucket: str, begin: int, end: int, salt: int) -> pa.Table:
+def rows_of(shard: str, bucket: str, begin: int, end: int, salt: int) -> pa.Table:
+    """Return the rows of a shard that holds samples begin to end."""
     count = end - begin
     rng = np.random.default_rng([salt, begin, *bucket.encode()])
     keys = sorted(_hex(rng, 16, count))

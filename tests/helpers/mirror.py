@@ -16,6 +16,7 @@ TOKENIZER: dict[str, str] = {
     "tokenizer/training/trainer.py": "tests/tokenizer/training/test_train.py",
 }
 PIPELINE: dict[str, str] = {
+    "pipeline/books/merged_files.py": "tests/pipeline/books/test_merge.py",
     "pipeline/books/settle.py": "tests/pipeline/books/test_merge.py",
     "pipeline/books/tasks.py": "tests/pipeline/books/test_merge.py",
     "pipeline/job/task_session.py": "tests/pipeline/maintenance/test_verify.py",

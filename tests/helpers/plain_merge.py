@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from pipeline.analysis.fingerprint import RATE
-from pipeline.books.near_copies import unpacked
+import numpy as np
+
+from pipeline.analysis.fingerprint import RATE, SIDE, Fingerprint
 from pipeline.books.near_index import CONTEXT, NearIndex
 from pipeline.config import PipelineConfig
 from pipeline.records import Clip, Reject, VideoPlan, clip_key
@@ -35,7 +37,7 @@ class Books:
         self._prints = [(source, one) for source, one in self._prints if source not in names]
         near = NearIndex()
         for source, one in self._prints:
-            near.add(source, unpacked(one))
+            near.add(source, _unpacked(one))
         clips: list[Clip] = []
         for plan in plans:
             kept = self._without_near(near, self._without_exact(plan, first, copies))
@@ -58,7 +60,7 @@ class Books:
     def _without_near(self, near: NearIndex, plan: VideoPlan) -> VideoPlan:
         if not self.config.near_dedup or not plan.clips:
             return plan
-        fingerprints = [unpacked(one) for one in plan.fingerprints]
+        fingerprints = [_unpacked(one) for one in plan.fingerprints]
         clips: list[Clip] = []
         rejects = list(plan.rejects)
         for begin, own in groupby(plan.clips, key=lambda clip: clip.begin):
@@ -76,7 +78,7 @@ class Books:
         if clips:
             for one in plan.fingerprints:
                 self._prints.append((plan.source, one))
-                near.add(plan.source, unpacked(one))
+                near.add(plan.source, _unpacked(one))
         return replace(plan, clips=tuple(clips), rejects=tuple(rejects))
 
     def _cut(self, clips: Sequence[Clip]) -> None:
@@ -97,3 +99,7 @@ def _add(first: dict[str, str], copies: dict[str, int], digest: str, source: str
         return "", 0
     copies[digest] = copies.get(digest, 0) + 1
     return found, copies[digest]
+
+
+def _unpacked(packed: bytes) -> Fingerprint:
+    return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(-1, SIDE * SIDE)

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.config import CorpusConfig
 from pipeline.corpus import fetch
+from pipeline.corpus.caption_table import CaptionError
 from pipeline.corpus.listing import CorpusError, find, survey
 from pipeline.video import VideoError
 
@@ -181,3 +182,17 @@ def test_a_table_gives_the_captions_that_a_list_lacks(folder: Path) -> None:
     (folder / "t.csv").write_text("file,caption\nb.mp4,a bee\nsub/c.webm,other\n")
     found = find(CorpusConfig(videos=(str(folder / "l.csv"),), captions=str(folder / "t.csv")))
     assert [v.caption for v in found] == ["a bee", "own"]
+
+
+def test_a_parquet_list_with_a_damaged_row_group_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "list.parquet"
+    rows = pa.table({"file": [f"{n}.mp4" for n in range(4000)], "caption": [f"caption {n}" for n in range(4000)]})
+    pq.write_table(rows, path, row_group_size=1000, write_page_checksum=True)
+    assert len(find(CorpusConfig(videos=(str(path),)))) == 4000
+    place = pq.read_metadata(path).row_group(2).column(0)
+    data = bytearray(path.read_bytes())
+    begin = place.dictionary_page_offset or place.data_page_offset
+    data[begin + place.total_compressed_size // 2] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(CaptionError, match=r"list\.parquet: not a readable caption table: .*; write it anew"):
+        find(CorpusConfig(videos=(str(path),)))
