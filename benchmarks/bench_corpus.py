@@ -1,10 +1,11 @@
-"""What a clip costs in a large corpus: list, merge, index. And what a video costs in a tar, a caption in a table.
+"""What a clip costs in a large corpus: list, merge, index, start, read, verify. And what a video costs in a tar, a caption in a table.
 
-    python benchmarks/bench_corpus.py --clips 1000000 [--stage list|merge|index] [--shard-rows 64] [--out DIR]
+    python benchmarks/bench_corpus.py --clips 1000000 [--stage list|merge|index|start|read|verify] [--shard-rows 64] [--out DIR]
     python benchmarks/bench_corpus.py
 
 With --clips: synthetic books of so many clips, no pixels. Each stage (benchmarks/corpus_stages) runs in a process of its own on a Ray
-of this machine's cores. Prints seconds and bytes per clip of each, the peak resident memory of the driver, and one JSON line.
+of this machine's cores; start and read are one rank of a training job, whose memory is counted above that of its imports. Prints seconds
+and bytes per clip of each, the peak resident memory of driver and rank, and one JSON line. verify writes tars, 5 kB a clip.
 
 Without: does a video cost the same in a tar of 100 and of 10,000, and a caption the same in a table of 1,000 and of 100,000? Each size
 runs in its own process: the corpus is listed, and each member fetched with its caption beside it; or a table is read and each of its
@@ -34,7 +35,7 @@ from pipeline.corpus import fetch
 from pipeline.corpus.caption_table import CaptionTable
 from pipeline.corpus.listing import find
 
-STAGES = ("list", "merge", "index")
+STAGES = ("list", "merge", "index", "start", "read", "verify")
 SIZES = {"tar": (100, 10_000), "jsonl": (1_000, 100_000), "csv": (1_000, 100_000)}
 
 
@@ -102,13 +103,19 @@ def stages(options: argparse.Namespace) -> None:
                 [*words, "--shard-rows", str(options.shard_rows)], check=True, stdout=subprocess.PIPE, text=True
             ).stdout
             found = json.loads(done.splitlines()[-1])
+            whose = "rank" if "rank_mb" in found else "driver"
+            memory = f"{whose} {found[f'{whose}_mb']:.0f} MB"
+            memory += (
+                ""
+                if whose == "rank"
+                else f" at most (+{found['driver_grown_mb']:.0f}), a worker {found.get('worker_mb', 0):.0f} MB"
+            )
             print(
                 f"{stage:6s} {found['seconds']:8.1f} s, {1e6 * found['seconds'] / options.clips:6.2f} us and "
-                f"{found['bytes'] / options.clips:6.1f} bytes of books per clip, driver {found['driver_mb']:.0f} MB at most "
-                f"(+{found['driver_grown_mb']:.0f}), a worker {found.get('worker_mb', 0):.0f} MB; "
+                f"{found['bytes'] / options.clips:6.1f} bytes of books per clip, {memory}; "
                 + ", ".join(f"{name} {value:.1f}" for name, value in found.items() if name.endswith("_s"))
             )
-            line["driver_mb"] = round(max(float(line.get("driver_mb", 0)), found["driver_mb"]), 1)
+            line[f"{whose}_mb"] = round(max(float(line.get(f"{whose}_mb", 0)), found[f"{whose}_mb"]), 1)
             line[f"{stage}_s"] = round(found["seconds"], 2)
             line[f"{stage}_clips_per_s"] = round(options.clips / found["seconds"])
     print(json.dumps(line))
@@ -118,7 +125,7 @@ def options_of(words: list[str]) -> argparse.Namespace:
     """Return the options of a run over stages."""
     parser = argparse.ArgumentParser(description="What a clip costs in a large corpus.")
     parser.add_argument("--clips", type=int, required=True)
-    parser.add_argument("--stage", choices=STAGES)
+    parser.add_argument("--stage", choices=STAGES, help="only this one; else all of them")
     parser.add_argument("--shard-rows", type=int, default=64, help="pipeline.clips_per_shard")
     parser.add_argument("--out", type=Path, help="keep what the stages read here, or use what is here")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)

@@ -32,7 +32,7 @@ def task_session(work: str, groups: int, workers: int = 0) -> Iterator[Runner]:
     from pipeline.job.ray_session import session
     from pipeline.workers.book_tasks import on_ray
 
-    with session(PipelineConfig(workers=workers)):
+    with session(PipelineConfig(workers=workers or os.cpu_count() or 1)):
         yield partial(on_ray, work=work, stderr=True)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.runtime.atomic_files import write_json
 from pipeline.books.index import finish
-from pipeline.job.task_session import task_session
+from pipeline.job.task_session import FEW, task_session
 from pipeline.maintenance import check_shards, verify
 from pipeline.maintenance.takedown import compact
 from pipeline.shards.commit_record import ShardInfo
@@ -153,7 +153,7 @@ def test_ray_finds_what_one_process_finds(tmp_path: Path) -> None:
     folder = many(tmp_path / "shards", 6)
     flip(folder / f"{BUCKET.name}/shard-000002.tar", 700)
     here = verify.verify(folder)
-    with task_session("verify", 6, workers=2) as run:
+    with task_session("verify", FEW + 1) as run:
         assert verify.verify(folder, run) == here
         flip(folder / f"{BUCKET.name}/shard-000002.tar", 700)
         (folder / "excluded.json").write_text('["v/001", "v/004"]')
