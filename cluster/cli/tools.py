@@ -136,7 +136,9 @@ def monitor(
         shown = f"[{bound}]" if ":" in bound else bound
         typer.echo(f"http://{shown}:{number}/" + (f"?token={quote(token)}" if token else ""))
         if token:
-            typer.echo("anyone who can read the line above can see the runs; it is not encrypted: prefer ssh -L on open networks")
+            typer.echo(
+                "anyone who can read the line above can see the runs; it is not encrypted: prefer ssh -L on open networks"
+            )
 
     serve(library, host, port, Access(token), ready)
 

@@ -7,14 +7,13 @@ Out: `Chart`: a title, a unit, and curves over common x; thinned so that no spik
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from cluster.monitor.decimate import Bins, Column, plain
-from cluster.monitor.history import History
+from cluster.monitor.history import BLOCK, History
 
 MOST_CURVES = 16
 """Curves of one chart; more are not told apart."""
@@ -50,6 +49,7 @@ class Group:
 
 
 TRAINING = (
+    Group("loss", "Loss, by stage and shape", "nats per bit", "loss_by/"),
     Group("throughput", "Throughput, all ranks", "tokens/s", "tokens_per_second"),
     Group("scale_loss", "Loss at each scale", "nats per bit", "scale_loss/"),
     Group("bit_accuracy", "Bit accuracy at each scale", "%", "bit_accuracy/", 100.0),
@@ -60,6 +60,7 @@ TRAINING = (
     Group("memory", "Memory of rank 0", "GiB", "memory/", 2.0**-30),
     Group("padding", "Padding, share of computed positions", "%", "padding", 100.0),
 )
+VALIDATION = (Group("validation", "Validation loss, by stream", "nats per bit", "loss_by/"),)
 TOKENIZER = (
     Group("tokenizer_loss", "Tokenizer: loss", "", "loss"),
     Group("tokenizer_psnr", "Tokenizer: PSNR", "dB", "psnr"),
@@ -71,7 +72,7 @@ TOKENIZER = (
 class View:
     """The part of a history that is asked for."""
 
-    width: int = 600
+    width: int = 300
     """Bins."""
     begin: float = -math.inf
     end: float = math.inf
@@ -89,26 +90,17 @@ class View:
 
 def training(history: History, view: View) -> list[Chart]:
     """Return the charts of metrics.jsonl."""
-    bins = view.bins(history)
-    if bins is None:
-        return []
-    loss = Chart("loss", "Loss, by stage and shape", "nats per bit", _x(history, bins), list(_by(history, bins, "loss")))
-    return [loss, *_grouped(history, bins, TRAINING)]
+    return _charts(history, view, TRAINING)
 
 
 def tokenizer(history: History, view: View) -> list[Chart]:
     """Return the charts of tokenizer-metrics.jsonl."""
-    bins = view.bins(history)
-    return [] if bins is None else list(_grouped(history, bins, TOKENIZER))
+    return _charts(history, view, TOKENIZER)
 
 
 def validation(history: History, view: View) -> list[Chart]:
     """Return the chart of validation.jsonl."""
-    bins = view.bins(history)
-    if bins is None:
-        return []
-    curves = list(_by(history, bins, "loss", ("stream", "bucket")))
-    return [Chart("validation", "Validation loss, by stream", "nats per bit", _x(history, bins), curves)]
+    return _charts(history, view, VALIDATION)
 
 
 def one(history: History, view: View, name: str) -> Chart | None:
@@ -116,44 +108,35 @@ def one(history: History, view: View, name: str) -> Chart | None:
     bins = view.bins(history)
     if bins is None or name not in history.names():
         return None
-    return Chart(name, name, "", _x(history, bins), [(name, plain(bins.values(history.column(name))))])
+    return Chart(name, name, "", _x(history, bins), [(name, plain(_points(history, bins, name)))])
 
 
 def _x(history: History, bins: Bins) -> list[float | None]:
     return [float(step) for step in history.column("step")[bins.rows()].tolist()]
 
 
-def _grouped(history: History, bins: Bins, groups: tuple[Group, ...]) -> Iterator[Chart]:
+def _charts(history: History, view: View, groups: tuple[Group, ...]) -> list[Chart]:
+    bins = view.bins(history)
+    if bins is None:
+        return []
+    found, x = [], _x(history, bins)
     for group in groups:
         folder = group.prefix.endswith("/")
         names = [name for name in history.names() if (name.startswith(group.prefix) if folder else name == group.prefix)]
         curves = []
         for name in names[:MOST_CURVES]:
-            values = bins.values(history.column(name)) * group.scale
+            values = _points(history, bins, name) * group.scale
             if np.isfinite(values).any():
                 curves.append((name.removeprefix(group.prefix) or name, plain(values)))
         if curves:
-            yield Chart(group.name, group.title, group.unit, _x(history, bins), curves)
+            found.append(Chart(group.name, group.title, group.unit, x, curves))
+    return found
 
 
-def _by(
-    history: History, bins: Bins, name: str, keys: tuple[str, ...] = ("stage", "bucket")
-) -> Iterator[tuple[str, list[float | None]]]:
-    """Yield the values of a column apart by stage and shape, whose losses are on different heights."""
-    begin, end = int(bins.starts[0]), bins.end
-    codes = np.stack([np.nan_to_num(history.column(key)[begin:end]) for key in keys]).astype(np.int64)
-    joined = codes[0] * 4096 + codes[1]
-    found, first = np.unique(joined, return_index=True)
-    values = history.column(name)[:end]
-    for code in found[np.argsort(first)][:MOST_CURVES]:
-        mine: Column = np.full(end, math.nan)
-        mine[begin:] = np.where(joined == code, values[begin:], math.nan)
-        yield _label(history, keys, int(code)), plain(bins.values(mine))
-
-
-def _label(history: History, keys: tuple[str, ...], code: int) -> str:
-    first, second = divmod(code, 4096)
-    words = history.words[keys[1]][second]
-    if keys[0] != "stage":
-        return " ".join(filter(None, (history.words[keys[0]][first], words))) or "all"
-    return f"stage {first + 1} {words}".strip()
+def _points(history: History, bins: Bins, name: str) -> Column:
+    column = history.column(name)[: bins.end]
+    if len(column) < bins.end:  # cut back by a resume since the bins were made
+        column = np.append(column, np.full(bins.end - len(column), math.nan))
+    if bins.rows_each < 4 * BLOCK:
+        return bins.values(column)
+    return bins.values_of_blocks(column, history.blocks(name), BLOCK)

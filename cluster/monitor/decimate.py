@@ -36,6 +36,11 @@ class Bins:
         return self.end - int(self.starts[0]) == len(self.starts)
 
     @property
+    def rows_each(self) -> int:
+        """Rows of a bin, rounded down."""
+        return (self.end - int(self.starts[0])) // len(self.starts)
+
+    @property
     def lasts(self) -> npt.NDArray[np.int64]:
         """Last row of each bin."""
         return np.append(self.starts[1:], self.end) - 1
@@ -52,6 +57,23 @@ class Bins:
             return column[self.starts]
         low = np.fmin.reduceat(column[: self.end], self.starts)
         high = np.fmax.reduceat(column[: self.end], self.starts)
+        return self._ordered(column, low, high)
+
+    def values_of_blocks(self, column: Column, ends: Column, size: int) -> Column:
+        """Return the points of a column from the smallest and largest values of its blocks of `size` rows (rows 0 and 1 of `ends`).
+
+        A bin takes the blocks that begin in it, and the last one also the rows after the last whole block: a value may stand up to a
+        block beside its place, and none is lost.
+        """
+        blocks = np.minimum(self.starts // size, ends.shape[1] - 1)
+        last = min(-(-self.end // size), ends.shape[1])
+        low, high = np.fmin.reduceat(ends[0, :last], blocks), np.fmax.reduceat(ends[1, :last], blocks)
+        rest = column[ends.shape[1] * size : self.end]
+        if len(rest):
+            low[-1], high[-1] = np.fmin(low[-1], np.fmin.reduce(rest)), np.fmax(high[-1], np.fmax.reduce(rest))
+        return self._ordered(column, low, high)
+
+    def _ordered(self, column: Column, low: Column, high: Column) -> Column:
         with np.errstate(invalid="ignore"):
             falls = column[self.starts] > column[self.lasts]
         first, second = np.where(falls, high, low), np.where(falls, low, high)

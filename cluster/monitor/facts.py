@@ -42,7 +42,9 @@ def headline(run: Path, history: History, tokenizer: History, problems: list[str
         status = {}
     age = _age(run)
     curve = history if history.rows else tokenizer
-    state = str(status.get("state", "tokenizer" if tokenizer.rows else "shards" if (run / "dataset.json").is_file() else "unknown"))
+    state = str(
+        status.get("state", "tokenizer" if tokenizer.rows else "shards" if (run / "dataset.json").is_file() else "unknown")
+    )
     step, steps = _last(curve, "step"), status.get("steps")
     speed = curve.column("seconds/total")[-RECENT:]
     seconds = float(np.nanmedian(speed)) if np.isfinite(speed).any() else None
@@ -163,7 +165,12 @@ def _logs(run: Path) -> list[Path]:
 def _is_dead(status: Mapping[str, Any]) -> bool:
     """Return whether the process that wrote a status ran on this host and is gone."""
     pid = status.get("pid")
-    return status.get("host") == socket.gethostname() and isinstance(pid, int) and pid != os.getpid() and not psutil.pid_exists(pid)
+    return (
+        status.get("host") == socket.gethostname()
+        and isinstance(pid, int)
+        and pid != os.getpid()
+        and not psutil.pid_exists(pid)
+    )
 
 
 def _age(run: Path) -> float | None:

@@ -9,25 +9,29 @@ the cut stay and only what is new is read.
 
 from __future__ import annotations
 
-import contextlib
+import io
 import json
 import math
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.json
 
 from cluster.monitor.decimate import Column
 
 CHUNK = 1 << 20
 """Bytes parsed at a time."""
-WORDS = ("stage_name", "bucket", "skipped", "stream", "host")
-"""Texts of a line that are kept, as a number each; `History.words` has the texts."""
+LABELS = ("stage_name", "stream", "bucket")
+"""Texts of a line that tell its loss from others: the columns `loss_by/LABEL` hold the loss of such lines alone."""
+BLOCK = 64
+"""Rows whose smallest and largest values are kept, so that a view of a million rows reads a few thousand numbers."""
 
 
 class History:
@@ -42,9 +46,8 @@ class History:
         """Bytes of the file when it was last looked at."""
         self.damaged = 0
         """Lines that are not a JSON object with a step."""
-        self.words: dict[str, list[str]] = {name: [""] for name in WORDS}
-        self._codes: dict[str, dict[str, int]] = {name: {"": 0} for name in WORDS}
         self._columns: dict[str, Column] = {}
+        self._blocks: dict[str, Column] = {}
         self._places: npt.NDArray[np.int64] = np.zeros((0, 2), np.int64)
         self._lock = threading.Lock()
 
@@ -110,61 +113,109 @@ class History:
         file.seek(begin)
         return zlib.crc32(file.readline()) == checksum
 
+    def blocks(self, name: str) -> Column:
+        """Return the smallest and the largest value of each whole block of rows, as two rows of numbers."""
+        with self._lock:
+            whole = self.rows // BLOCK
+            known = self._blocks.get(name, np.zeros((2, 0)))
+            if known.shape[1] < whole:
+                column = self._columns[name] if name in self._columns else np.full(self.rows, math.nan)
+                fresh = column[known.shape[1] * BLOCK : whole * BLOCK].reshape(-1, BLOCK)
+                ends = np.stack([np.fmin.reduce(fresh, axis=1), np.fmax.reduce(fresh, axis=1)])
+                known = self._blocks[name] = np.concatenate([known, ends], axis=1)
+            return known
+
     def _cut(self, rows: int) -> None:
         self.rows = rows
         # Columns may be in use by a reader: what is appended goes to new memory.
         self._columns = {name: column[:rows].copy() for name, column in self._columns.items()}
+        self._blocks = {name: ends[:, : rows // BLOCK] for name, ends in self._blocks.items()}
         self._places = self._places[:rows].copy()
 
     def _take(self, text: bytes) -> None:
-        lists: dict[str, list[float]] = {}
-        places: list[tuple[int, int]] = []
-        at = self.read
-        for line in text.splitlines(keepends=True):
-            fields = _fields(line)
-            if fields is None:
-                self.damaged += bool(line.strip())
-            else:
-                for name, value in self._numbers(fields):
-                    known = lists.setdefault(name, [])
-                    if len(known) < len(places):
-                        known.extend([math.nan] * (len(places) - len(known)))
-                    known.append(value)
-                places.append((at, zlib.crc32(line)))
-            at += len(line)
-        self.read = at
-        self._append(lists, places)
+        lines = text.splitlines(keepends=True)
+        ends = np.cumsum([len(line) for line in lines], dtype=np.int64) + self.read
+        begins = ends - np.array([len(line) for line in lines], np.int64)
+        values, kept = _parsed_at_once(text, len(lines)), np.arange(len(lines))
+        if values is None:
+            rows = [_numbers(line) for line in lines]
+            kept = np.array([at for at, row in enumerate(rows) if row is not None], np.int64)
+            self.damaged += sum(row is None and bool(line.strip()) for row, line in zip(rows, lines, strict=True))
+            values = _columns([row for row in rows if row is not None])
+        checks = np.array([zlib.crc32(line) for line in lines], np.int64)
+        self.read += len(text)
+        self._append(values, np.stack([begins, checks], axis=1)[kept])
 
-    def _numbers(self, fields: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-        for name, value in fields.items():
-            if isinstance(value, bool | int | float):
-                yield name, value
-            elif isinstance(value, dict):
-                for key, inner in value.items():
-                    if isinstance(inner, int | float):
-                        yield f"{name}/{key}", inner
-            elif name in self.words and isinstance(value, str):
-                codes = self._codes[name]
-                if value not in codes:
-                    codes[value] = len(codes)
-                    self.words[name].append(value)
-                yield name, codes[value]
-        with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
-            yield "tokens_per_second", fields["tokens"] / fields["seconds"]["total"]
-
-    def _append(self, lists: Mapping[str, list[float]], places: list[tuple[int, int]]) -> None:
+    def _append(self, values: Mapping[str, Column], places: npt.NDArray[np.int64]) -> None:
         rows = self.rows + len(places)
         self._places = _grown(self._places, self.rows, rows)
-        self._places[self.rows : rows] = np.asarray(places, np.int64).reshape(-1, 2)
-        for name in lists.keys() - self._columns.keys():
+        self._places[self.rows : rows] = places
+        for name in [name for name in values if name not in self._columns]:
             self._columns[name] = np.full(max(rows, len(self._places)), math.nan)
         for name, column in self._columns.items():
-            column = _grown(column, self.rows, rows)
-            values = lists.get(name, [])
-            column[self.rows : self.rows + len(values)] = values
-            column[self.rows + len(values) : rows] = math.nan
-            self._columns[name] = column
+            grown = _grown(column, self.rows, rows)
+            grown[self.rows : rows] = values.get(name, math.nan)
+            self._columns[name] = grown
         self.rows = rows
+
+
+def _parsed_at_once(text: bytes, lines: int) -> dict[str, Column] | None:
+    """Return the columns of a text whose lines are all alike and sound; None if they must be looked at one by one."""
+    try:
+        table = pyarrow.json.read_json(io.BytesIO(text), pyarrow.json.ReadOptions(use_threads=False, block_size=2 * len(text) + 1024))
+    except pa.ArrowException:
+        return None
+    found: dict[str, Column] = {}
+    labels: dict[str, list[str | None]] = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if pa.types.is_struct(column.type):
+            inner = column.combine_chunks().flatten()
+            fields = {f"{name}/{column.type.field(at).name}": part for at, part in enumerate(inner)}
+        else:
+            fields = {name: column}
+        for key, part in fields.items():
+            if pa.types.is_integer(part.type) or pa.types.is_floating(part.type):
+                found[key] = part.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        if name in LABELS and pa.types.is_string(column.type):
+            labels[name] = column.to_pylist()
+    if table.num_rows != lines or "step" not in found or np.isnan(found["step"]).any():
+        return None
+    _derive(found, [_label(row) for row in zip(*(labels[name] for name in LABELS if name in labels), strict=True)])
+    return found
+
+
+def _derive(found: dict[str, Column], labels: Sequence[str]) -> None:
+    """Add the speed, and the loss apart by label."""
+    if "tokens" in found and "seconds/total" in found:
+        seconds = found["seconds/total"]
+        found["tokens_per_second"] = found["tokens"] / np.where(seconds > 0, seconds, math.nan)
+    if "loss" in found and labels:
+        for label in dict.fromkeys(labels):
+            found[f"loss_by/{label}"] = np.where(np.array([each == label for each in labels]), found["loss"], math.nan)
+
+
+def _label(texts: Sequence[str | None]) -> str:
+    return " · ".join(filter(None, texts)) or "all"
+
+
+def _numbers(line: bytes) -> dict[str, Any] | None:
+    """Return the numbers of a line by column, and its label; None for a damaged line."""
+    fields = _fields(line)
+    if fields is None:
+        return None
+    found: dict[str, Any] = {"": _label([str(fields.get(name) or "") for name in LABELS])}
+    for name, value in fields.items():
+        for key, inner in ((f"{name}/{key}", inner) for key, inner in value.items()) if isinstance(value, dict) else ((name, value),):
+            if isinstance(inner, int | float) and not isinstance(inner, bool):
+                found[key] = inner
+    return found
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name]
+    found = {name: np.array([row.get(name, math.nan) for row in rows], np.float64) for name in names}
+    _derive(found, [row[""] for row in rows])
+    return found
 
 
 def _fields(line: bytes) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.monitor import charts, facts, shards
+from cluster.monitor.charts import View
 from cluster.monitor.folders import NotThere, check, discover, inside
 from cluster.monitor.history import History
 from cluster.monitor.prometheus import Prometheus, PrometheusError
@@ -61,7 +62,8 @@ class Library:
         if (remote := self._remote(name)) is not None:
             source, run = remote
             return {"id": name, **source.headline(run), **source.overview(run), "shards": [], "problems": []}
-        folder, problems = self._folder(name), []
+        folder = self._folder(name)
+        problems: list[str] = []
         training, tokenizer, validation = self._histories_of(folder)
         head = facts.headline(folder, training, tokenizer, problems)
         for history in (training, tokenizer, validation):
@@ -71,7 +73,7 @@ class Library:
         found = [shards.progress(place, problems) for place in places]
         return {"id": name, **head, **facts.overview(folder, problems), "shards": found, "problems": problems}
 
-    def charts(self, name: str, view: charts.View) -> list[dict[str, Any]]:
+    def charts(self, name: str, view: View) -> list[dict[str, Any]]:
         """Return the charts of a run."""
         if (remote := self._remote(name)) is not None:
             return [chart.json() for chart in remote[0].charts(remote[1], view.width)]
@@ -79,14 +81,16 @@ class Library:
         found = [*charts.training(training, view), *charts.validation(validation, view), *charts.tokenizer(tokenizer, view)]
         return [chart.json() for chart in found]
 
-    def compare(self, names: Sequence[str], view: charts.View) -> dict[str, Any]:
+    def compare(self, names: Sequence[str], view: View) -> dict[str, Any]:
         """Return loss and throughput of several runs, each over its own steps, and the settings that differ."""
         folders = [self._folder(name) for name in names[:MOST_COMPARED]]
         problems: list[str] = []
         curves = []
         for metric in ("loss", "tokens_per_second", "grad_norm"):
             found = [(name, charts.one(self._histories_of(folder)[0], view, metric)) for name, folder in zip(names, folders)]
-            curves.append({"name": metric, "runs": [{"id": name, **chart.json()} for name, chart in found if chart is not None]})
+            curves.append(
+                {"name": metric, "runs": [{"id": name, **chart.json()} for name, chart in found if chart is not None]}
+            )
         differing = facts.differing([facts.settings(folder, problems) for folder in folders]) if folders else []
         return {"ids": list(names[:MOST_COMPARED]), "charts": curves, "settings": differing, "problems": problems}
 
@@ -118,7 +122,9 @@ class Library:
         """Read all histories, then what is added to them, until told to stop; in short turns, so that requests come in between."""
         while not stopping.is_set():
             done = [
-                history.refresh(PATIENCE) for folder in discover(self.folders).values() for history in self._histories_of(folder, 0)
+                history.refresh(PATIENCE)
+                for folder in discover(self.folders).values()
+                for history in self._histories_of(folder, 0)
             ]
             stopping.wait(2.0 if all(done) else PATIENCE / 4)
 

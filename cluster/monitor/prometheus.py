@@ -90,11 +90,22 @@ class Prometheus:
                 row = ranks.setdefault(own["rank"], {"rank": own["rank"], "host": labels.get("instance", "")})
                 key = " ".join([name.removeprefix("train_"), *(text for label, text in own.items() if label != "rank")])
                 is_moment = name.endswith("_timestamp_seconds")
-                row[key.replace("_timestamp_seconds", " age, s") if is_moment else key] = round(now - value, 1) if is_moment else value
+                row[key.replace("_timestamp_seconds", " age, s") if is_moment else key] = (
+                    round(now - value, 1) if is_moment else value
+                )
             else:
                 values.append({"name": name, "labels": ", ".join(f"{k}={v}" for k, v in own.items()), "value": value})
         in_order = sorted(ranks.values(), key=lambda row: int(row["rank"]) if row["rank"].isdigit() else 0)
-        return {"starts": [], "ranks": in_order, "checkpoints": [], "samples": [], "logs": [], "aside": [], "config": "", "values": values}
+        return {
+            "starts": [],
+            "ranks": in_order,
+            "checkpoints": [],
+            "samples": [],
+            "logs": [],
+            "aside": [],
+            "config": "",
+            "values": values,
+        }
 
     def charts(self, run: str, width: int) -> list[Chart]:
         """Return the charts over the time that is shown; empty ones are left out."""

@@ -102,8 +102,14 @@ async def _serve(library: Library, host: str, port: int, access: Access, ready: 
         try:
             await web.TCPSite(runner, host, port, shutdown_timeout=2.0).start()
         except OSError as error:
-            fix = "choose another --port, or --port 0 for a free one" if error.errno == errno.EADDRINUSE else "choose another --host or --port"
-            raise PortTaken(f"{host}:{port}: {'taken' if error.errno == errno.EADDRINUSE else error.strerror}; {fix}") from error
+            fix = (
+                "choose another --port, or --port 0 for a free one"
+                if error.errno == errno.EADDRINUSE
+                else "choose another --host or --port"
+            )
+            raise PortTaken(
+                f"{host}:{port}: {'taken' if error.errno == errno.EADDRINUSE else error.strerror}; {fix}"
+            ) from error
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
         reader.start()
@@ -120,7 +126,9 @@ def _guarded(access: Access) -> Any:
     """Return the middleware: the token first, then errors as short answers; nothing is said to whoever may not see the page."""
 
     @web.middleware
-    async def guard(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+    async def guard(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
         reply: web.StreamResponse
         if request.path == "/" and access.is_token(request.query.get("token", "")):
             # The token leaves the address bar, and with it the history of the browser.
@@ -156,7 +164,7 @@ def _run(request: web.Request) -> str:
 
 
 def _view(request: web.Request) -> View:
-    width = min(WIDEST, max(10, int(_number(request, "width", 600))))
+    width = min(WIDEST, max(10, int(_number(request, "width", 300))))
     return View(width, _number(request, "begin", float("-inf")), _number(request, "end", float("inf")))
 
 

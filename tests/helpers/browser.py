@@ -60,7 +60,9 @@ class Page:
         return reply["result"]
 
     async def size(self, width: int, height: int = 900) -> None:
-        await self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        await self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
 
     async def run(self, script: str) -> Any:
         """Evaluate JavaScript; a promise is waited for."""

@@ -63,7 +63,7 @@ class Charts {
   async update() {
     const range = this.begin === null ? {} : { begin: this.begin, end: this.end };
     const mine = (this.turn = (this.turn || 0) + 1);
-    const charts = await this.fetchCharts({ width: Math.min(900, Math.max(200, Math.round(innerWidth / 2))), ...range });
+    const charts = await this.fetchCharts({ width: Math.min(400, Math.max(160, Math.round(innerWidth / 4))), ...range });
     if (mine !== this.turn || !this.grid.isConnected) return;
     for (const chart of charts) {
       if (!this.boxes.has(chart.name)) this.boxes.set(chart.name, new ChartBox(this.grid, (begin, end) => this.zoom(begin, end)));
@@ -89,7 +89,7 @@ function listPage() {
         return { cells: [tick, el("a", { href: runLink(run.id), title: run.folder }, run.id), badge(run.state), run.step === null || run.step === undefined ? "–" : shown(run.step) + (run.steps ? " of " + shown(run.steps) : ""),
           shown(run.loss), shown(run.tokens_per_second), duration(run.left_seconds), ago(run.age)] };
       });
-      return section("Runs", table([["", ""], ["run", "wide"], ["state", ""], ["step", "number"], ["loss", "number"], ["tokens/s", "number"], ["left", "number"], ["last line", "number"]], rows, "Runs", "runs"), el("div", { className: "bar" }, compare));
+      return section("Runs", table([["compare", ""], ["run", "wide"], ["state", ""], ["step", "number"], ["loss", "number"], ["tokens/s", "number"], ["left", "number"], ["last line", "number"]], rows, "Runs", "runs"), el("div", { className: "bar" }, compare));
     });
   } };
 }
@@ -125,7 +125,7 @@ function runPage(id) {
 
 function samples(id, group) {
   return el("div", {}, el("h3", {}, group.title), el("div", { className: "clips" }, ...group.clips.map((clip) => el("figure", {},
-    el("video", { src: address("/media", { run: id, path: clip.path }), controls: true, loop: true, muted: true, playsInline: true, preload: "metadata", "aria-label": clip.text }), el("figcaption", {}, clip.text)))));
+    el("video", { src: address("/media", { run: id, path: clip.path }), controls: true, loop: true, muted: true, playsInline: true, preload: "auto", autoplay: !matchMedia("(prefers-reduced-motion: reduce)").matches, "aria-label": clip.text }), el("figcaption", {}, clip.text)))));
 }
 
 function shardSection(id, shards, number) {
