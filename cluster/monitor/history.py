@@ -180,7 +180,8 @@ def _parsed_at_once(text: bytes, lines: int) -> dict[str, Column] | None:
             labels[name] = column.to_pylist()
     if table.num_rows != lines or "step" not in found or np.isnan(found["step"]).any():
         return None
-    _derive(found, [_label(row) for row in zip(*(labels[name] for name in LABELS if name in labels), strict=True)])
+    texts = [labels[name] for name in LABELS if name in labels] or [[None] * lines]
+    _derive(found, [_label(row) for row in zip(*texts, strict=True)])
     return found
 
 
