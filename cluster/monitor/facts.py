@@ -19,6 +19,7 @@ import psutil
 import yaml
 
 from cluster.config.differences import changed_keys, flat
+from cluster.metrics import heartbeat
 from cluster.monitor.history import History
 from cluster.runtime.atomic_files import DamagedFile, read_json
 from cluster.runtime.checkpoint_folders import damage, listed
@@ -136,8 +137,14 @@ def _checkpoints(run: Path) -> Iterator[dict[str, Any]]:
 
 def _ranks(run: Path, starts: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     hosts = starts[-1].get("hosts", []) if starts else []
-    for rank, host in enumerate(hosts if isinstance(hosts, list) else []):
-        yield {"rank": rank, "host": str(host), "log_age": _file_age(run / "log" / f"rank-{rank}.log")}
+    known = dict(enumerate(hosts if isinstance(hosts, list) else []))
+    beats = heartbeat.read(run)
+    for rank in sorted({*known, *beats}):
+        row = {"rank": rank, "host": str(known.get(rank, ""))}
+        if rank in beats:
+            beat = beats[rank]
+            row |= {"host": beat.host, "heartbeat age, s": round(time.time() - beat.time, 1), "step": beat.step, "phase": beat.phase}
+        yield row
 
 
 def _samples(run: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
@@ -159,7 +166,7 @@ def _samples(run: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _logs(run: Path) -> list[Path]:
-    return sorted(path for path in (*run.glob("*.log"), *run.glob("log/**/*.log")) if path.is_file())[:1100]
+    return sorted(path for path in (*run.glob("*.log"), *run.glob("log/**/*.log"), *run.glob("log/*.stacks")) if path.is_file())[:1100]
 
 
 def _is_dead(status: Mapping[str, Any]) -> bool:

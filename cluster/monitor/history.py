@@ -111,19 +111,12 @@ class History:
     def _stands(self, file: BinaryIO, row: int) -> bool:
         begin, checksum = self._places[row].tolist()
         file.seek(begin)
-        return zlib.crc32(file.readline()) == checksum
+        return bool(zlib.crc32(file.readline()) == checksum)
 
     def blocks(self, name: str) -> Column:
         """Return the smallest and the largest value of each whole block of rows, as two rows of numbers."""
         with self._lock:
-            whole = self.rows // BLOCK
-            known = self._blocks.get(name, np.zeros((2, 0)))
-            if known.shape[1] < whole:
-                column = self._columns[name] if name in self._columns else np.full(self.rows, math.nan)
-                fresh = column[known.shape[1] * BLOCK : whole * BLOCK].reshape(-1, BLOCK)
-                ends = np.stack([np.fmin.reduce(fresh, axis=1), np.fmax.reduce(fresh, axis=1)])
-                known = self._blocks[name] = np.concatenate([known, ends], axis=1)
-            return known
+            return self._reduce(name)
 
     def _cut(self, rows: int) -> None:
         self.rows = rows
@@ -157,6 +150,17 @@ class History:
             grown[self.rows : rows] = values.get(name, math.nan)
             self._columns[name] = grown
         self.rows = rows
+        for name in self._columns:
+            self._reduce(name)
+
+    def _reduce(self, name: str) -> Column:
+        """Take the whole blocks of a column that are new into its ends."""
+        whole, known = self.rows // BLOCK, self._blocks.get(name, np.zeros((2, 0)))
+        if known.shape[1] < whole:
+            fresh = self._columns[name][known.shape[1] * BLOCK : whole * BLOCK].reshape(-1, BLOCK)
+            ends = np.stack([np.fmin.reduce(fresh, axis=1), np.fmax.reduce(fresh, axis=1)])
+            known = self._blocks[name] = np.concatenate([known, ends], axis=1)
+        return known
 
 
 def _parsed_at_once(text: bytes, lines: int) -> dict[str, Column] | None:

@@ -48,7 +48,8 @@ class Library:
         rows = []
         for name, folder in discover(self.folders).items():
             own: list[str] = []
-            rows.append({"id": name, **facts.headline(folder, *self._histories_of(folder)[:2], own)})
+            training, tokenizer, _ = self._histories_of(folder)
+            rows.append({"id": name, **facts.headline(folder, training, tokenizer, own)})
             problems += own
         if self.prometheus is not None:
             try:
@@ -100,10 +101,10 @@ class Library:
 
     def log(self, name: str, path: str) -> str:
         """Return the end of a log of a run."""
-        return facts.tail(inside(self._folder(name), path, (".log",)))
+        return facts.tail(inside(self._folder(name), path, (".log", ".stacks")))
 
     def rejects(self, name: str, number: int) -> str:
-        """Return the page of thumbnails of a run's SHARDS folder; kept until rejects.parquet changes."""
+        """Return the page of thumbnails of a run's SHARDS folder; kept until the rejects change."""
         folder = self._folder(name)
         places = shards.folders(folder, facts.settings(folder, []))
         if self._rejects_page is None or not 0 <= number < len(places):
@@ -111,7 +112,7 @@ class Library:
         place = places[number]
         with self._page_lock:  # one decoder at a time
             try:
-                stamp = (place / "rejects.parquet").stat().st_mtime_ns
+                stamp = shards.changed(place, "rejects")
             except FileNotFoundError as error:
                 raise NotThere("no rejects in this run") from error
             if self._pages.get(place, (0, ""))[0] != stamp:

@@ -7,13 +7,14 @@ Out: plain values for JSON: planned and committed shards, samples, tokens, and w
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from cluster.tables import table_list
+from cluster.tables.table_folder import TableFolder
 
 MOST_RATES = 400
 """Points of the curve of committed shards."""
@@ -30,14 +31,14 @@ def folders(run: Path, settings: Mapping[str, Any]) -> list[Path]:
 
 def progress(folder: Path, problems: list[str]) -> dict[str, Any]:
     """Return the state of a SHARDS folder."""
-    planned = _column(folder / "clips.parquet", "shard", problems)
-    names = sorted(set(planned)) if planned is not None else []
+    planned = _columns(folder, "clips", ["shard"], problems)
+    names = planned["shard"].unique() if planned is not None else ()
     commits = sorted(_commits(folder))
     now = time.time()
     recent = [moment for moment in commits if now - moment < 600]
     return {
         "folder": str(folder),
-        "finished": (folder / "index.parquet").is_file(),
+        "finished": table_list.exists(folder / "index"),
         "planned_parts": len(list((folder / ".plan").glob("part-*.json"))),
         "clips": len(planned) if planned is not None else None,
         "planned": len(names) or None,
@@ -50,12 +51,12 @@ def progress(folder: Path, problems: list[str]) -> dict[str, Any]:
 
 def rejects(folder: Path, problems: list[str]) -> list[dict[str, Any]]:
     """Return the count of refusals by stage and reason, largest first."""
-    stages = _column(folder / "rejects.parquet", "stage", problems)
-    reasons = _column(folder / "rejects.parquet", "reason", problems)
-    if stages is None or reasons is None:
+    table = _columns(folder, "rejects", ["stage", "reason"], problems)
+    if table is None:
         return []
-    counts = Counter(zip(stages, reasons, strict=True))
-    return [{"stage": stage, "reason": reason, "count": count} for (stage, reason), count in counts.most_common()]
+    counts = table.group_by(["stage", "reason"]).aggregate([([], "count_all")]).to_pylist()
+    rows = [{"stage": row["stage"], "reason": row["reason"], "count": row["count_all"]} for row in counts]
+    return sorted(rows, key=lambda row: (-row["count"], row["stage"], row["reason"]))
 
 
 def _commits(folder: Path) -> Iterator[float]:
@@ -66,13 +67,18 @@ def _commits(folder: Path) -> Iterator[float]:
             continue
 
 
-def _column(path: Path, name: str, problems: list[str]) -> list[Any] | None:
-    """Return a column of a parquet file; None where it is missing or cannot be read."""
+def changed(folder: Path, table: str) -> int:
+    """Return when a table of the folder was last written, in nanoseconds. Raises FileNotFoundError where there is none."""
+    listed = folder / table / table_list.LIST
+    return (listed if listed.exists() else folder / f"{table}.parquet").stat().st_mtime_ns
+
+
+def _columns(folder: Path, table: str, names: list[str], problems: list[str]) -> pa.Table | None:
+    """Return columns of a table; None where it is missing or cannot be read."""
+    if not table_list.exists(folder / table):
+        return None
     try:
-        values: list[Any] = pq.read_table(path, columns=[name])[name].to_pylist()
-    except FileNotFoundError:
+        return pa.concat_tables(TableFolder.open(folder / table).tables(names))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        problems.append(f"{folder / table}: {str(error).splitlines()[0]}")
         return None
-    except (OSError, KeyError, pa.ArrowException) as error:
-        problems.append(f"{path}: {str(error).splitlines()[0]}")
-        return None
-    return values

@@ -52,6 +52,7 @@ class ChartBox {
     const { title, unit, curves, x, name } = this.chart;
     this.box.dataset.chart = name;
     this.box.dataset.points = curves.reduce((sum, curve) => sum + curve[1].filter((value) => value !== null).length, 0);
+    this.box.dataset.begin = x[0];
     this.title.textContent = title;
     if (unit) { const span = document.createElement("span"); span.className = "unit"; span.textContent = " · " + unit; this.title.append(span); }
     const ends = curves.map((curve) => `${curve[0]} ${shown(lastOf(curve[1]))}`).join(", ");

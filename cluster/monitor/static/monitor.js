@@ -148,10 +148,9 @@ function ranks(rows) {
   const keys = [...new Set(rows.flatMap(Object.keys))].filter((key) => key !== "rank" && key !== "host");
   // A straggler: a value of this rank that is twice the median of all, where all have one.
   const median = Object.fromEntries(keys.map((key) => [key, rows.map((row) => row[key]).filter(Number.isFinite).sort((a, b) => a - b)[Math.floor(rows.length / 2)]]));
-  const late = (row) => rows.length > 1 && keys.some((key) => /age|seconds/.test(key) && key !== "log_age" && row[key] > 2 * median[key] && row[key] - median[key] > 0.05);
-  const name = { log_age: "last line of its log" };
-  return section("Ranks", table([["rank", "number"], ["host", "wide"], ...keys.map((key) => [name[key] ?? key.replaceAll("_", " "), "number"])],
-    rows.map((row) => ({ late: late(row), cells: [row.rank, row.host, ...keys.map((key) => (key === "log_age" ? ago(row[key]) : shown(row[key])))] })), "Ranks"),
+  const late = (row) => rows.length > 1 && keys.some((key) => /age|seconds/.test(key) && row[key] > 2 * median[key] && row[key] - median[key] > (/age/.test(key) ? 15 : 0.05));
+  return section("Ranks", table([["rank", "number"], ["host", "wide"], ...keys.map((key) => [key.replaceAll("_", " "), "number"])],
+    rows.map((row) => ({ late: late(row), cells: [row.rank, row.host, ...keys.map((key) => (typeof row[key] === "string" ? row[key] : shown(row[key])))] })), "Ranks"),
     el("p", { className: "muted small" }, "Red: twice the median of all ranks or more."));
 }
 

@@ -88,7 +88,12 @@ def test_what_a_run_says(run: Path) -> None:
     problems: list[str] = []
     shown = facts.overview(run, problems)
     assert not problems
-    assert [(row["rank"], row["host"], row["log_age"] is not None) for row in shown["ranks"]] == [(0, "a", True), (1, "b", False)]
+    assert [(row["rank"], row["host"]) for row in shown["ranks"]] == [(0, "a"), (1, "b")]
+    (run / "heartbeats").mkdir()
+    beat = {"rank": 1, "host": "c", "pid": 1, "time": time.time() - 60, "step": 3, "phase": "data"}
+    (run / "heartbeats" / "rank-1").write_text(json.dumps(beat))
+    row = facts.overview(run, problems)["ranks"][1]
+    assert (row["host"], row["step"], row["phase"]) == ("c", 3, "data") and row["heartbeat age, s"] >= 60
     assert shown["samples"] == [{"title": "samples/step-00000002", "clips": [{"path": "samples/step-00000002/000.mp4", "text": "a rabbit"}]}]
     assert [log["path"] for log in shown["logs"]] == ["log/rank-0.log"]
     assert facts.tail(run / "log" / "rank-0.log") == "the end\n"
