@@ -79,12 +79,26 @@ def main() -> None:
         stopping.set()
         thread.join()
         for name, seconds in found.items():
-            print(f"{name:34} first {1e3 * seconds[0]:6.0f} ms, median {1e3 * statistics.median(seconds):6.0f} ms, worst {1e3 * max(seconds):6.0f} ms")
+            print(
+                f"{name:34} first {1e3 * seconds[0]:6.0f} ms, median {1e3 * statistics.median(seconds):6.0f} ms, worst {1e3 * max(seconds):6.0f} ms"
+            )
         begin = time.perf_counter()
         json.dumps([history.column("step").tolist(), history.column("loss").tolist()])
         plain = time.perf_counter() - begin
     ours = statistics.median(found["all charts, all steps"])
-    print(json.dumps({"name": "monitor", "unit": "s", "ours": ours, "plain": plain, "ratio": plain / ours, "limit": LIMIT, "limit_share": ours / LIMIT}))
+    print(
+        json.dumps(
+            {
+                "name": "monitor",
+                "unit": "s",
+                "ours": ours,
+                "plain": plain,
+                "ratio": plain / ours,
+                "limit": LIMIT,
+                "limit_share": ours / LIMIT,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -143,7 +143,12 @@ def _ranks(run: Path, starts: Sequence[Mapping[str, Any]]) -> Iterator[dict[str,
         row = {"rank": rank, "host": str(known.get(rank, ""))}
         if rank in beats:
             beat = beats[rank]
-            row |= {"host": beat.host, "heartbeat age, s": round(time.time() - beat.time, 1), "step": beat.step, "phase": beat.phase}
+            row |= {
+                "host": beat.host,
+                "heartbeat age, s": round(time.time() - beat.time, 1),
+                "step": beat.step,
+                "phase": beat.phase,
+            }
         yield row
 
 
@@ -166,7 +171,9 @@ def _samples(run: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _logs(run: Path) -> list[Path]:
-    return sorted(path for path in (*run.glob("*.log"), *run.glob("log/**/*.log"), *run.glob("log/*.stacks")) if path.is_file())[:1100]
+    return sorted(
+        path for path in (*run.glob("*.log"), *run.glob("log/**/*.log"), *run.glob("log/*.stacks")) if path.is_file()
+    )[:1100]
 
 
 def _is_dead(status: Mapping[str, Any]) -> bool:

@@ -166,7 +166,9 @@ class History:
 def _parsed_at_once(text: bytes, lines: int) -> dict[str, Column] | None:
     """Return the columns of a text whose lines are all alike and sound; None if they must be looked at one by one."""
     try:
-        table = pyarrow.json.read_json(io.BytesIO(text), pyarrow.json.ReadOptions(use_threads=False, block_size=2 * len(text) + 1024))
+        table = pyarrow.json.read_json(
+            io.BytesIO(text), pyarrow.json.ReadOptions(use_threads=False, block_size=2 * len(text) + 1024)
+        )
     except pa.ArrowException:
         return None
     found: dict[str, Column] = {}
@@ -210,7 +212,9 @@ def _numbers(line: bytes) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = {"": _label([str(fields.get(name) or "") for name in LABELS])}
     for name, value in fields.items():
-        for key, inner in ((f"{name}/{key}", inner) for key, inner in value.items()) if isinstance(value, dict) else ((name, value),):
+        for key, inner in (
+            ((f"{name}/{key}", inner) for key, inner in value.items()) if isinstance(value, dict) else ((name, value),)
+        ):
             if isinstance(inner, int | float) and not isinstance(inner, bool):
                 found[key] = inner
     return found

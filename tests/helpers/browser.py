@@ -74,7 +74,9 @@ class Page:
         """Wait until an expression is true, and return it."""
         end = time.monotonic() + LOADS
         while not (value := await self.run(script)):
-            assert time.monotonic() < end, f"never true: {script}; console: {self.console}; the page says: {await self.run('document.body.innerText')}"
+            assert time.monotonic() < end, (
+                f"never true: {script}; console: {self.console}; the page says: {await self.run('document.body.innerText')}"
+            )
             await asyncio.sleep(0.05)
         return value
 

@@ -33,8 +33,14 @@ def runs(tmp_path: Path) -> Path:
                     "scale_loss": {"1x1": 0.5, "2x2": 0.6}, "bit_accuracy": {"1x1": 0.5, "2x2": 0.6}, "seconds": {"total": 0.5, "data": 0.1},
                 }  # fmt: skip
                 file.write(json.dumps(row) + "\n")
-        (run / "status.json").write_text(json.dumps({"state": "finished", "step": steps, "steps": steps, "line": "<b>done</b>"}))
-        (run / "run.json").write_text(json.dumps({"starts": [{"hosts": ["a-host-with-a-long-name.example"] * 2, "resumed_from": 0, "packages": {"torch": "2"}}]}))
+        (run / "status.json").write_text(
+            json.dumps({"state": "finished", "step": steps, "steps": steps, "line": "<b>done</b>"})
+        )
+        (run / "run.json").write_text(
+            json.dumps(
+                {"starts": [{"hosts": ["a-host-with-a-long-name.example"] * 2, "resumed_from": 0, "packages": {"torch": "2"}}]}
+            )
+        )
         (run / "log" / "rank-0.log").write_text("the log's line\n")
     folder = run.with_name("long") / "samples" / "step-00000010"
     folder.mkdir(parents=True)
@@ -84,19 +90,23 @@ def test_the_page_in_a_browser(address: str, tmp_path: Path) -> None:
             await page.until("document.querySelector('video').currentTime > 0.2")
             assert await page.run("document.querySelector('video').videoWidth") == 64
             await page.run("document.querySelector('details[data-key=\"log/rank-0.log\"] summary').click()")
-            await page.until("document.body.innerText.includes(\"the log's line\")")
+            await page.until('document.body.innerText.includes("the log\'s line")')
         # by keyboard: plus zooms in around the cursor, 0 shows all
         await page.run("document.querySelector('[data-chart=loss] .plot').focus()")
         await page.key("ArrowLeft")
         await page.key("+")
-        await page.until("![...document.querySelectorAll('button')].find(each => each.textContent === 'Show all steps').disabled")
+        await page.until(
+            "![...document.querySelectorAll('button')].find(each => each.textContent === 'Show all steps').disabled"
+        )
         last = "Number(document.querySelector('[data-chart=loss]').dataset.begin)"
         await page.until(f"{last} > {STEPS // 2}")
         await page.key("0")
         await page.until(f"{last} === 1")
         # a curve of one point is seen
         await page.open(address + "#/run/one-step")
-        await page.until("document.querySelector('h1')?.textContent.includes('one-step') && document.querySelector('[data-chart=loss]')")
+        await page.until(
+            "document.querySelector('h1')?.textContent.includes('one-step') && !!document.querySelector('[data-chart=loss]')"
+        )
         assert (await page.run(points))["loss"] == 1
         assert await page.until(inked)
         # two runs side by side

@@ -39,7 +39,12 @@ def test_who_may_see() -> None:
     access = Access(SECRET)
     assert access.permits({"Authorization": f"Bearer {SECRET}"}, {})
     assert access.permits({}, {COOKIE: SECRET})
-    for headers, cookies in (({}, {}), ({"Authorization": "Bearer x"}, {}), ({}, {COOKIE: SECRET[:-1]}), ({"Host": "127.0.0.1"}, {})):
+    for headers, cookies in (
+        ({}, {}),
+        ({"Authorization": "Bearer x"}, {}),
+        ({}, {COOKIE: SECRET[:-1]}),
+        ({"Host": "127.0.0.1"}, {}),
+    ):
         assert not access.permits(headers, cookies)
     assert not access.is_token("") and not Access("").is_token("")
 

@@ -94,7 +94,9 @@ def test_what_a_run_says(run: Path) -> None:
     (run / "heartbeats" / "rank-1").write_text(json.dumps(beat))
     row = facts.overview(run, problems)["ranks"][1]
     assert (row["host"], row["step"], row["phase"]) == ("c", 3, "data") and row["heartbeat age, s"] >= 60
-    assert shown["samples"] == [{"title": "samples/step-00000002", "clips": [{"path": "samples/step-00000002/000.mp4", "text": "a rabbit"}]}]
+    assert shown["samples"] == [
+        {"title": "samples/step-00000002", "clips": [{"path": "samples/step-00000002/000.mp4", "text": "a rabbit"}]}
+    ]
     assert [log["path"] for log in shown["logs"]] == ["log/rank-0.log"]
     assert facts.tail(run / "log" / "rank-0.log") == "the end\n"
 

@@ -36,7 +36,19 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["../secret.mp4", "a/../../secret.mp4", "/etc/hostname", "link.mp4", "deep/secret.mp4", "none.mp4", "x\0.mp4", "n" * 5000, "", "."]
+    "path",
+    [
+        "../secret.mp4",
+        "a/../../secret.mp4",
+        "/etc/hostname",
+        "link.mp4",
+        "deep/secret.mp4",
+        "none.mp4",
+        "x\0.mp4",
+        "n" * 5000,
+        "",
+        ".",
+    ],
 )
 def test_only_files_of_the_run_are_given_out(tmp_path: Path, path: str) -> None:
     run = run_at(tmp_path / "run")

@@ -85,7 +85,9 @@ def test_a_resume_that_cuts_the_file_back_is_followed(path: Path) -> None:
     assert history.column("step").tolist() == list(range(1, 231))
     assert (history.column("loss")[:150] > 0).all() and (history.column("loss")[150:] == -1).all()
     assert before[199] == 1 / 200, "a view that is in use does not change"
-    assert history.blocks("loss")[0].tolist() == [history.column("loss")[at * BLOCK : (at + 1) * BLOCK].min() for at in range(3)]
+    assert history.blocks("loss")[0].tolist() == [
+        history.column("loss")[at * BLOCK : (at + 1) * BLOCK].min() for at in range(3)
+    ]
     path.write_text(line(1))
     history.refresh()
     assert history.rows == 1

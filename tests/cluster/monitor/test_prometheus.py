@@ -42,7 +42,12 @@ class Fake(BaseHTTPRequestHandler):
                 ("videoar_train_heartbeat_timestamp_seconds", {"rank": "2"}, now - 1),
                 ("videoar_pipeline_clips_total", {"outcome": "encoded"}, 3),
             ] if "videoar_" in query else [("up", {}, 1)]  # fmt: skip
-            data = {"result": [{"metric": {"__name__": name, **labels, **place}, "value": [now, str(value)]} for name, labels, value in series]}
+            data = {
+                "result": [
+                    {"metric": {"__name__": name, **labels, **place}, "value": [now, str(value)]}
+                    for name, labels, value in series
+                ]
+            }
         body = json.dumps({"status": "success", "data": data}).encode() if self.answer else b"<html>"
         self.send_response(200)
         self.end_headers()

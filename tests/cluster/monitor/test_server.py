@@ -17,7 +17,16 @@ from cluster.monitor.library import Library
 from cluster.monitor.server import PortTaken, application, serve
 
 SECRET = "0123456789abcdef-secret"
-PATHS = ("/", "/static/monitor.js", "/static/nothing", "/api/runs", "/api/run?run=one", "/media?run=one&path=a.mp4", "/nothing", "/?token=wrong")
+PATHS = (
+    "/",
+    "/static/monitor.js",
+    "/static/nothing",
+    "/api/runs",
+    "/api/run?run=one",
+    "/media?run=one&path=a.mp4",
+    "/nothing",
+    "/?token=wrong",
+)
 
 
 @pytest.fixture
@@ -72,7 +81,15 @@ def test_pages_data_and_headers(runs: Path) -> None:
         page = await client.get("/")
         assert "VideoAR runs" in await page.text()
         assert "default-src 'none'" in page.headers["Content-Security-Policy"]
-        for name in ("uPlot.iife.min.js", "uPlot.min.css", "uPlot.LICENSE", "monitor.js", "charts.js", "monitor.css", "icon.svg"):
+        for name in (
+            "uPlot.iife.min.js",
+            "uPlot.min.css",
+            "uPlot.LICENSE",
+            "monitor.js",
+            "charts.js",
+            "monitor.css",
+            "icon.svg",
+        ):
             assert (await client.get(f"/static/{name}")).status == 200
         (chart,) = await (await client.get("/api/charts?run=one")).json()
         assert chart["x"] == [1.0] and chart["curves"] == [["all", [0.5]]]
@@ -97,7 +114,8 @@ def test_videos_are_served_by_ranges(runs: Path) -> None:
     "path",
     [
         "/log?run=one&path=../../secret.log", "/log?run=one&path=%2e%2e/%2e%2e/secret.log", "/media?run=one&path=/etc/passwd",
-        "/log?run=../&path=secret.log", "/static/..%2f..%2fserver.py", "/static/../server.py", "/api/run?run=none", "/rejects?run=one", "/media?run=one",
+        "/log?run=../&path=secret.log", "/static/..%2f..%2fserver.py", "/static/../server.py", "/api/run?run=none", "/rejects?run=one",
+        "/media?run=one",
     ],
 )  # fmt: skip
 def test_what_is_outside_of_a_run_is_not_there(runs: Path, path: str) -> None:
