@@ -119,9 +119,7 @@ def monitor(
 ) -> None:
     """Serve a web page over live and finished runs: curves, ranks, samples, shards, checkpoints, logs. Ctrl-C ends it.
 
-    Examples: videoar monitor runs
-
-    videoar monitor runs --host 0.0.0.0 --prometheus http://127.0.0.1:9090
+    Example: videoar monitor runs --prometheus http://127.0.0.1:9090
     """
     from urllib.parse import quote
 

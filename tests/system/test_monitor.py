@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.records import Reject
+from pipeline.shards.schemas import reject_rows
 from pipeline.video import write_video
 from tests.helpers.browser import Page, browse, find
 
@@ -51,6 +53,8 @@ def runs(tmp_path: Path) -> Path:
     (shards / "dataset.json").write_text("{}")
     pq.write_table(pa.table({"shard": ["f009x64x64/shard-000000", "f009x64x64/shard-000001"]}), shards / "clips.parquet")
     (shards / "f009x64x64" / "shard-000000.parquet").write_bytes(b"")
+    reject = Reject(str(folder / "000.mp4"), "plan", "too_short", "why <b>", 0.0, 1.0, {"length": 1.0}, "")
+    pq.write_table(reject_rows([reject]), shards / "rejects.parquet")
     return tmp_path / "runs"
 
 

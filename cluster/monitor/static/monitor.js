@@ -134,13 +134,30 @@ function shardSection(id, shards, number) {
   const holder = el("div");
   const rejected = shards.rejects.reduce((sum, row) => sum + row.count, 0);
   const details = el("details", { "data-key": "rejects" + number }, el("summary", {}, "Thumbnails of what was refused"), holder);
-  details.ontoggle = () => { if (details.open && !holder.firstChild) holder.append(el("iframe", { src: address("/rejects", { run: id, number }), title: "Thumbnails of what was refused", sandbox: "" })); };
+  details.ontoggle = async () => {
+    if (!details.open || holder.firstChild) return;
+    holder.append(el("p", { className: "muted" }, "Reading the videos…"));
+    const reply = await fetch(address("/rejects", { run: id, number }));
+    const text = await reply.text();
+    holder.replaceChildren(...(reply.ok ? thumbnails(text) : [el("p", {}, text)]));
+  };
   const node = section("Tokenization" + (shards.finished ? ", finished" : ""), el("p", { className: "small muted" }, shards.folder), el("progress", { max: 1, value: share, "aria-label": said }), el("p", {}, said, shards.clips === null ? "" : `; ${shown(shards.clips)} clips planned`, shards.shards_per_minute ? `; ${shards.shards_per_minute} shards a minute` : ""));
   if (shards.commits.length) {
     new ChartBox(node, () => {}).set({ name: "commits" + number, title: "Shards committed", unit: "", time: true, x: shards.commits.map((row) => row[0]), curves: [["shards", shards.commits.map((row) => row[1])]] });
   }
   if (rejected) node.append(el("h3", {}, `Refused: ${rejected} videos and spans`), table([["stage", ""], ["reason", "wide"], ["count", "number"]], shards.rejects.map((row) => ({ cells: [row.stage, row.reason, row.count] })), "Refusals"), details);
   return node;
+}
+
+// The page of refusals as nodes of our own: its texts, and its pictures if they are inside of it.
+function thumbnails(text) {
+  return [...new DOMParser().parseFromString(text, "text/html").querySelectorAll("h2, figure, p")].map((node) => {
+    if (node.tagName !== "FIGURE") return el(node.tagName === "H2" ? "h3" : "p", {}, node.textContent);
+    const source = node.querySelector("img")?.getAttribute("src") ?? "";
+    const picture = source.startsWith("data:image/jpeg;base64,") ? el("img", { src: source, alt: "", width: 160, height: 90 }) : el("div", { className: "none" }, "no picture");
+    const words = [...node.childNodes].filter((child) => child.nodeType === Node.TEXT_NODE).map((child) => child.textContent).join(", ");
+    return el("figure", { className: "refused", title: node.title }, picture, el("figcaption", {}, words));
+  });
 }
 
 function ranks(rows) {
