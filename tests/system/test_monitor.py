@@ -92,6 +92,9 @@ def test_the_page_in_a_browser(address: str, tmp_path: Path) -> None:
             assert caption == "a <i>rabbit</i>" and not await page.run("document.querySelector('figcaption i')")
             await page.run("document.querySelector('video').play()")
             await page.until("document.querySelector('video').currentTime > 0.2")
+            await page.run("document.querySelector('details[data-key=rejects0] summary').click()")
+            await page.until("document.querySelector('.refused img')?.naturalWidth === 160")
+            assert not await page.run("document.querySelector('.refused b')")
             assert await page.run("document.querySelector('video').videoWidth") == 64
             await page.run("document.querySelector('details[data-key=\"log/rank-0.log\"] summary').click()")
             await page.until('document.body.innerText.includes("the log\'s line")')
