@@ -46,7 +46,7 @@ system: .venv/.ready
 	$(SYSTEM)
 
 ## bench            the figures of benchmarks/, each against its physical limit and the plain alternative
-BENCHMARKS := bench_codec bench_tokenize bench_corpus bench_scale shard_size load train_model sample_model memory_model zero_memory padding
+BENCHMARKS := bench_codec bench_tokenize bench_corpus bench_scale shard_size load train_model sample_model memory_model zero_memory padding monitor
 bench: .venv/.ready
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 

@@ -33,7 +33,12 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("loop",),
         ("train",),
     ),
-    "cluster": (("config", "metrics", "runtime", "tables", "supported"), ("launch", "monitoring"), ("demo",), ("cli",)),
+    "cluster": (
+        ("config", "metrics", "runtime", "tables", "supported"),
+        ("launch", "monitor", "monitoring"),
+        ("demo",),
+        ("cli",),
+    ),
 }
 """Each package's rooms from the ground up: a room imports rooms below it, never one beside or above it."""
 SEES = {
@@ -55,7 +60,7 @@ DOORS = {
     "prometheus_client": ("cluster/metrics/",),
     "av": ("pipeline/video/",),
 }
-FILES, LINES, FUNCTION_LINES, PARAMETERS, MODULES = (4, 12), 300, 80, 8, 235
+FILES, LINES, FUNCTION_LINES, PARAMETERS, MODULES = (4, 12), 300, 80, 8, 250
 
 
 def below(room: str, other: str) -> bool:

@@ -34,7 +34,7 @@ def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_holds_all_that_runs_and_nothing_of_the_tests(wheel: Path, root: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {f"cluster/recipes/{path.name}" for path in (root / "configs").iterdir()}
-    for folder in ("cluster/slurm", "cluster/kubernetes", "cluster/monitoring/templates"):
+    for folder in ("cluster/slurm", "cluster/kubernetes", "cluster/monitor/static", "cluster/monitoring/templates"):
         wanted |= {path.relative_to(root).as_posix() for path in (root / folder).iterdir() if path.is_file()}
     for package in PACKAGES:
         wanted |= {path.relative_to(root).as_posix() for path in (root / package).rglob("*.py")}

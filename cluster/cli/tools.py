@@ -106,6 +106,50 @@ def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     typer.echo(str(write(run)))
 
 
+def monitor(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders, or folders of runs.", show_default="runs")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; any but this machine's own asks for a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8300,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token; or VIDEOAR_MONITOR_TOKEN has it, or one is made up and printed.")
+    ] = None,
+    prometheus: Annotated[str, typer.Option(help="Address of a Prometheus, for runs whose folders are not here.")] = "",
+) -> None:
+    """Serve a web page over live and finished runs: curves, ranks, samples, shards, checkpoints, logs. Ctrl-C ends it.
+
+    Example: videoar monitor runs --prometheus http://127.0.0.1:9090
+    """
+    from urllib.parse import quote
+
+    from cluster.monitor.access import Access, token_for
+    from cluster.monitor.library import Library
+    from cluster.monitor.server import serve
+
+    token = token_for(host, token_file)
+    library = Library(runs or ([] if prometheus else [Path("runs")]), prometheus, _rejects_page)
+
+    def ready(bound: str, number: int) -> None:
+        shown = f"[{bound}]" if ":" in bound else bound
+        typer.echo(f"http://{shown}:{number}/" + (f"?token={quote(token)}" if token else ""))
+        if token:
+            typer.echo(
+                "anyone who can read the line above can see the runs; it is not encrypted: prefer ssh -L on open networks"
+            )
+
+    serve(library, host, port, Access(token), ready)
+
+
+def _rejects_page(folder: Path) -> str:
+    import tempfile
+
+    from pipeline.maintenance.rejects_page import contact_sheet
+
+    with tempfile.TemporaryDirectory() as place:
+        return contact_sheet(folder, Path(place) / "rejects.html", each=8).read_text()
+
+
 def preflight(
     config: ConfigPath,
     overrides: Overrides = None,

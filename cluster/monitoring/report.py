@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from cluster.tables.table_folder import TableFolder
 
 MAX_VIDEO_BYTES = 4_000_000
 """Larger videos are not embedded."""
+MOST_REJECTS = 200
+"""Rows of the table of rejects."""
 
 
 class ReportError(ValueError):
@@ -70,6 +73,7 @@ def write(run: Path) -> Path:
     tokenizer = read_lines(run / "tokenizer-metrics.jsonl")
     if not history.steps and not tokenizer:
         raise ReportError(f"{run}: no metrics.jsonl with a step in it; pass the folder of a run")
+    rejected = reject_rows(run / "shards")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -87,11 +91,14 @@ def write(run: Path) -> Path:
         stages=[stage_row(title, steps) for title, steps in history.stages],
         resumed=history.resumed,
         shards=shard_rows(run / "shards"),
-        reject_rows=reject_rows(run / "shards"),
+        reject_rows=rejected[:MOST_REJECTS],
+        more_rejects=len(rejected) - MOST_REJECTS,
+        origin=origin_rows(run),
+        config=(run / "config.yaml").read_text() if (run / "config.yaml").is_file() else "",
         reconstructions=videos(run / "reconstruction"),
         samples=videos(run / "samples" / "text"),
         continuations=videos(run / "samples" / "continuation"),
-        in_loop=[clip for folder in sorted((run / "samples").glob("step-*")) for clip in videos(folder)],
+        in_loop=[(folder.name, videos(folder)) for folder in sorted((run / "samples").glob("step-????????"))],
         commands=read_lines(run / "commands.jsonl"),
         scrape=scrape_rows(run / "metrics-scrape.txt"),
     )
@@ -171,10 +178,11 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def videos(folder: Path) -> list[EmbeddedVideo]:
-    """Return the mp4 files of `folder`, titled by the prompts of samples.json or by file name."""
+    """Return the mp4 files of `folder`, titled by the prompts of samples.json or captions.json, or by file name."""
     found = []
-    notes = read_json(folder / "samples.json") if (folder / "samples.json").is_file() else {}
-    titles = dict(enumerate(notes.get("prompts", [])))
+    note = next((folder / name for name in ("samples.json", "captions.json") if (folder / name).is_file()), None)
+    notes = read_json(note) if note else {}
+    titles = dict(enumerate(notes.get("prompts") or notes.get("captions") or []))
     given = f" (given: the first {notes['prefix_frames']} frames of {notes['prefix']})" if notes.get("prefix") else ""
     for number, path in enumerate(sorted(folder.glob("*.mp4")) if folder.is_dir() else []):
         if path.stat().st_size > MAX_VIDEO_BYTES:
@@ -184,23 +192,57 @@ def videos(folder: Path) -> list[EmbeddedVideo]:
     return found
 
 
-def shard_rows(folder: Path) -> list[dict[str, str]]:
-    """Return one row per shard: name, samples, packed bytes, sources."""
+def shard_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return one row per shape: its shards, samples, packed bytes and sources; with several, a last row with the sums."""
     if not table_list.exists(folder / "index"):
         return []
-    tables = TableFolder.open(folder / "index").tables(["shard", "source", "bits_size"])
-    shards: dict[str, list[dict[str, Any]]] = {}
-    for row in (row for table in tables for row in table.to_pylist()):
-        shards.setdefault(row["shard"], []).append(row)
+    shapes: dict[str, dict[str, Any]] = {}
+    for table in TableFolder.open(folder / "index").tables(["shard", "source", "bits_size"]):
+        for row in table.to_pylist():
+            shape = shapes.setdefault(row["shard"].split("/")[0], {"shards": set(), "samples": 0, "bytes": 0, "sources": set()})
+            shape["shards"].add(row["shard"])
+            shape["samples"] += 1
+            shape["bytes"] += row["bits_size"]
+            shape["sources"].add(row["source"])
+    total = {
+        "shards": set().union(*(shape["shards"] for shape in shapes.values())),
+        "samples": sum(shape["samples"] for shape in shapes.values()),
+        "bytes": sum(shape["bytes"] for shape in shapes.values()),
+        "sources": set().union(*(shape["sources"] for shape in shapes.values())),
+    }
+    named = [*sorted(shapes.items()), *([("all", total)] if len(shapes) > 1 else [])]
     return [
         {
             "name": name,
-            "samples": str(len(rows)),
-            "bytes": f"{sum(row['bits_size'] for row in rows):,}",
-            "sources": ", ".join(sorted({Path(row["source"]).name for row in rows})),
+            "shards": f"{len(shape['shards']):,}",
+            "samples": f"{shape['samples']:,}",
+            "bytes": f"{shape['bytes']:,}",
+            "sources": f"{len(shape['sources']):,}",
         }
-        for name, rows in sorted(shards.items())
+        for name, shape in named
     ]
+
+
+def origin_rows(run: Path) -> list[tuple[str, str]]:
+    """Return what the last start ran with: code, packages, hosts, data type, digests."""
+    path = run / "run.json"
+    starts = read_json(path)["starts"] if path.is_file() else []
+    if not starts:
+        return []
+    last = starts[-1]
+    hosts = Counter(last.get("hosts", []))
+    rows = [
+        ("starts", str(len(starts))),
+        ("ranks by host", ", ".join(f"{host} × {count}" for host, count in hosts.items())),
+        ("number type", last.get("dtype", "")),
+        ("python", last.get("python", "")),
+        *sorted(last.get("packages", {}).items()),
+        ("commit", last.get("commit", "")),
+        ("digest of the code", last.get("code_digest", "")),
+        ("digest of the configuration", last.get("config_digest", "")),
+        ("digest of the data", last.get("data_digest", "")),
+    ]
+    return [(name, value) for name, value in rows if value]
 
 
 def reject_rows(folder: Path) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.metrics import JsonLines, StepReport
-from cluster.monitoring.report import ReportError, read_lines, write
+from cluster.monitoring.report import ReportError, read_lines, shard_rows, write
 
 
 def a_step(step: int, stage: int) -> StepReport:
@@ -48,15 +48,14 @@ def run(tmp_path: Path) -> Path:
 def test_report_holds_everything_and_needs_no_network(run: Path) -> None:
     page = write(run).read_text()
     for part in (
-        "f009x64x64/shard-000000",
+        "<td>2</td><td>250</td><td>2</td>",
         "broken.mp4",
         "no_video_stream",
         "a &lt;rabbit&gt;",
         "data:video/mp4;base64,",
-        ">250<",
     ):
         assert part in page
-    assert page.count("<svg") == 4  # loss, two stages, throughput
+    assert page.count("<svg") == 7  # loss, two of each stage, two of throughput
     assert "0.700 → 0.175" in page  # stage 1, first and last step
     assert "Stopped after step 5 and resumed" in page
     for fetched in ('src="http', 'href="http', "url(http", "@import"):
@@ -96,3 +95,37 @@ def test_what_fitted_into_the_time_and_what_more_would_give(run: Path) -> None:
     assert "18.9 dB at half of its steps and 22.1 dB at the end" in page
     (run / "budget.json").write_text(json.dumps({**plain, "tokenizer_seconds": 0.0, "stage_seconds": []}))
     assert "What fitted" not in write(run).read_text(), "nothing was timed"
+
+
+def test_a_run_of_one_step_has_points_that_are_seen(tmp_path: Path) -> None:
+    with JsonLines(tmp_path / "metrics.jsonl") as lines:
+        lines.write(a_step(1, 0))
+    page = write(tmp_path).read_text()
+    assert page.count("<use ") >= 1 + 4 + 1, "a marker for the loss, for two scales twice, for the speed"
+
+
+def test_what_a_run_ran_with_and_samples_with_their_prompts(run: Path) -> None:
+    start = {
+        "resumed_from": 0,
+        "hosts": ["a", "a"],
+        "packages": {"torch": "2.13"},
+        "data_digest": "d1",
+        "config_digest": "c1",
+        "commit": "k1",
+    }
+    (run / "run.json").write_text(json.dumps({"starts": [start]}))
+    (run / "config.yaml").write_text("train: {lr: <1>}\n")
+    folder = run / "samples" / "step-00000005"
+    folder.mkdir()
+    (folder / "000.mp4").write_bytes(b"x")
+    (folder / "captions.json").write_text(json.dumps({"captions": ["a red bus"]}))
+    page = write(run).read_text()
+    for part in ("a red bus", "step-00000005", "a × 2", "2.13", ">d1<", ">c1<", ">k1<", "train: {lr: &lt;1&gt;}"):
+        assert part in page
+
+
+def test_shards_are_summed_up_by_shape(tmp_path: Path) -> None:
+    rows = {"shard": ["b/shard-0", "b/shard-1", "a/shard-0"], "source": ["x", "y", "x"], "bits_size": [1, 2, 1000]}
+    pq.write_table(pa.table(rows), tmp_path / "index.parquet")
+    found = [tuple(row.values()) for row in shard_rows(tmp_path)]
+    assert found == [("a", "1", "1", "1,000", "1"), ("b", "2", "2", "3", "2"), ("all", "3", "3", "1,003", "2")]
