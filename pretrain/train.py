@@ -119,8 +119,12 @@ def _run(config: Config, ranks: Ranks, stop: StopRequest, beating: Heartbeat) ->
     groups = SequenceGroups(ranks, curriculum.stages, model.heads, train.collective_timeout)
 
     with RunLogger(
-        run_dir, ranks.rank, config.get(MetricsConfig),
-        log_every=train.log_every, tensorboard=train.tensorboard, name=config.get(RunConfig).name,
+        run_dir,
+        ranks.rank,
+        config.get(MetricsConfig),
+        log_every=train.log_every,
+        tensorboard=train.tensorboard,
+        name=config.get(RunConfig).name,
     ) as logger:
         start = resume.find(config, data, datasets, ranks, logger.log)
         step = start.state.step

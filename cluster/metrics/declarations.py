@@ -57,7 +57,13 @@ METRICS: Mapping[str, Metric] = {
             "Videos that the GPU decoder could not handle and the CPU decoded.",
             ("stage", "codec"),
         ),
-        Metric("pipeline_decoder_deaths_total", "counter", "Decoder processes that crashed or were killed.", ("stage",), ("plan", "encode")),
+        Metric(
+            "pipeline_decoder_deaths_total",
+            "counter",
+            "Decoder processes that crashed or were killed.",
+            ("stage",),
+            ("plan", "encode"),
+        ),
         Metric(
             "pipeline_worker_heartbeat_timestamp_seconds",
             "gauge",
@@ -71,15 +77,24 @@ METRICS: Mapping[str, Metric] = {
         Metric("train_steps", "gauge", "Steps of the whole curriculum."),
         Metric("train_eta_seconds", "gauge", "Seconds that the remaining steps will take at the pace of the last ones."),
         Metric("train_validation_loss", "gauge", "Loss on held-out shards, in nats per bit.", ("bucket",)),
-        Metric("train_rank_step_seconds", "gauge", "Duration of a rank's last step; of more than 64 ranks, the 16 longest.", ("rank",)),
+        Metric(
+            "train_rank_step_seconds",
+            "gauge",
+            "Duration of a rank's last step; of more than 64 ranks, the 16 longest.",
+            ("rank",),
+        ),
         Metric(
             "train_rank_data_seconds",
             "gauge",
             "Seconds of its last step that a rank waited for its own data; of more than 64 ranks, the 16 longest.",
             ("rank",),
         ),
-        Metric("train_rank_resident_bytes", "gauge", "Main memory of a rank; of more than 64 ranks, the 16 largest.", ("rank",)),
-        Metric("train_rank_device_bytes", "gauge", "Device memory of a rank; of more than 64 ranks, the 16 largest.", ("rank",)),
+        Metric(
+            "train_rank_resident_bytes", "gauge", "Main memory of a rank; of more than 64 ranks, the 16 largest.", ("rank",)
+        ),
+        Metric(
+            "train_rank_device_bytes", "gauge", "Device memory of a rank; of more than 64 ranks, the 16 largest.", ("rank",)
+        ),
         Metric("train_step", "gauge", "Last completed optimizer step."),
         Metric("train_stage", "gauge", "Index of the curriculum stage, from 0."),
         Metric("train_loss", "gauge", "Loss of the last step, in nats per bit."),
@@ -116,7 +131,11 @@ METRICS: Mapping[str, Metric] = {
             ("rank",),
         ),
         Metric("train_checkpoint_seconds", "gauge", "Seconds that the last checkpoint blocked training."),
-        Metric("train_checkpoint_last_success_timestamp_seconds", "gauge", "Unix time of the newest complete checkpoint."),
+        Metric(
+            "train_checkpoint_last_success_timestamp_seconds",
+            "gauge",
+            "Unix time of the newest complete checkpoint; of the start, before the first one.",
+        ),
         Metric("train_memory_bytes", "gauge", "Memory in use, by kind: resident, peak, device.", ("kind",)),
         Metric(
             "train_aside_failures_total",

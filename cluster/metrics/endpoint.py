@@ -91,7 +91,9 @@ class Endpoint:
                 write_text(self._file, text)
             except OSError as error:
                 meter.close()
-                raise TargetError(f"metrics.targets: {self._file}: {error.strerror or error}; set it to a folder that can be written") from error
+                raise TargetError(
+                    f"metrics.targets: {self._file}: {error.strerror or error}; set it to a folder that can be written"
+                ) from error
 
     def close(self, *, well: bool) -> None:
         """Stop answering. well: the job ended as it should, so Prometheus fetches the last values once more and then forgets it."""
