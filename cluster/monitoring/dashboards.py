@@ -43,13 +43,13 @@ class DashboardError(ValueError):
 def grafana(dashboard: Dashboard) -> dict[str, Any]:
     """Return a dashboard in Grafana's JSON model (schema 39), its panels laid out row by row."""
     panels: list[dict[str, Any]] = []
-    x = y = 0
+    x = y = tallest = 0
     for number, panel in enumerate(dashboard.panels, start=1):
         height = 4 if panel.kind == "stat" else 8
         if x + panel.width > 24:
-            x, y = 0, y + (4 if dashboard.panels[number - 2].kind == "stat" else 8)
+            x, y, tallest = 0, y + tallest, 0
         panels.append({"id": number, "gridPos": {"x": x, "y": y, "w": panel.width, "h": height}, **_panel(panel)})
-        x += panel.width
+        x, tallest = x + panel.width, max(tallest, height)
     source = {"type": "prometheus", "uid": "${datasource}"}
     hosts = dashboard.variable == "instance"  # one run at a time: curves of several would mix; hosts are looked at together
     return {

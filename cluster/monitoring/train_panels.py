@@ -18,7 +18,6 @@ TRAINING = Dashboard(
         stat("time left", f"videoar_train_eta_seconds{{{RUN}}}", "At the pace of the last steps.", "s"),
         stat("stage", f"videoar_train_stage{{{RUN}}}", "Index of the curriculum stage, from 0."),
         stat("loss", f"videoar_train_loss{{{RUN}}}", "Loss of the last step, in nats per bit; an untrained model has 0.693."),
-        Panel("loss", "Should fall; jumps at the start of a stage.", ((f"videoar_train_loss{{{RUN}}}", "{{run}}"),)),
         stat("tokens", f"videoar_train_tokens_total{{{RUN}}}", "Tokens trained on since the last start."),
         stat(
             "since the last step",
@@ -26,6 +25,7 @@ TRAINING = Dashboard(
             "If this is much longer than a step, the job hangs.",
             "s",
         ),
+        Panel("loss", "Should fall; jumps at the start of a stage.", ((f"videoar_train_loss{{{RUN}}}", "{{run}}"),)),
         Panel(
             "gradient norm",
             "Before clipping; a slow rise over many steps precedes a spike.",

@@ -63,7 +63,8 @@ class _Tasks:
         self._todo = deque(todo)
         self._running: dict[Any, int] = {}
         """Part of each running task, by Ray's reference."""
-        self._planned, self._videos = sum(map(len, parts)) - sum(len(parts[number]) for number in todo), sum(map(len, parts))
+        size, self._videos = config.videos_per_task, generation.count
+        self._planned = self._videos - sum(min(size, self._videos - number * size) for number in todo)
         self._detector = StallDetector(config.stall_seconds)
         self._fallbacks = Fallbacks(config.decode_device, meter)
         self._failures: Counter[int] = Counter()

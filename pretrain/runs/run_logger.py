@@ -75,8 +75,8 @@ class RunLogger:
         self._lines = {name: JsonLines(run / f"{name}.jsonl") for name in LINES}
         self.meter.begin("train_")
         self.meter.inc("train_restarts_total", restart_count())
-        for name in ("train_last_step_timestamp_seconds", "train_checkpoint_last_success_timestamp_seconds"):
-            self.meter.set(name, time.time())  # a hang before the first one rings, too
+        for metric in ("train_last_step_timestamp_seconds", "train_checkpoint_last_success_timestamp_seconds"):
+            self.meter.set(metric, time.time())  # a hang before the first one rings, too
         self.meter.listen(run)
         self.meter.watch_disk(run)
         if metrics.enabled:

@@ -25,7 +25,9 @@ def program(name: str) -> str:
     """Return the path of a program; the test fails where it is missing, since what it would show is then not shown."""
     found = shutil.which(name)
     if found is None:
-        pytest.fail(f"{name} is missing: apt-get install prometheus prometheus-alertmanager (.ci/run does)")
+        pytest.fail(
+            f"{name} is missing: apt-get install prometheus prometheus-alertmanager prometheus-node-exporter (.ci/run does)"
+        )
     return found
 
 
