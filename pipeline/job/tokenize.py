@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 
 from cluster.config import Config, MetricsConfig, RunConfig
 from cluster.metrics import Endpoint, Meter
+from cluster.metrics.endpoint import TARGET
 from cluster.runtime.progress import ProgressBar
 from pipeline.books.index import finish
 from pipeline.books.tasks import Runner, serially
@@ -109,6 +110,8 @@ def _meter(config: Config) -> Iterator[Meter]:
         if endpoint is not None:
             endpoint.close(well=well)
         (folder / ADDRESS).unlink(missing_ok=True)
+        if well:
+            (folder / TARGET).unlink(missing_ok=True)
 
 
 def encode_groups(config: Config, manifest: Manifest, meter: Meter) -> RunTotals:
