@@ -119,7 +119,12 @@ def _run(config: Config, ranks: Ranks, stop: StopRequest, beating: Heartbeat) ->
     groups = SequenceGroups(ranks, curriculum.stages, model.heads, train.collective_timeout)
 
     with RunLogger(
-        run_dir, ranks.rank, config.get(MetricsConfig), log_every=train.log_every, tensorboard=train.tensorboard
+        run_dir,
+        ranks.rank,
+        config.get(MetricsConfig),
+        log_every=train.log_every,
+        tensorboard=train.tensorboard,
+        name=config.get(RunConfig).name,
     ) as logger:
         start = resume.find(config, data, datasets, ranks, logger.log)
         step = start.state.step
@@ -210,6 +215,7 @@ def loop(job: Job, loader: Loader, start: TrainState, warm_up: WarmUp) -> int:
             logger.meter.set("train_checkpoint_seconds", job.saver.save(engine, state, job.ema, config.yaml()))
         clock.mark("checkpoint")
         launched.seconds = clock.end()
+        job.heartbeat.took(launched.seconds, engine.memory())
 
         if save or validate or sample or ledger.stop:
             ledger.report()

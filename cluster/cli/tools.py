@@ -220,13 +220,27 @@ def _probes(resolved: Config) -> Probes:
 def dashboards(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the files.")],
     runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders of the jobs to scrape.")] = None,
+    hosts: Annotated[
+        list[str] | None,
+        typer.Option("--host", metavar="NAME", help="A host with node_exporter and DCGM's exporter; repeatable."),
+    ] = None,
+    page_url: Annotated[
+        str, typer.Option(metavar="URL", help="Webhook for alerts that wake someone.")
+    ] = "http://127.0.0.1:9095/",
+    ticket_url: Annotated[str, typer.Option(metavar="URL", help="Webhook for the other alerts.")] = "http://127.0.0.1:9095/",
 ) -> None:
-    """Write files for Prometheus (scraping, alerts) and Grafana (training, tokenization).
+    """Write files for Prometheus (scraping, rules, alerts), Alertmanager and Grafana.
+
+    Jobs that are started with metrics.targets=DIR/prometheus/targets are scraped without naming them here.
 
     Example: videoar dashboards monitoring runs/demo
+
+    Example: videoar dashboards monitoring --host node1 --host node2 --page-url https://pager.example/hook
     """
     from cluster.monitoring.dashboards import write
 
-    for path in write(folder, runs or ()):
+    for path in write(folder, runs or (), hosts or (), page_url=page_url, ticket_url=ticket_url):
         typer.echo(str(path))
+    typer.echo(f"jobs: videoar launch ... metrics.targets={(folder / 'prometheus' / 'targets').resolve()}")
+    typer.echo(f"start: prometheus-alertmanager --config.file={folder / 'prometheus' / 'alertmanager.yml'}")
     typer.echo(f"start: prometheus --config.file={folder / 'prometheus' / 'prometheus.yml'}")

@@ -65,8 +65,15 @@ class RunConfig(Section):
 class MetricsConfig(Section):
     """Prometheus endpoint of a running job."""
 
-    host: str = "127.0.0.1"
-    """Address that the endpoint binds to; the default is reachable from this machine only."""
+    host: str = ""
+    """Address that the endpoint binds to. Empty: loopback on one machine; all addresses for a job on several hosts or in a pod."""
+    advertise: str = ""
+    """Name or address at which Prometheus reaches this host. Empty: `host`, or for all addresses POD_IP or the host's own name."""
+    targets: Path | None = None
+    """Folder of scrape targets that Prometheus watches (`videoar dashboards DIR`: DIR/prometheus/targets): the job keeps its own file
+    there. Empty: the environment variable VIDEOAR_METRICS_TARGETS, if it is set."""
+    linger_seconds: float = Field(default=15.0, ge=0)
+    """Seconds that a job which ended well waits at most for Prometheus to fetch its last values; it does not wait if nobody scrapes."""
     port: int = Field(default=9400, ge=0, le=65535)
     """Port of rank 0, or of the driver of a tokenization job; 0 picks any free port. The address in use is written to RUN/metrics-address."""
     enabled: bool = True

@@ -161,7 +161,7 @@ def _folders(config: Config, inputs: JobInputs, job: JobKind) -> Iterator[Findin
 
 def _ports(config: Config) -> Iterator[Finding]:
     metrics, cluster = config.get(MetricsConfig), config.get(ClusterConfig)
-    wanted = [("metrics.port", metrics.host, metrics.port)] if metrics.enabled else []
+    wanted = [("metrics.port", metrics.host or "127.0.0.1", metrics.port)] if metrics.enabled else []
     for key, host, port in [*wanted, ("cluster.master_port", "0.0.0.0", cluster.master_port)]:
         if port:
             try:

@@ -21,7 +21,7 @@ class Metric:
     help: str
     labels: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
-    """Of a counter with one label: the values that are there from the start, at 0. A counter that first appears at 1 never rises."""
+    """Of a counter: the values of its first label that are there from the start, at 0. A counter that first appears at 1 never rises."""
 
     @property
     def exported(self) -> str:
@@ -32,12 +32,13 @@ class Metric:
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("pipeline_videos_total", "counter", "Videos processed, by outcome.", ("outcome",)),
+        Metric("pipeline_videos_total", "counter", "Videos processed, by outcome.", ("outcome",), ("planned", "refused")),
         Metric(
             "pipeline_clips_total",
             "counter",
             "Clips processed, by outcome; the reason is empty for encoded clips.",
             ("outcome", "reason"),
+            ("encoded", "refused"),
         ),
         Metric("pipeline_frames_total", "counter", "Pixel frames encoded."),
         Metric("pipeline_tokens_total", "counter", "Tokens written, summed over all scales."),
@@ -48,6 +49,7 @@ METRICS: Mapping[str, Metric] = {
             "counter",
             "Units of work reassigned to another worker because their worker died.",
             ("stage",),
+            ("plan", "encode"),
         ),
         Metric(
             "pipeline_software_decodes_total",
@@ -55,7 +57,13 @@ METRICS: Mapping[str, Metric] = {
             "Videos that the GPU decoder could not handle and the CPU decoded.",
             ("stage", "codec"),
         ),
-        Metric("pipeline_decoder_deaths_total", "counter", "Decoder processes that crashed or were killed.", ("stage",)),
+        Metric(
+            "pipeline_decoder_deaths_total",
+            "counter",
+            "Decoder processes that crashed or were killed.",
+            ("stage",),
+            ("plan", "encode"),
+        ),
         Metric(
             "pipeline_worker_heartbeat_timestamp_seconds",
             "gauge",
@@ -63,6 +71,30 @@ METRICS: Mapping[str, Metric] = {
             ("worker",),
         ),
         Metric("pipeline_progress_ratio", "gauge", "Fraction of the planned shards that are committed, 0 to 1."),
+        Metric("pipeline_planning_progress_ratio", "gauge", "Fraction of the videos that are planned, 0 to 1."),
+        Metric("disk_free_bytes", "gauge", "Free bytes of the disk that holds the run folder, or the folder of shards."),
+        Metric("disk_free_ratio", "gauge", "Free fraction of that disk, 0 to 1."),
+        Metric("train_steps", "gauge", "Steps of the whole curriculum."),
+        Metric("train_eta_seconds", "gauge", "Seconds that the remaining steps will take at the pace of the last ones."),
+        Metric("train_validation_loss", "gauge", "Loss on held-out shards, in nats per bit.", ("bucket",)),
+        Metric(
+            "train_rank_step_seconds",
+            "gauge",
+            "Duration of a rank's last step; of more than 64 ranks, the 16 longest.",
+            ("rank",),
+        ),
+        Metric(
+            "train_rank_data_seconds",
+            "gauge",
+            "Seconds of its last step that a rank waited for its own data; of more than 64 ranks, the 16 longest.",
+            ("rank",),
+        ),
+        Metric(
+            "train_rank_resident_bytes", "gauge", "Main memory of a rank; of more than 64 ranks, the 16 largest.", ("rank",)
+        ),
+        Metric(
+            "train_rank_device_bytes", "gauge", "Device memory of a rank; of more than 64 ranks, the 16 largest.", ("rank",)
+        ),
         Metric("train_step", "gauge", "Last completed optimizer step."),
         Metric("train_stage", "gauge", "Index of the curriculum stage, from 0."),
         Metric("train_loss", "gauge", "Loss of the last step, in nats per bit."),
@@ -99,7 +131,11 @@ METRICS: Mapping[str, Metric] = {
             ("rank",),
         ),
         Metric("train_checkpoint_seconds", "gauge", "Seconds that the last checkpoint blocked training."),
-        Metric("train_checkpoint_last_success_timestamp_seconds", "gauge", "Unix time of the newest complete checkpoint."),
+        Metric(
+            "train_checkpoint_last_success_timestamp_seconds",
+            "gauge",
+            "Unix time of the newest complete checkpoint; of the start, before the first one.",
+        ),
         Metric("train_memory_bytes", "gauge", "Memory in use, by kind: resident, peak, device.", ("kind",)),
         Metric(
             "train_aside_failures_total",

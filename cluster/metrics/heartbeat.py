@@ -16,6 +16,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,7 @@ EVERY = 5.0
 FOLDER = "heartbeats"
 DUMP = "dump"
 """File of that folder; when it is touched, every rank writes the stacks of its threads."""
-_SIZE = 256
+_SIZE = 512
 """Bytes of a beat: of one size, so that it is rewritten in place and never read half."""
 
 
@@ -42,6 +43,14 @@ class Beat:
     """The step that it works on; 0 before the first."""
     phase: str
     """What it does: start, data, step, checkpoint, validation, samples, warm-up."""
+    step_seconds: float = 0.0
+    """Duration of its last step."""
+    data_seconds: float = 0.0
+    """Seconds of it that this rank waited for its own data."""
+    resident: int = 0
+    """Bytes of main memory."""
+    device: int = 0
+    """Bytes of device memory."""
 
 
 def path_of(run: Path, rank: int) -> Path:
@@ -87,6 +96,7 @@ class Heartbeat:
         self.run, self.rank = run, rank
         self._every = every
         self._now = (0, "start")
+        self._took = (0.0, 0.0, 0, 0)
         self._asked = self._request()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -94,6 +104,12 @@ class Heartbeat:
     def at(self, step: int, phase: str) -> None:
         """Say which step the rank works on, and in which phase. Costs no more than an assignment."""
         self._now = (step, phase)
+
+    def took(self, seconds: Mapping[str, float], memory: Mapping[str, int]) -> None:
+        """Say what the last step took: seconds by phase (total, data), bytes by kind (resident, device)."""
+        self._took = (
+            round(seconds.get("total", 0.0), 4), round(seconds.get("data", 0.0), 4), memory.get("resident", 0), memory.get("device", 0)
+        )  # fmt: skip
 
     def _request(self) -> str:
         try:
@@ -105,7 +121,7 @@ class Heartbeat:
         host, pid = socket.gethostname(), os.getpid()
         while True:
             step, phase = self._now
-            beat = Beat(self.rank, host, pid, round(time.time(), 3), step, phase)
+            beat = Beat(self.rank, host, pid, round(time.time(), 3), step, phase, *self._took)
             with contextlib.suppress(OSError):
                 path = path_of(self.run, self.rank)
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from prometheus_client.registry import Collector
 from cluster.config.errors import ConfigError
 from cluster.metrics import heartbeat
 from cluster.metrics.declarations import METRICS
-from cluster.metrics.step_report import StepReport
+from cluster.metrics.step_report import Pace, StepReport
 from cluster.runtime.atomic_files import write_text
 
 MOST_RANKS = 64
@@ -24,8 +27,51 @@ SECONDS_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100
 """Upper bounds of the histograms' buckets."""
 
 
+_OF_RANKS: Mapping[str, Callable[[heartbeat.Beat], float]] = {
+    "train_rank_step_seconds": lambda beat: beat.step_seconds,
+    "train_rank_data_seconds": lambda beat: beat.data_seconds,
+    "train_rank_resident_bytes": lambda beat: beat.resident,
+    "train_rank_device_bytes": lambda beat: beat.device,
+}
+"""What a rank says of itself, by metric; of more than MOST_RANKS, the OLDEST largest values are exported."""
+
+
 class MetricsPortError(ConfigError):
     """The metrics port cannot be used; the message names the port and the fix."""
+
+
+class _Scrapes(Collector):
+    """Exports nothing: knows when Prometheus asked."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        """Of the last two scrapes, by the monotonic clock."""
+        self.changed = threading.Condition()
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """Name nothing; without this method, registering would count as a scrape."""
+        return iter(())
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        with self.changed:
+            self.times = [*self.times[-1:], time.monotonic()]
+            self.changed.notify_all()
+        return iter(())
+
+
+class _Disk(Collector):
+    """The free space of the disk that holds a folder, as it is when Prometheus asks."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        try:
+            usage = shutil.disk_usage(self._folder)
+        except OSError:
+            return
+        for name, value in (("disk_free_bytes", usage.free), ("disk_free_ratio", usage.free / max(1, usage.total))):
+            yield GaugeMetricFamily(METRICS[name].exported, METRICS[name].help, value)
 
 
 class _Heartbeats(Collector):
@@ -41,6 +87,12 @@ class _Heartbeats(Collector):
         for beat in beats if len(beats) <= MOST_RANKS else beats[:OLDEST]:
             family.add_metric([str(beat.rank)], beat.time)
         yield family
+        for name, value in _OF_RANKS.items():
+            measured = sorted((beat for beat in beats if beat.step > 0), key=value, reverse=True)
+            family = GaugeMetricFamily(METRICS[name].exported, METRICS[name].help, labels=METRICS[name].labels)
+            for beat in measured if len(beats) <= MOST_RANKS else measured[:OLDEST]:
+                family.add_metric([str(beat.rank)], value(beat))
+            yield family
 
 
 class Meter:
@@ -53,6 +105,9 @@ class Meter:
         self.registry = CollectorRegistry()
         self._instruments: dict[str, Any] = {}
         self._server: Any = None
+        self._pace = Pace()
+        self._scrapes = _Scrapes()
+        self.registry.register(self._scrapes)
 
     def _get(self, name: str, kind: str, labels: Mapping[str, str]) -> Any:
         metric = METRICS[name]
@@ -74,10 +129,11 @@ class Meter:
         return instrument.labels(**labels) if metric.labels else instrument
 
     def begin(self, prefix: str) -> None:
-        """Export the declared counters whose names begin with `prefix` at 0, those of a label by its declared values."""
+        """Export the declared counters whose names begin with `prefix` at 0, those of a label by its declared values (further labels empty)."""
         for metric in METRICS.values():
             if metric.kind == "counter" and metric.name.startswith(prefix):
-                for labels in [{metric.labels[0]: value} for value in metric.values] if metric.labels else [{}]:
+                rest = dict.fromkeys(metric.labels[1:], "")
+                for labels in [{metric.labels[0]: value, **rest} for value in metric.values] if metric.labels else [{}]:
                     self.inc(metric.name, 0.0, **labels)
 
     def set(self, name: str, value: float, **labels: str) -> None:
@@ -95,6 +151,30 @@ class Meter:
     def listen(self, run: Path) -> None:
         """Export the heartbeats that the ranks of a run write (heartbeat.py), as they are when they are asked for."""
         self.registry.register(_Heartbeats(run))
+
+    def watch_disk(self, folder: Path) -> None:
+        """Export the free space of the disk that holds `folder`, as it is when Prometheus asks."""
+        self.registry.register(_Disk(folder))
+
+    def linger(self, seconds: float, *, known: bool) -> bool:
+        """Wait until Prometheus has fetched the values as they are now, at most `seconds`; returns whether it did.
+
+        Does not wait when nobody scrapes: unless two scrapes came (one suffices if Prometheus was told, `known`), or for longer than
+        two of the intervals between them.
+        """
+        times = self._scrapes.times
+        if self._server is None or len(times) < (1 if known else 2):
+            return False
+        if len(times) == 2:
+            seconds = min(seconds, 2 * (times[1] - times[0]) + 1)
+        if time.monotonic() - times[-1] > max(seconds, 1.0) + 1:
+            return False
+        with self._scrapes.changed:
+            before = self._scrapes.times
+            done = self._scrapes.changed.wait_for(lambda: self._scrapes.times is not before, seconds)
+        if done:
+            time.sleep(min(0.2, seconds))  # the answer leaves after it is collected
+        return done
 
     def serve(self, host: str, port: int, address_file: Path | None = None) -> str:
         """Start the HTTP endpoint; port 0 picks a free port.
@@ -119,9 +199,12 @@ class Meter:
             self._server.server_close()
             self._server = None
 
-    def step(self, report: StepReport) -> None:
+    def step(self, report: StepReport, steps: int = 0) -> None:
         """Export one training step."""
         self.set("train_step", report.step)
+        if steps:
+            self.set("train_steps", steps)
+            self.set("train_eta_seconds", self._pace.remaining(report, steps))
         self.set("train_stage", report.stage)
         self.set("train_loss", report.loss)
         for scale, loss in report.scale_loss.items():

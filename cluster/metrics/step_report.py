@@ -63,6 +63,22 @@ class StepReport:
     """Functions that torch.compile compiled since the step before, over all ranks; 0 once a stage is warm."""
 
 
+class Pace:
+    """Seconds that the rest of a run will take: the steps that are left, each as long as the last ones were on average."""
+
+    def __init__(self) -> None:
+        self._seconds = math.nan
+
+    def remaining(self, report: StepReport, steps: int) -> float:
+        """Take a step's duration in; return the seconds for the steps after it, of `steps`. A step that compiles is no measure."""
+        total = report.seconds.get("total", 0.0)
+        if math.isnan(self._seconds):
+            self._seconds = total
+        elif not report.compilations:
+            self._seconds += 0.05 * (total - self._seconds)
+        return self._seconds * (steps - report.step)
+
+
 class JsonLines:
     """Appends one JSON object per line, each with one write, so that a reader may follow the file while the job runs.
 

@@ -1,8 +1,12 @@
-"""The alerts, as declarations: queries of declared metrics (`dashboards.py` checks that), texts, and what to do first."""
+"""The alerts, with texts and what to do first; recording rules; Alertmanager's routes.
+
+Queries are of declared metrics (`dashboards.py` checks that).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,43 @@ ALERTS = (
         "Check that rank's host: throttled device, full disk, broken network link.",
     ),
     Alert(
+        "VideoarRankStarved",
+        "videoar_train_rank_data_seconds > on (run) group_left () 0.5 * max by (run) (videoar_train_rank_step_seconds)",
+        "10m",
+        "ticket",
+        "Rank {{ $labels.rank }} of {{ $labels.run }} waits for its data for half of each step, and all others wait for it.",
+        "Look at the disk and the CPU of that rank's host (RUN/heartbeats/rank-N names it).",
+    ),
+    Alert(
+        "VideoarNoProgress",
+        "max by (run) (max_over_time(videoar_train_step[30m])) <= max by (run) (max_over_time(videoar_train_step[30m] offset 2h))",
+        "10m",
+        "page",
+        "{{ $labels.run }} is no further than two hours ago.",
+        "It trains the same steps again after each restart: read what ended the last starts, and lower train.checkpoint_every.",
+    ),
+    Alert(
+        "VideoarLossSpike",
+        "videoar_train_loss > 1.3 * quantile_over_time(0.5, videoar_train_loss[30m])",
+        "2m",
+        "ticket",
+        "The loss of {{ $labels.run }} has been 30 % above its median of half an hour for 2 minutes.",
+        "Compare gradient norm and samples of those steps in metrics.jsonl; go back to the checkpoint before it, or lower the rate.",
+    ),
+    Alert(
+        "VideoarDiskFilling",
+        "videoar_disk_free_ratio < 0.03"
+        " or videoar_disk_free_ratio < 0.25 and on (run, instance) predict_linear(videoar_disk_free_bytes[1h], 4 * 3600) < 0",
+        "5m",
+        "page",
+        "The disk of {{ $labels.run }} is nearly full, or will be within 4 hours.",
+        "Free space or lower train.keep_checkpoints; the job waits and writes its next checkpoint once there is room.",
+    ),
+    Alert(
         "VideoarLossNotANumber",
-        "videoar_train_loss != videoar_train_loss",
-        "1m",
+        "videoar_train_loss != videoar_train_loss"
+        ' or on (run, instance) sum by (run, instance) (increase(videoar_train_skipped_steps_total{reason=~"nonfinite_.*"}[10m])) > 2',
+        "0m",
         "page",
         "The loss of {{ $labels.run }} is NaN.",
         "The job skips such steps and stops after train.max_skips in a row; find the first one in metrics.jsonl.",
@@ -87,7 +125,7 @@ ALERTS = (
     ),
     Alert(
         "VideoarWaitsForData",
-        "rate(videoar_train_data_wait_seconds_total[15m]) > 0.2",
+        "run:videoar_train_data_wait:ratio15m > 0.2",
         "15m",
         "ticket",
         "{{ $labels.run }} spends more than a fifth of its time waiting for data.",
@@ -110,9 +148,16 @@ ALERTS = (
         "Read `ray job logs` of the job; running the same command again keeps finished shards.",
     ),
     Alert(
+        "VideoarPlanningStalled",
+        "videoar_pipeline_planning_progress_ratio < 1 and delta(videoar_pipeline_planning_progress_ratio[1h]) == 0",
+        "10m",
+        "page",
+        "{{ $labels.run }} has planned no video for an hour.",
+        "Read the job's log; a part that hangs is started again after pipeline.stall_seconds, and names its video.",
+    ),
+    Alert(
         "VideoarClipsRefused",
-        'sum by (run) (increase(videoar_pipeline_clips_total{outcome="refused"}[1h]))'
-        " > 0.5 * sum by (run) (increase(videoar_pipeline_clips_total[1h]))",
+        "run:videoar_pipeline_clips_refused:ratio1h > 0.5",
         "15m",
         "ticket",
         "More than half of the clips of {{ $labels.run }} were rejected in the last hour.",
@@ -127,11 +172,56 @@ ALERTS = (
         "The job's log names each dead worker; check the workers' memory limits and the host they share.",
     ),
     Alert(
-        "VideoarNotScraped",
+        "VideoarJobDead",
         'up{job="videoar"} == 0',
         "5m",
+        "page",
+        "{{ $labels.run }} has not answered at {{ $labels.instance }} for 5 minutes, and did not end well.",
+        "Run the same command again: it continues. A job that shall stay dead: remove its file from the folder of targets.",
+    ),
+    Alert(
+        "VideoarGpuFault",
+        "changes(DCGM_FI_DEV_XID_ERRORS[10m]) > 0 and DCGM_FI_DEV_XID_ERRORS > 0",
+        "0m",
         "ticket",
-        "{{ $labels.run }} does not answer at {{ $labels.instance }}.",
-        "The job has ended, or its address has changed: run `videoar dashboards` again with the run folder.",
+        "GPU {{ $labels.gpu }} of {{ $labels.instance }} reported the fault Xid {{ $value }}.",
+        "Look the number up in NVIDIA's list of Xids; drain the host if it comes again.",
     ),
 )
+
+RECORDED = {
+    "run:videoar_train_tokens:rate5m": "sum by (run) (rate(videoar_train_tokens_total[5m]))",
+    "run:videoar_train_data_wait:ratio15m": "max by (run) (rate(videoar_train_data_wait_seconds_total[15m]))",
+    "run:videoar_pipeline_frames:rate5m": "sum by (run) (rate(videoar_pipeline_frames_total[5m]))",
+    "run:videoar_pipeline_clips_refused:ratio1h": 'sum by (run) (increase(videoar_pipeline_clips_total{outcome="refused"}[1h]))'
+    " / (sum by (run) (increase(videoar_pipeline_clips_total[1h])) > 0)",
+}
+"""Recording rules: what dashboards over weeks, and alerts, ask for again and again."""
+
+
+def alertmanager(page_url: str, ticket_url: str) -> dict[str, Any]:
+    """Return the content of alertmanager.yml: pages at once and again each hour, tickets once a day; a dead job says nothing else.
+
+    page_url, ticket_url: webhooks that take Alertmanager's JSON.
+    """
+    return {
+        "route": {
+            "receiver": "ticket",
+            "group_by": ["alertname", "run"],
+            "group_wait": "30s",
+            "group_interval": "5m",
+            "repeat_interval": "24h",
+            "routes": [{"receiver": "page", "matchers": ['severity="page"'], "group_wait": "5s", "repeat_interval": "1h"}],
+        },
+        "inhibit_rules": [
+            {
+                "source_matchers": ['alertname="VideoarJobDead"'],
+                "target_matchers": ['alertname!="VideoarJobDead"', 'run!=""'],
+                "equal": ["run"],
+            }
+        ],
+        "receivers": [
+            {"name": "page", "webhook_configs": [{"url": page_url, "send_resolved": True}]},
+            {"name": "ticket", "webhook_configs": [{"url": ticket_url, "send_resolved": True}]},
+        ],
+    }

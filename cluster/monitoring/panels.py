@@ -1,6 +1,6 @@
-"""The dashboards, as declarations: panels and their queries of declared metrics (`dashboards.py` checks that).
+"""The dashboards of tokenization and tokenizer training, as declarations: panels and their queries of declared metrics (`dashboards.py` checks that).
 
-`$run` is the run that is selected in Grafana. Queries use raw metrics, so that no recording rules are needed.
+`$run` is the one run that is selected in Grafana. Training has its panels in train_panels.py, hosts and GPUs in host_panels.py.
 """
 
 from __future__ import annotations
@@ -37,125 +37,37 @@ class Dashboard:
     name: str
     title: str
     panels: tuple[Panel, ...]
+    variable: str = "run"
+    """What is selected: a run, or hosts (instance)."""
 
 
-def _stat(title: str, query: str, description: str, unit: str = "short") -> Panel:
+def stat(title: str, query: str, description: str, unit: str = "short") -> Panel:
+    """Return a panel of one number."""
     return Panel(title, description, ((query, ""),), unit, "stat", 4)
 
-
-TRAINING = Dashboard(
-    "videoar-training",
-    "VideoAR training",
-    (
-        _stat("step", f"videoar_train_step{{{RUN}}}", "Last completed optimizer step."),
-        _stat("stage", f"videoar_train_stage{{{RUN}}}", "Index of the curriculum stage, from 0."),
-        _stat("loss", f"videoar_train_loss{{{RUN}}}", "Loss of the last step, in nats per bit; an untrained model has 0.693."),
-        _stat("tokens", f"videoar_train_tokens_total{{{RUN}}}", "Tokens trained on since the last start."),
-        _stat("restarts", f"videoar_train_restarts_total{{{RUN}}}", "Restarts after a failure; read the log of the last one."),
-        _stat(
-            "since the last step",
-            f"time() - max(videoar_train_last_step_timestamp_seconds{{{RUN}}})",
-            "If this is much longer than a step, the job hangs.",
-            "s",
-        ),
-        Panel("loss", "Should fall; jumps at the start of a stage.", ((f"videoar_train_loss{{{RUN}}}", "{{run}}"),)),
-        Panel(
-            "loss by scale",
-            "Coarse scales converge first; if one rises alone, check its corruption and weight.",
-            ((f"videoar_train_scale_loss{{{RUN}}}", "{{scale}}"),),
-        ),
-        Panel(
-            "bit accuracy by scale",
-            "Starts at 50 %; the finest scale is the last to improve.",
-            ((f"videoar_train_bit_accuracy_ratio{{{RUN}}}", "{{scale}}"),),
-            "percentunit",
-        ),
-        Panel(
-            "gradient norm",
-            "Before clipping; a slow rise over many steps precedes a spike.",
-            ((f"videoar_train_grad_norm{{{RUN}}}", "{{run}}"),),
-            log=True,
-        ),
-        Panel("learning rate", "Follows the schedule.", ((f"videoar_train_learning_rate{{{RUN}}}", "{{run}}"),), "sci"),
-        Panel(
-            "throughput",
-            "Tokens per second, over all ranks.",
-            ((f"videoar_train_tokens_per_second{{{RUN}}}", "{{run}}"),),
-        ),
-        Panel(
-            "model FLOPs utilization",
-            "Model FLOPs over the device's peak; absent if the peak is unknown.",
-            ((f"videoar_train_mfu_ratio{{{RUN}}}", "{{run}}"),),
-            "percentunit",
-        ),
-        Panel(
-            "seconds per step, by phase",
-            "Shows which part of a step became slower.",
-            ((f"videoar_train_phase_seconds{{{RUN}}}", "{{phase}}"),),
-            "s",
-        ),
-        Panel(
-            "fraction of time spent waiting for data",
-            "Above a few percent, loading is the bottleneck: raise train.prefetch, use faster disks.",
-            ((f"rate(videoar_train_data_wait_seconds_total{{{RUN}}}{RATE})", "{{run}}"),),
-            "percentunit",
-        ),
-        Panel(
-            "compilations and padding",
-            "A stage that compiles after its warm-up loses seconds each time (the log says why); padding is computed and thrown away.",
-            (
-                (f"increase(videoar_train_compilations_total{{{RUN}}}{RATE})", "functions compiled"),
-                (f"videoar_train_padding_ratio{{{RUN}}}", "fraction of positions that are padding"),
-            ),
-        ),
-        Panel(
-            "skipped steps, replaced samples, failures aside",
-            "Steps without a weight update, by reason; samples that failed their checksum; reports, samples and validations that failed.",
-            (
-                (f"increase(videoar_train_skipped_steps_total{{{RUN}}}{RATE})", "skipped: {{reason}}"),
-                (f"increase(videoar_train_corrupt_samples_total{{{RUN}}}{RATE})", "corrupt samples"),
-                (f"increase(videoar_train_aside_failures_total{{{RUN}}}{RATE})", "failed aside: {{what}}"),
-            ),
-        ),
-        Panel("memory", "Resident, peak and device memory.", ((f"videoar_train_memory_bytes{{{RUN}}}", "{{kind}}"),), "bytes"),
-        Panel(
-            "checkpoints",
-            "How long a checkpoint blocks training, and how much work a crash would lose now.",
-            (
-                (f"videoar_train_checkpoint_seconds{{{RUN}}}", "duration of the last one"),
-                (f"time() - videoar_train_checkpoint_last_success_timestamp_seconds{{{RUN}}}", "age of the newest"),
-            ),
-            "s",
-        ),
-        Panel(
-            "seconds since each rank's heartbeat",
-            "A rank far above the others is stopped, cut off or dead.",
-            ((f"time() - videoar_train_heartbeat_timestamp_seconds{{{RUN}}}", "rank {{rank}}"),),
-            "s",
-        ),
-    ),
-)
 
 TOKENIZATION = Dashboard(
     "videoar-tokenization",
     "VideoAR tokenization",
     (
-        _stat(
+        stat(
             "done",
             f"videoar_pipeline_progress_ratio{{{RUN}}}",
             "Fraction of the planned shards that are committed.",
             "percentunit",
         ),
-        _stat("shards", f"sum(videoar_pipeline_shards_committed_total{{{RUN}}})", "Committed so far."),
-        _stat("frames", f"sum(videoar_pipeline_frames_total{{{RUN}}})", "Pixel frames encoded so far."),
-        _stat("tokens", f"sum(videoar_pipeline_tokens_total{{{RUN}}})", "Tokens written so far."),
-        _stat(
+        stat("shards", f"sum(videoar_pipeline_shards_committed_total{{{RUN}}})", "Committed so far."),
+        stat("frames", f"sum(videoar_pipeline_frames_total{{{RUN}}})", "Pixel frames encoded so far."),
+        stat("tokens", f"sum(videoar_pipeline_tokens_total{{{RUN}}})", "Tokens written so far."),
+        stat("planned", f"videoar_pipeline_planning_progress_ratio{{{RUN}}}", "Fraction of the videos planned.", "percentunit"),
+        stat("disk free", f"videoar_disk_free_ratio{{{RUN}}}", "Of the disk that holds the shards.", "percentunit"),
+        stat(
             "rejected clips",
             f'sum(videoar_pipeline_clips_total{{{RUN},outcome="refused"}}) / sum(videoar_pipeline_clips_total{{{RUN}}})',
             "Fraction of processed clips that were rejected; the reasons are in the table of rejects.",
             "percentunit",
         ),
-        _stat(
+        stat(
             "rejected videos",
             f'sum(videoar_pipeline_videos_total{{{RUN},outcome="refused"}}) / sum(videoar_pipeline_videos_total{{{RUN}}})',
             "Fraction of processed videos that were rejected.",
@@ -169,8 +81,8 @@ TOKENIZATION = Dashboard(
         ),
         Panel(
             "frames per second",
-            "Over all workers.",
-            ((f"sum by (run) (rate(videoar_pipeline_frames_total{{{RUN}}}{RATE}))", "{{run}}"),),
+            "Over all workers, in the last five minutes.",
+            ((f"run:videoar_pipeline_frames:rate5m{{{RUN}}}", "{{run}}"),),
         ),
         Panel(
             "tokens per second",
@@ -197,6 +109,12 @@ TOKENIZATION = Dashboard(
             "time of the workers, by stage",
             "What the workers spend their time on; much waiting for decoded frames means that decoding is the bottleneck.",
             ((f"sum by (stage) (rate(videoar_pipeline_stage_seconds_sum{{{RUN}}}{RATE}))", "{{stage}}"),),
+            "percentunit",
+        ),
+        Panel(
+            "share of clips refused, last hour",
+            "Above a half, a filter is too strict for this source.",
+            ((f"run:videoar_pipeline_clips_refused:ratio1h{{{RUN}}}", "{{run}}"),),
             "percentunit",
         ),
         Panel(
@@ -230,10 +148,10 @@ TOKENIZER = Dashboard(
     "videoar-tokenizer",
     "VideoAR tokenizer training",
     (
-        _stat("step", f"videoar_tokenizer_step{{{RUN}}}", "Last completed step."),
-        _stat("PSNR", f"videoar_tokenizer_psnr_db{{{RUN}}}", "PSNR of the last step's reconstructions.", "dB"),
-        _stat("clips", f"videoar_tokenizer_clips_total{{{RUN}}}", "Clips trained on since the last start."),
-        _stat(
+        stat("step", f"videoar_tokenizer_step{{{RUN}}}", "Last completed step."),
+        stat("PSNR", f"videoar_tokenizer_psnr_db{{{RUN}}}", "PSNR of the last step's reconstructions.", "dB"),
+        stat("clips", f"videoar_tokenizer_clips_total{{{RUN}}}", "Clips trained on since the last start."),
+        stat(
             "since the last step",
             f"time() - max(videoar_tokenizer_heartbeat_timestamp_seconds{{{RUN}}})",
             "If this is much longer than a step, the job hangs.",
@@ -272,5 +190,3 @@ TOKENIZER = Dashboard(
         ),
     ),
 )
-
-DASHBOARDS = (TRAINING, TOKENIZATION, TOKENIZER)

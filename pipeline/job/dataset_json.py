@@ -15,6 +15,7 @@ from cluster.config import ClusterConfig, Config, ConfigError
 from cluster.config.differences import differences as changed_values
 from cluster.config.differences import flat
 from cluster.config.precision import default_device, hardware, settle
+from cluster.metrics.endpoint import TARGET
 from cluster.runtime.atomic_files import read_json, write_json
 from pipeline.config import CorpusConfig, PipelineConfig
 from pipeline.shards.layout import ADDRESS, DATASET, FORMAT, FolderError
@@ -118,7 +119,8 @@ def begin(folder: Path, dataset: Mapping[str, Any], defaults: Mapping[str, Any] 
     path = folder / DATASET
     plain = json.loads(json.dumps(dataset))
     if not path.exists():
-        foreign = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name != ADDRESS)
+        own = (ADDRESS, TARGET)
+        foreign = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name not in own)
         if foreign:
             raise FolderError(f"{folder}: holds {foreign[0]} but no {DATASET}; choose an empty folder as pipeline.output")
         write_json(path, plain)

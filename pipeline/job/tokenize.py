@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
-from cluster.config import Config, MetricsConfig
-from cluster.metrics import Meter
+from cluster.config import Config, MetricsConfig, RunConfig
+from cluster.metrics import Endpoint, Meter
+from cluster.metrics.endpoint import TARGET
 from cluster.runtime.progress import ProgressBar
 from pipeline.books.index import finish
 from pipeline.books.tasks import Runner, serially
@@ -96,15 +97,21 @@ def _spec(config: Config) -> CodecSpec:
 @contextmanager
 def _meter(config: Config) -> Iterator[Meter]:
     metrics, folder = config.get(MetricsConfig), config.get(PipelineConfig).output
-    meter = Meter()
+    meter, endpoint, well = Meter(), None, False
+    meter.begin("pipeline_")
+    meter.watch_disk(folder)
     if metrics.enabled:
-        address = meter.serve(metrics.host, metrics.port, folder / ADDRESS)
-        print(f"metrics: http://{address}/metrics", flush=True)
+        endpoint = Endpoint(meter, metrics, folder, config.get(RunConfig).name)
+        print(f"metrics: http://{endpoint.address}/metrics", flush=True)
     try:
         yield meter
+        well = True
     finally:
-        meter.close()
+        if endpoint is not None:
+            endpoint.close(well=well)
         (folder / ADDRESS).unlink(missing_ok=True)
+        if well:
+            (folder / TARGET).unlink(missing_ok=True)
 
 
 def encode_groups(config: Config, manifest: Manifest, meter: Meter) -> RunTotals:

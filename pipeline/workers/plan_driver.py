@@ -63,6 +63,8 @@ class _Tasks:
         self._todo = deque(todo)
         self._running: dict[Any, int] = {}
         """Part of each running task, by Ray's reference."""
+        size, self._videos = config.videos_per_task, generation.count
+        self._planned = self._videos - sum(min(size, self._videos - number * size) for number in todo)
         self._detector = StallDetector(config.stall_seconds)
         self._fallbacks = Fallbacks(config.decode_device, meter)
         self._failures: Counter[int] = Counter()
@@ -70,8 +72,13 @@ class _Tasks:
         self._stalls: Counter[tuple[int, int]] = Counter()
         """Stalls by (part, index of the video in it)."""
 
+    def _count(self, videos: int) -> None:
+        self._planned += videos
+        self._meter.set("pipeline_planning_progress_ratio", self._planned / max(1, self._videos))
+
     def run(self, progress: ProgressBar) -> None:
         """Submit and watch tasks until every part is planned."""
+        self._count(0)
         while self._todo or self._running:
             while self._todo and len(self._running) < 2 * _cpus():
                 self._submit(self._todo.popleft())
@@ -85,6 +92,7 @@ class _Tasks:
                     raise cause(error) from error
                 else:
                     progress.update(report.videos, note=f"{report.clips} clips in the last part")
+                    self._count(report.videos)
                     self._meter.inc("pipeline_decoder_deaths_total", report.decoder_deaths, stage="plan")
                     self._fallbacks.add("plan", report.software)
             for ref, number in list(self._running.items()):

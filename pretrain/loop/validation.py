@@ -103,6 +103,7 @@ class Validation:
                 "frame_loss": metrics.values["frame_loss"],
             }
             self.logger.line("validation", record)
+            self.logger.meter.set("train_validation_loss", loss, bucket=name)
         return found
 
     def _load(self, loader: Loader, step: int) -> StepData:

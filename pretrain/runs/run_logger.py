@@ -1,7 +1,8 @@
 """What a training run reports: console, metrics.jsonl, status.json, Prometheus, TensorBoard. Rank 0 writes, the others are silent.
 
 In:  one StepReport per step, lines, the state of the job.
-Out: RUN/metrics.jsonl, RUN/log/rank-0.log, RUN/status.json for supervisors and monitors, RUN/metrics-address with the endpoint,
+Out: RUN/metrics.jsonl, RUN/log/rank-0.log, RUN/status.json for supervisors and monitors, RUN/metrics-address with the endpoint
+     (cluster/metrics/endpoint.py),
      RUN/tensorboard if asked for.
 """
 
@@ -21,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from cluster.config import ConfigError, MetricsConfig
-from cluster.metrics import JsonLines, Meter, StepReport, last_step
+from cluster.metrics import Endpoint, JsonLines, Meter, StepReport, last_step
 from cluster.runtime.atomic_files import DamagedFile, DiskFull, read_json, write_text
 from cluster.runtime.checkpoint_folders import set_aside
 from cluster.runtime.errors import one_line
@@ -50,11 +51,17 @@ class LoggerError(ConfigError):
 class RunLogger:
     """Context manager; on ranks other than 0, every call does nothing. No report that fails (a full disk) ends training."""
 
-    def __init__(self, run: Path, rank: int, metrics: MetricsConfig, *, log_every: int, tensorboard: bool) -> None:
-        """Raise LoggerError, OSError or MetricsPortError for what cannot be written or served from the start."""
+    def __init__(
+        self, run: Path, rank: int, metrics: MetricsConfig, *, log_every: int, tensorboard: bool, name: str = ""
+    ) -> None:
+        """Raise LoggerError, OSError, MetricsPortError or TargetError for what cannot be written or served from the start.
+
+        name: of the run, on dashboards.
+        """
         self.run, self.active, self.log_every = run, rank == 0, log_every
         self.meter = Meter()
         self._console = _Console(highlight=False, soft_wrap=True)
+        self._endpoint: Endpoint | None = None
         self._board: Any = None
         self._tensorboard = tensorboard
         self._failing: dict[str, int] = {}
@@ -68,11 +75,13 @@ class RunLogger:
         self._lines = {name: JsonLines(run / f"{name}.jsonl") for name in LINES}
         self.meter.begin("train_")
         self.meter.inc("train_restarts_total", restart_count())
-        self.meter.set("train_last_step_timestamp_seconds", time.time())
+        for metric in ("train_last_step_timestamp_seconds", "train_checkpoint_last_success_timestamp_seconds"):
+            self.meter.set(metric, time.time())  # a hang before the first one rings, too
         self.meter.listen(run)
+        self.meter.watch_disk(run)
         if metrics.enabled:
-            address = self.meter.serve(metrics.host, metrics.port, run / "metrics-address")
-            self.log(f"metrics at http://{address}/metrics")
+            self._endpoint = Endpoint(self.meter, metrics, run, name)
+            self.log(f"metrics at http://{self._endpoint.address}/metrics")
 
     def begin(self, step: int) -> None:
         """Set aside the reports and samples of steps after `step`, the last one that is trained: they are trained again."""
@@ -133,7 +142,7 @@ class RunLogger:
         if not self.active:
             return
         self.line("metrics", report)
-        self.meter.step(report)
+        self.meter.step(report, steps)
         self.meter.set("train_last_step_timestamp_seconds", time.time())
         self.scalars(report.step, _scalars(report))
         if report.step % self.log_every == 0 or report.skipped:
@@ -161,7 +170,8 @@ class RunLogger:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.meter.close()
+        if self._endpoint is not None:
+            self._endpoint.close(well=kind is None)
         if self.active:
             for lines in self._lines.values():
                 lines.close()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 CLUSTER: dict[str, str] = {
     "cluster/cli/options.py": "tests/cluster/cli/test_main.py",
-    "cluster/monitoring/alerts.py": "tests/cluster/monitoring/test_dashboards.py",
+    "cluster/monitoring/host_panels.py": "tests/cluster/monitoring/test_dashboards.py",
+    "cluster/monitoring/train_panels.py": "tests/cluster/monitoring/test_dashboards.py",
     "cluster/monitoring/panels.py": "tests/cluster/monitoring/test_dashboards.py",
     "cluster/monitoring/plots.py": "tests/cluster/monitoring/test_report.py",
     "cluster/runtime/exit_codes.py": "tests/cluster/runtime/test_errors.py",

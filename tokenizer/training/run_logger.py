@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from cluster.config import MetricsConfig
-from cluster.metrics import JsonLines, Meter
+from cluster.metrics import Endpoint, JsonLines, Meter
 
 METRICS = "tokenizer-metrics.jsonl"
 TERMS = ("l1", "l2", "perceptual", "gan", "commitment", "entropy", "discriminator", "lecam")
@@ -25,19 +25,24 @@ class RunLogger:
     """Context manager; on ranks other than the first every call does nothing.
 
     begin: finished steps; lines of later steps, which an interrupted run may have written, are removed.
-    Raises MetricsPortError when the endpoint's port is in use.
+    name: of the run, on dashboards.
+    Raises MetricsPortError when the endpoint's port is in use, TargetError when its target cannot be written.
     """
 
-    def __init__(self, run: Path, first: bool, config: MetricsConfig, begin: int) -> None:
+    def __init__(self, run: Path, first: bool, config: MetricsConfig, begin: int, name: str = "") -> None:
         self.meter = Meter()
+        self._endpoint: Endpoint | None = None
         self._lines: JsonLines | None = None
         self._failing = False
         if not first:
             return
         run.mkdir(parents=True, exist_ok=True)
+        self.meter.begin("tokenizer_")
+        self.meter.set("tokenizer_heartbeat_timestamp_seconds", time.time())  # a hang before the first step rings, too
+        self.meter.watch_disk(run)
         if config.enabled:
-            address = self.meter.serve(config.host, config.port, run / "metrics-address")
-            print(f"tokenizer: metrics at http://{address}/metrics", flush=True)
+            self._endpoint = Endpoint(self.meter, config, run, name)
+            print(f"tokenizer: metrics at http://{self._endpoint.address}/metrics", flush=True)
         self._lines = JsonLines(_truncated(run / METRICS, begin))
 
     def log(self, metrics: Mapping[str, Any], *, write: bool) -> None:
@@ -69,7 +74,8 @@ class RunLogger:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.meter.close()
+        if self._endpoint is not None:
+            self._endpoint.close(well=kind is None)
         if self._lines is not None:
             self._lines.close()
 

@@ -87,7 +87,7 @@ def _run(config: Config, clips: ClipSource, ranks: Ranks, recipe: str) -> None:
     trainer = Trainer(model, tokenizer, ranks)
     begin = trainer.resume(found)
     with ExitStack() as stack:
-        logger = stack.enter_context(RunLogger(run.dir, ranks.first, config.get(MetricsConfig), begin))
+        logger = stack.enter_context(RunLogger(run.dir, ranks.first, config.get(MetricsConfig), begin, run.name))
         batches = stack.enter_context(BatchPrefetcher(clips, training, run.seed, ranks))
         bar = stack.enter_context(ProgressBar("tokenizer", training.steps, done=begin, enabled=ranks.first))
         for step in range(begin, training.steps):

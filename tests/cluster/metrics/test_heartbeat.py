@@ -26,11 +26,13 @@ def test_a_rank_says_what_it_is_at(tmp_path: Path) -> None:
         until(lambda: 3 in heartbeat.read(tmp_path))
         first = heartbeat.read(tmp_path)[3]
         assert (first.step, first.phase, first.pid) == (0, "start", os.getpid()) and first.host
+        beat.took({"total": 2.0, "data": 0.5}, {"resident": 7, "device": 9})
         beat.at(12, "validation")
         until(lambda: heartbeat.read(tmp_path)[3].step == 12)
-        assert heartbeat.read(tmp_path)[3].phase == "validation"
+        now = heartbeat.read(tmp_path)[3]
+        assert (now.phase, now.step_seconds, now.data_seconds, now.resident, now.device) == ("validation", 2.0, 0.5, 7, 9)
         until(lambda: heartbeat.read(tmp_path)[3].time > first.time)
-    assert heartbeat.path_of(tmp_path, 3).stat().st_size == 256, "rewritten in place"
+    assert heartbeat.path_of(tmp_path, 3).stat().st_size == 512, "rewritten in place"
     heartbeat.path_of(tmp_path, 4).write_text("half")
     assert list(heartbeat.read(tmp_path)) == [3]
     heartbeat.clear(tmp_path)

@@ -71,6 +71,15 @@ def test_only_declared_metrics_of_the_declared_kind_and_labels() -> None:
         meter.set("train_scale_loss", 1.0, size="1x1")
 
 
+def test_the_time_that_is_left(tmp_path: Path) -> None:
+    meter = Meter()
+    meter.step(REPORT, 13)
+    address = meter.serve("127.0.0.1", 0)
+    found = scrape(address)
+    meter.close()
+    assert (found["videoar_train_steps"], found["videoar_train_eta_seconds"]) == (13, 20), "10 steps of 2 s"
+
+
 def test_counters_are_there_from_the_start() -> None:
     """A rise can only be seen of a counter that was there before: the first skipped step never rang."""
     meter = Meter()
@@ -91,12 +100,17 @@ def test_series_of_ranks_are_bounded_and_hold_the_silent_ones(tmp_path: Path, ra
     for rank in range(ranks):
         path = heartbeat.path_of(tmp_path, rank)
         path.parent.mkdir(exist_ok=True)
-        beat = heartbeat.Beat(rank, "host", 1, 1000.0 + (0 if rank == ranks // 2 else 30), 7, "step")
+        odd = rank == ranks // 2
+        beat = heartbeat.Beat(rank, "host", 1, 1000.0 + (0 if odd else 30), 7, "step", 1.0 + odd, 0.1 + odd, 10 + odd, 20 + odd)
         path.write_text(json.dumps(asdict(beat)))
     meter = Meter()
     meter.listen(tmp_path)
     address = meter.serve("127.0.0.1", 0)
-    found = {name: value for name, value in scrape(address).items() if "heartbeat" in name}
+    everything = scrape(address)
+    found = {name: value for name, value in everything.items() if "heartbeat" in name}
     meter.close()
     assert len(found) == series
+    of_ranks = [name for name in everything if "rank=" in name]
+    assert len(of_ranks) == 5 * series, "heartbeat, step, data wait, main and device memory"
+    assert everything[f"videoar_train_rank_data_seconds{{rank={ranks // 2}}}"] == 1.1, "the one that all wait for is among them"
     assert found[f"videoar_train_heartbeat_timestamp_seconds{{rank={ranks // 2}}}"] == 1000.0

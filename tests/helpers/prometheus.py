@@ -1,0 +1,86 @@
+"""Prometheus and Alertmanager as Debian packages them, for tests: found or the test fails, started, asked, ended."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.runtime.ports import free_port
+
+PATIENCE = 90.0
+"""Seconds after which nothing more is expected."""
+
+
+def program(name: str) -> str:
+    """Return the path of a program; the test fails where it is missing, since what it would show is then not shown."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.fail(
+            f"{name} is missing: apt-get install prometheus prometheus-alertmanager prometheus-node-exporter (.ci/run does)"
+        )
+    return found
+
+
+@contextmanager
+def started(words: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server until the end of the block."""
+    with log.open("wb") as out, subprocess.Popen(words, stdout=out, stderr=out) as server:
+        try:
+            yield server
+        finally:
+            server.terminate()
+
+
+@contextmanager
+def prometheus(config: Path, folder: Path) -> Iterator[str]:
+    """Run Prometheus; yields its URL."""
+    url = f"127.0.0.1:{free_port()}"
+    words = [
+        program("prometheus"),
+        f"--config.file={config}",
+        f"--web.listen-address={url}",
+        f"--storage.tsdb.path={folder}/db",
+    ]
+    with started(words, folder / "prometheus.log"):
+        yield f"http://{url}"
+
+
+@contextmanager
+def alertmanager(config: Path, folder: Path, address: str) -> Iterator[None]:
+    """Run Alertmanager at HOST:PORT."""
+    words = [
+        program("prometheus-alertmanager"), f"--config.file={config}", f"--web.listen-address={address}",
+        f"--storage.path={folder}/alertmanager", "--cluster.listen-address=",
+    ]  # fmt: skip
+    with started(words, folder / "alertmanager.log"):
+        yield
+
+
+def ask(url: str, query: str) -> list[dict[str, Any]]:
+    """Return the results of an instant query. Raises OSError while nobody answers."""
+    with urllib.request.urlopen(f"{url}/api/v1/query?{urllib.parse.urlencode({'query': query})}", timeout=10) as answer:
+        found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+    return found
+
+
+def until(url: str, query: str, *, found: bool = True) -> list[dict[str, Any]]:
+    """Ask until the query has a result, or has none."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            if bool(result := ask(url, query)) == found:
+                return result
+        except OSError:
+            pass  # not listening yet
+        time.sleep(0.2)
+    raise AssertionError(f"{query}: {'no' if found else 'still a'} result after {PATIENCE:g} s")
