@@ -33,7 +33,13 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("loop",),
         ("train",),
     ),
-    "cluster": (("config", "metrics", "runtime", "tables", "supported"), ("launch", "monitoring"), ("demo",), ("cli",)),
+    "cluster": (
+        ("config", "metrics", "runtime", "tables", "supported"),
+        ("supervise",),
+        ("launch", "monitoring"),
+        ("demo",),
+        ("cli",),
+    ),
 }
 """Each package's rooms from the ground up: a room imports rooms below it, never one beside or above it."""
 SEES = {

@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 
+from cluster.runtime.exit_codes import LAUNCH
+
 EVERY = 5.0
 """Seconds between two beats."""
 FOLDER = "heartbeats"
@@ -42,6 +44,8 @@ class Beat:
     """The step that it works on; 0 before the first."""
     phase: str
     """What it does: start, data, step, checkpoint, validation, samples, warm-up."""
+    launch: str = ""
+    """Token of the launch that started the rank; empty if none did."""
 
 
 def path_of(run: Path, rank: int) -> Path:
@@ -102,10 +106,10 @@ class Heartbeat:
             return ""
 
     def _beat(self) -> None:
-        host, pid = socket.gethostname(), os.getpid()
+        host, pid, launch = socket.gethostname(), os.getpid(), os.environ.get(LAUNCH, "")
         while True:
             step, phase = self._now
-            beat = Beat(self.rank, host, pid, round(time.time(), 3), step, phase)
+            beat = Beat(self.rank, host, pid, round(time.time(), 3), step, phase, launch)
             with contextlib.suppress(OSError):
                 path = path_of(self.run, self.rank)
                 path.parent.mkdir(parents=True, exist_ok=True)
