@@ -8,9 +8,12 @@ FROM ${BASE}
 ARG TORCH=system
 
 # gcc: Triton builds the starters of its kernels with it on a GPU. openssh-client: hostfile launches. python3-venv: where Debian splits it off.
+# wget: KubeRay's probes of a pod's health call it.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends gcc libc6-dev make openssh-client python3-venv \
+    && apt-get install -y --no-install-recommends gcc libc6-dev make openssh-client python3-venv wget \
     && rm -rf /var/lib/apt/lists/*
+# KubeRay starts Ray in a login shell, whose /etc/profile sets PATH anew.
+RUN echo 'export PATH=/opt/videoar/.venv/bin:$PATH' > /etc/profile.d/videoar.sh
 RUN useradd --create-home --uid 10001 videoar && install -d -o videoar -g videoar /opt/videoar
 USER videoar
 WORKDIR /opt/videoar

@@ -104,6 +104,7 @@ def run(config: Config) -> int:
             return path
 
         ranks.from_first(take)
+        run_logger.begin_rank_log(run_dir, ranks.rank)
         beating = owned.enter_context(Heartbeat(run_dir, ranks.rank))
         return _run(config, ranks, stop, beating)
 

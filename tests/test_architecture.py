@@ -35,6 +35,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "cluster": (
         ("config", "metrics", "runtime", "tables", "supported"),
+        ("supervise",),
         ("launch", "monitor", "monitoring"),
         ("demo",),
         ("cli",),

@@ -41,7 +41,8 @@ def version() -> str:
     import torch
 
     from cluster.config.precision import hardware, settle
-    from pretrain.runs.provenance import code_digest, commit
+    from cluster.runtime.source_tree import code_digest
+    from pretrain.runs.provenance import commit
 
     here = hardware("cuda" if torch.cuda.is_available() else "cpu")
     code = f"commit {commit()[:12]}" if commit() else f"no clone, code {code_digest()[:12]}"

@@ -155,12 +155,19 @@ def preflight(
     overrides: Overrides = None,
     job: Annotated[Literal["tokenize", "train"], typer.Option("--for", help="The job to check for.")] = "train",
     hostfile: Annotated[Path | None, typer.Option(help="File with one line `HOST slots=N` per host.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Check for everything that would stop a job before it starts; exit code 1 if something would.
 
     Example: videoar preflight -c configs/demo.yaml --for tokenize
+
+    Example: videoar preflight -c configs/demo.yaml --hostfile hosts --json
     """
+    import json
+    from dataclasses import asdict
+
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from cluster.config import load
@@ -168,13 +175,16 @@ def preflight(
 
     resolved = load(config, overrides or ())
     findings = check(resolved, job_inputs(resolved), _probes(resolved), job, hostfile)
-    table = Table("check", "", "found", "what to do", title=f"preflight for {job}")
-    for each in findings:
-        table.add_row(
-            each.check, "[green]ok[/green]" if each.ok else "[red]FAIL[/red]", each.found, "" if each.ok else each.fix
-        )
-    Console().print(table)
-    if not all(each.ok for each in findings):
+    passed = all(each.ok for each in findings)
+    if as_json:
+        typer.echo(json.dumps({"job": job, "ok": passed, "findings": [asdict(each) for each in findings]}))
+    else:
+        table = Table("check", "", "found", "what to do", title=f"preflight for {job}")
+        for each in findings:
+            mark = "[green]ok[/green]" if each.ok else "[red]FAIL[/red]"
+            table.add_row(escape(each.check), mark, escape(each.found), "" if each.ok else escape(each.fix))
+        Console().print(table)
+    if not passed:
         raise typer.Exit(1)
 
 

@@ -52,7 +52,7 @@ def launch(
 def unfinished(resolved: Config) -> str:
     """Return why the training run of this configuration is not done, or an empty string."""
     from cluster.config import RunConfig
-    from cluster.launch.launcher import why_unfinished
+    from cluster.supervise.run_state import why_unfinished
     from pretrain.data.config import CurriculumConfig
     from pretrain.engine.config import TrainConfig
 

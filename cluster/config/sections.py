@@ -100,6 +100,10 @@ class ClusterConfig(Section):
     """Seconds within which a training job must finish its first step: loading, and reading its checkpoint. 0: `stall_seconds`."""
     heartbeat_seconds: float = Field(default=30.0, ge=0)
     """A rank that sends no heartbeat for this many seconds, while others do and no step ends, is lost: the job is restarted. 0: never."""
+    min_hosts: int = Field(default=1, ge=1)
+    """A job over ssh goes on with the hosts that answer, if they are at least this many; it takes the others back when they do."""
+    host_rest_seconds: float = Field(default=600.0, ge=0)
+    """Seconds that a host is left out which was the first to fail twice in succession."""
     accept_slow_dtype: bool = False
     """Go on in a recorded dtype that this hardware lacks and has to emulate (bfloat16 on a CPU with AVX2: about 90 times slower)."""
     master_port: int = Field(default=0, ge=0, le=65535)

@@ -9,35 +9,32 @@ Both run `deepspeed --module MODULE -c CFG [overrides]`, and the command that is
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import secrets
-import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from cluster.config import ClusterConfig, Config, ConfigError, RunConfig
 from cluster.launch.hostfile import Host, read_hostfile, wrong_name
-from cluster.launch.ssh_launcher import ssh_command
-from cluster.launch.stacks import write_stacks
-from cluster.launch.supervisor import Attempt, Hooks, Policy, Supervisor, describe
-from cluster.launch.watchdog import StallLimit
-from cluster.metrics import last_step
-from cluster.runtime import checkpoint_folders
-from cluster.runtime.atomic_files import DiskFull, write_text
-from cluster.runtime.exit_codes import DONE, RESTARTS, STOPPED
+from cluster.launch.roster import Roster, kill_command, on_hosts
+from cluster.runtime.atomic_files import write_text
+from cluster.runtime.exit_codes import DONE, LAUNCH, RESTARTS, STOPPED
 from cluster.runtime.file_lock import FileLock, run_holder
 from cluster.runtime.ports import free_port
+from cluster.supervise import run_state
+from cluster.supervise.stacks import write_stacks
+from cluster.supervise.supervisor import Attempt, Hooks, Policy, Supervisor, say
+from cluster.supervise.watchdog import StallLimit
 
 Via = Literal["local", "ssh"]
-LAUNCH = "VIDEOAR_LAUNCH"
-"""Environment variable of all processes of a launch: its token."""
+FAILED_HOST = "failed-host"
+"""File of RUN with the name of the host that was the first to fail in the last start over ssh."""
 TRAIN = "pretrain.train"
 """Module of a rank of pre-training."""
 
@@ -71,13 +68,14 @@ class TrainingJob:
 
     def command(self, port: int) -> list[str]:
         """Return the command that starts the job with the rendezvous at `port`."""
-        # At its default level the launcher logs its own settings a dozen times.
-        job = ["--log_level", "warning", "--no_local_rank", "--module", self.module, *self.arguments]
+        # It logs its settings a dozen times, and each exit code other than 0, also that of a clean stop, as an error.
+        job = ["--log_level", "critical", "--no_local_rank", "--module", self.module, *self.arguments]
         if self.hostfile is None:
             # A hostfile that is not a regular file keeps DeepSpeed from reading its default, /job/hostfile.
             here = ["--hostfile", os.devnull, "--num_gpus", str(self.ranks), "--master_port", str(port)]
             return [deepspeed_program(), *here, *job]
-        several = ["--hostfile", str(self.hostfile), "--master-port", str(port)]
+        failed = str(self.hostfile.with_name(FAILED_HOST))
+        several = ["--hostfile", str(self.hostfile), "--master-port", str(port), "--failed", failed]
         address = ["--master-addr", self.master_addr] if self.master_addr else []
         return [sys.executable, "-m", "cluster.launch.ssh_launcher", *several, *address, "--", *job]
 
@@ -154,96 +152,83 @@ def run_lock(folder: Path) -> FileLock:
     )
 
 
-def kill_command(launch: str) -> str:
-    """Return the shell command that kills the ranks of the launch on a host; they outlive the ssh session that started them.
-
-    They are known by the variable LAUNCH in their environment, which holds the launch's own token: another job, of whatever
-    configuration, is not met.
-    """
-    has_it = f"{{ tr '\\0' '\\n' <$each/environ | grep -qx {shlex.quote(f'{LAUNCH}={launch}')}; }} 2>/dev/null"
-    return f"for each in /proc/[0-9]*; do if {has_it}; then kill -KILL ${{each#/proc/}}; fi; done"
+def _policy(cluster: ClusterConfig, job: TrainingJob, folder: Path) -> Policy:
+    stall = StallLimit(
+        folder / "metrics.jsonl", cluster.stall_seconds, cluster.start_seconds, folder, cluster.heartbeat_seconds
+    )
+    watched = job.module == TRAIN and (stall.seconds or stall.start or stall.silence)
+    return Policy(cluster.max_restarts, cluster.restart_wait_seconds, cluster.stop_grace_seconds, stall if watched else None)
 
 
-def _kill_on_hosts(job: TrainingJob, launch: str) -> None:
-    def kill(host: Host) -> None:
-        # Nothing is found where the ranks have already ended, and a dead host does not answer: neither is an error.
-        words = ssh_command(host.name, kill_command(launch))
-        subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+class _Launch:
+    """One launch of a job: its token, its hosts, its supervisor."""
 
-    with ThreadPoolExecutor(max_workers=32) as pool:
-        list(pool.map(kill, job.hosts))
+    def __init__(self, config: Config, job: TrainingJob, folder: Path) -> None:
+        self.job, self.folder, self.cluster = job, folder, config.get(ClusterConfig)
+        self.token = secrets.token_hex(8)
+        # Other hosts know their own devices: only a job on this machine is told to use the CPU.
+        self.cpu = job.hostfile is None and accelerators() == 0
+        several = job.hostfile is not None
+        hooks = Hooks(
+            # No signal of this machine reaches ranks on other hosts; all ranks look for this file in the shared run folder.
+            request_stop=(folder / "stop").touch if several else None,
+            kill_leftovers=self.kill if several else None,
+            saved=lambda: run_state.newest_sound(folder),
+            progress=lambda: run_state.newest_step(folder),
+            dump_stacks=lambda processes: write_stacks(folder, processes),
+            around=self.around if several else None,
+        )
+        self.supervisor = Supervisor(
+            _policy(self.cluster, job, folder), hooks=hooks, rank_module=job.module, holds_signals=job.module == TRAIN
+        )
+        self.roster = Roster(
+            job.hosts, self.cluster.min_hosts, self.cluster.host_rest_seconds,
+            lambda hosts, clear: on_hosts(hosts, kill_command(self.token) if clear else "true"), say,
+        )  # fmt: skip
 
+    def attempt(self, restarts: int) -> Attempt | None:
+        """Return what the next start runs; None when the job is to stop before there are hosts for it."""
+        job = self.job
+        if job.hostfile is not None:
+            failed = self.folder / FAILED_HOST
+            self.roster.failed(failed.read_text().strip() if failed.exists() else "")
+            failed.unlink(missing_ok=True)
+            hosts = self.roster.muster(self.supervisor.wait)
+            if not hosts:
+                return None
+            # Every host reads the hostfile, and the run folder is what they share.
+            shared = self.folder.resolve() / "hostfile"
+            write_text(shared, "".join(f"{host.name} slots={host.slots}\n" for host in hosts))
+            address = job.master_addr if hosts[0] == job.hosts[0] else ""
+            job = replace(job, hostfile=shared, hosts=hosts, master_addr=address)
+        run_state.write_owner(self.folder, self.token)
+        return Attempt(job.command(job.master_port or free_port()), environment(restarts, cpu=self.cpu, launch=self.token))
 
-def why_unfinished(run_folder: Path, steps: int | None, stop_after: int) -> str:
-    """Return why a pre-training run is not done, or an empty string when the checkpoint of its last step is complete.
+    def around(self) -> contextlib.AbstractContextManager[None]:
+        """Watch for hosts that come back while a start runs."""
+        return self.roster.watching(lambda names: self.supervisor.renew(f"{names} answers again"))
 
-    steps: steps of all stages; None for stages in tokens, whose steps the job itself computes and writes to RUN/status.json.
-    stop_after: step at which the run is to stop early; 0 runs all steps.
-    """
-    if steps is None:
-        try:
-            steps = int(json.loads((run_folder / "status.json").read_text())["steps"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return f"{run_folder} has no status.json with the number of steps"
-    last = min(stop_after or steps, steps)
-    folder = run_folder / "checkpoints"
-    newest = newest_step(run_folder)
-    return "" if newest >= last else f"{folder} has no complete checkpoint of step {last} (newest: {newest or 'none'})"
-
-
-def newest_step(run_folder: Path) -> int:
-    """Return the step of the newest complete checkpoint of a run, 0 without one; contents are not read."""
-    for path in checkpoint_folders.listed(run_folder / "checkpoints"):
-        if not checkpoint_folders.damage(path, contents=False):
-            return int(path.name.removeprefix("step-"))
-    return 0
-
-
-def newest_sound(run_folder: Path) -> str:
-    """Return the newest checkpoint of a run that was read back now, byte for byte; an empty string if there is none."""
-    for folder in checkpoint_folders.listed(run_folder / "checkpoints"):
-        if not checkpoint_folders.damage(folder, workers=2):
-            return folder.name
-    return ""
+    def kill(self, launch: str = "") -> None:
+        """Kill the ranks of this launch, or of another one, on all hosts."""
+        command = kill_command(launch or self.token)
+        if self.job.hostfile is None:
+            subprocess.run(["sh", "-c", command], check=False)
+        else:
+            on_hosts(self.job.hosts, command)
 
 
 def run(config: Config, job: TrainingJob, *, folder: Path | None = None, unfinished: Callable[[], str] | None = None) -> int:
     """Start the job, keep it running, and return its exit code (0 done, 75 stopped cleanly, 2 a bad configuration).
 
     folder: run folder that the job writes to, locked meanwhile (default: run.dir). unfinished: see `Supervisor.run`.
-    Raises RunBusyError when another launch or job is using the folder.
+    A job whose launch was killed is taken over. Raises RunBusyError when another launch, or a job of none, is using the folder.
     """
-    cluster = config.get(ClusterConfig)
     folder = config.get(RunConfig).dir if folder is None else folder
-    # Other hosts know their own devices: only a job on this machine is told to use the CPU.
-    cpu = job.hostfile is None and accelerators() == 0
-    stall = StallLimit(
-        folder / "metrics.jsonl", cluster.stall_seconds, cluster.start_seconds, folder, cluster.heartbeat_seconds
-    )
-    watched = job.module == TRAIN and (stall.seconds or stall.start or stall.silence)
-    policy = Policy(cluster.max_restarts, cluster.restart_wait_seconds, cluster.stop_grace_seconds, stall if watched else None)
-    # No signal of this machine reaches ranks on other hosts; all ranks look for this file in the shared run folder.
-    request_stop = None if job.hostfile is None else (folder / "stop").touch
-    token = secrets.token_hex(8)
-    kill_leftovers = None if job.hostfile is None else lambda: _kill_on_hosts(job, token)
-    hooks = Hooks(
-        request_stop,
-        kill_leftovers,
-        saved=lambda: newest_sound(folder),
-        progress=lambda: newest_step(folder),
-        dump_stacks=lambda processes: write_stacks(folder, processes),
-    )
-    supervisor = Supervisor(policy, rank_module=job.module, hooks=hooks, holds_signals=job.module == TRAIN)
-
-    def attempt(restarts: int) -> Attempt:
-        return Attempt(job.command(job.master_port or free_port()), environment(restarts, cpu=cpu, launch=token))
-
+    launch = _Launch(config, job, folder)
     with run_lock(folder):
-        if job.hostfile is not None:
-            # Every host reads the hostfile, and the run folder is what they share.
-            shared = folder.resolve() / "hostfile"
-            write_text(shared, "".join(f"{host.name} slots={host.slots}\n" for host in job.hosts))
-            job = replace(job, hostfile=shared)
+        before = run_state.orphan(folder) if job.module == TRAIN else ""
+        if before:
+            run_state.take_over(folder, launch.cluster.stop_grace_seconds, lambda: launch.kill(before), say)
         holder = run_holder(folder)
         if holder:
             raise RunBusyError(
@@ -254,19 +239,7 @@ def run(config: Config, job: TrainingJob, *, folder: Path | None = None, unfinis
                     else "wait for it, or stop it"
                 )
             )
-        code = supervisor.run(attempt, unfinished)
+        code = launch.supervisor.run(launch.attempt, unfinished)
         if code not in (DONE, STOPPED):
-            mark_ended(folder, code)
+            run_state.mark_ended(folder, code)
         return code
-
-
-def mark_ended(folder: Path, code: int) -> None:
-    """Change RUN/status.json from running to failed for a job whose rank 0 could not (it was killed)."""
-    path = folder / "status.json"
-    try:
-        plain = json.loads(path.read_text())
-        if plain["state"] == "running" and not run_holder(folder):
-            step = max(int(plain["step"]), last_step(folder / "metrics.jsonl"))
-            write_text(path, json.dumps({**plain, "state": "failed", "step": step, "line": describe(code)}) + "\n")
-    except (OSError, ValueError, KeyError, TypeError, DiskFull):
-        return  # the launch has said it already

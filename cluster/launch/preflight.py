@@ -11,45 +11,26 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import shlex
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
 from packaging.requirements import Requirement
 
 from cluster import supported
 from cluster.config import ClusterConfig, Config, MetricsConfig, RunConfig
 from cluster.config.precision import describe
-from cluster.launch.hostfile import Host, read_hostfile
+from cluster.launch.host_checks import Finding, check_hosts
 from cluster.launch.launcher import accelerators
+from cluster.runtime import checkpoint_folders
 from cluster.runtime.ports import PortError, is_free
 
 DISTRIBUTION = "videoar-pretrain"
-CLOCK_SECONDS = 2.0
-"""Largest difference between the clocks of two hosts; heartbeats and log lines are compared by time."""
-SSH_SECONDS = 15.0
-"""Time limit of the test login on one host."""
-MEASURE_SECONDS = 90.0
-"""Time limit of measuring a host's data types; most of it is loading torch."""
 JobKind = Literal["tokenize", "train"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Result of one check."""
-
-    check: str
-    ok: bool
-    found: str
-    fix: str = ""
-    """What to do when it is not ok; empty where `found` says so already."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +84,17 @@ class Probes:
 def check(
     config: Config, inputs: JobInputs, probes: Probes, job: JobKind = "train", hostfile: Path | None = None
 ) -> list[Finding]:
-    """Run every check that matters to `job`."""
+    """Run every check that matters to `job`; with a hostfile, also on its hosts."""
     findings = [*_software(), *_devices(config), *_folders(config, inputs, job), *_ports(config)]
     findings += _tokenizer(inputs, probes)
-    findings += _corpus(probes) if job == "tokenize" else [*_shards(inputs, probes), *_checkpoint(inputs, probes)]
+    findings += (
+        _corpus(probes)
+        if job == "tokenize"
+        else [*_shards(inputs, probes), *_checkpoint(config.get(RunConfig).dir, inputs, probes)]
+    )
     if hostfile is not None:
-        findings += _hosts(hostfile)
+        shared = [config.get(RunConfig).dir, *(Path(each) for each in inputs.shards if "://" not in str(each))]
+        findings += check_hosts(hostfile, config.source.resolve(), shared, config.get(ClusterConfig).master_addr)
     return findings
 
 
@@ -143,6 +129,7 @@ def _devices(config: Config) -> Iterator[Finding]:
         yield Finding("devices", ranks <= gpus, found, f"set cluster.ranks_per_host to {gpus} or less")
     else:
         yield Finding("devices", True, f"no GPU: {ranks or 1} rank(s) on {cores} CPU core(s)")
+    yield Finding("memory", True, f"{psutil.virtual_memory().available / 1e9:.1f} GB free")
     yield Finding("dtype", True, describe())
 
 
@@ -214,68 +201,10 @@ def _shards(inputs: JobInputs, probes: Probes) -> Iterator[Finding]:
         yield Finding(f"stage {stage.name}", not missing, found, fix)
 
 
-def _checkpoint(inputs: JobInputs, probes: Probes) -> Iterator[Finding]:
+def _checkpoint(run_dir: Path, inputs: JobInputs, probes: Probes) -> Iterator[Finding]:
     if inputs.stages:
         reason = probes.unfinished()
         yield Finding("checkpoint", True, reason or "the run is complete; `videoar launch` has nothing to do")
-
-
-def _hosts(hostfile: Path) -> list[Finding]:
-    try:
-        hosts = read_hostfile(hostfile)
-    except ValueError as error:
-        return [Finding("hostfile", False, str(error))]
-    if shutil.which("ssh") is None:
-        return [Finding("hostfile", False, "no ssh on this machine", "apt-get install openssh-client")]
-    with ThreadPoolExecutor(max_workers=32) as pool:
-        return list(pool.map(_host, hosts))
-
-
-def _dtypes(login: Sequence[str], python: str, folder: str) -> str:
-    """Return the line of a host on its data types, or why there is none, behind a semicolon."""
-    script = f"cd {folder} && {python} -m cluster.config.precision"
-    try:
-        done = subprocess.run([*login, script], capture_output=True, text=True, timeout=MEASURE_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return f"; data types not measured in {MEASURE_SECONDS:g} s"
-    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or ["no answer"]
-    return f"; {'data types not measured: ' if done.returncode else ''}{lines[-1]}"
-
-
-def _host(host: Host) -> Finding:
-    """Log in as the launcher does, without a password; look for this Python and this folder, and compare clocks."""
-    name = f"host {host.name}"
-    python, folder = shlex.quote(sys.executable), shlex.quote(str(Path.cwd()))
-    script = f"test -x {python} && echo python; test -d {folder} && echo folder; date +%s.%N"
-    words = [
-        "ssh",
-        "-o",
-        "PasswordAuthentication=no",
-        "-o",
-        "BatchMode=yes",
-        "-o",
-        "ConnectTimeout=10",
-        "--",
-        host.name,
-        script,
-    ]
-    began = time.time()
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=SSH_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return Finding(name, False, f"no answer in {SSH_SECONDS:g} s", "is it up, and does `ssh` reach it?")
-    ended = time.time()
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or ["no error message"]
-        return Finding(name, False, f"ssh: {lines[-1]}", f"make `ssh {host.name} true` work without a password")
-    lines = done.stdout.split()
-    if "python" not in lines:
-        return Finding(name, False, f"has no {sys.executable}", "install the project at the same path on every host")
-    if "folder" not in lines:
-        return Finding(name, False, f"has no {Path.cwd()}", "share this folder between the hosts")
-    clock = float(lines[-1])
-    off = max(began - clock, clock - ended, 0.0)
-    found = f"{host.slots} slot(s), clock within {max(off, ended - began):.1f} s{_dtypes(words[:-1], python, folder)}"
-    return Finding(
-        name, off <= CLOCK_SECONDS, found if off <= CLOCK_SECONDS else f"clock is {off:.0f} s off", "start an NTP client on it"
-    )
+        for folder in checkpoint_folders.listed(run_dir / "checkpoints")[:1]:
+            wrong = checkpoint_folders.damage(folder)
+            yield Finding("newest checkpoint", not wrong, f"{folder}: {wrong or 'read back'}", "the one before it will be used")

@@ -24,8 +24,8 @@ from types import TracebackType
 
 import psutil
 
-from cluster.launch.processes import tied
 from cluster.runtime.ports import free_ports
+from cluster.supervise.processes import tied
 
 OBJECT_STORE_BYTES = 256 * 1024**2
 """Shared memory of a local head; the job's samples pass through it batch by batch."""

@@ -12,36 +12,29 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
-import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from cluster.launch.environment import start_command, start_input
 from cluster.launch.hostfile import Host, read_hostfile
-from cluster.runtime.exit_codes import STOPPED
+from cluster.runtime.exit_codes import STOPPED, UNREACHABLE
 
-FORWARDED = ("DS_ACCELERATOR", "GLOO_", "NCCL_", "OMP_NUM_THREADS", "PYTHONPATH", "PYTHONUNBUFFERED", "VIDEOAR_")
-"""Prefixes of the environment variables that are passed on to the other hosts."""
 GRACE_SECONDS = 10.0
 """Seconds that the other hosts have to exit by themselves after the first failure."""
-UNREACHABLE = 255
-"""Exit code of ssh when it cannot connect, or loses the connection."""
 
 
-def remote_command(
-    number: int, hostfile: Path, address: str, port: int, words: Sequence[str], *, folder: Path, env: Mapping[str, str]
-) -> str:
-    """Return the shell command of host `number`: change to the folder, set the variables, start DeepSpeed's launcher."""
+def launcher_words(number: int, hostfile: Path, address: str, port: int, words: Sequence[str]) -> list[str]:
+    """Return the command of DeepSpeed's launcher on host `number`."""
     launcher = [str(Path(sys.executable).with_name("deepspeed")), "--hostfile", str(hostfile), "--no_ssh"]
-    launcher += ["--node_rank", str(number), "--master_addr", address, "--master_port", str(port), *words]
-    variables = [f"{key}={value}" for key, value in sorted(env.items()) if key.startswith(FORWARDED)]
-    return f"cd {shlex.quote(str(folder))} && exec {shlex.join(['env', *variables, *launcher])}"
+    return [*launcher, "--node_rank", str(number), "--master_addr", address, "--master_port", str(port), *words]
 
 
 def ssh_command(host: str, command: str) -> list[str]:
-    """Return the ssh command that runs `command` on `host`; ssh gives up a host that stops answering after a minute."""
-    options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]
+    """Return the ssh command that runs `command` on `host`; ssh gives up a host that stops answering after 20 s."""
+    options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=4"]
     return ["ssh", *options, "--", host, command]
 
 
@@ -51,17 +44,30 @@ def combined_exit_code(codes: Sequence[int]) -> int:
     return failures[0] if failures else max(codes, default=0)
 
 
-async def run(hosts: Sequence[Host], commands: Sequence[str], grace: float = GRACE_SECONDS) -> int:
-    """Run one command per host, all at the same time, and return their combined exit code."""
+async def run(
+    hosts: Sequence[Host],
+    commands: Sequence[str],
+    inputs: Sequence[bytes] = (),
+    grace: float = GRACE_SECONDS,
+    failed_file: Path | None = None,
+) -> int:
+    """Run one command per host, all at the same time, each with its standard input; returns their combined exit code.
+
+    failed_file: gets the name of the first host that fails.
+    """
     codes: list[int] = []
 
-    async def one(host: Host, command: str) -> None:
+    async def one(host: Host, command: str, given: bytes) -> None:
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
-            *ssh_command(host.name, command), stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=asyncio.subprocess.STDOUT
+            *ssh_command(host.name, command), stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT
         )
         try:
-            assert process.stdout is not None
+            assert process.stdout is not None and process.stdin is not None
+            with contextlib.suppress(ConnectionError):  # it ended before it read: its exit code says why
+                process.stdin.write(given)
+                await process.stdin.drain()
+            process.stdin.close()
             rest = b""
             while data := await process.stdout.read(65_536):
                 *lines, rest = (rest + data).split(b"\n")
@@ -74,10 +80,15 @@ async def run(hosts: Sequence[Host], commands: Sequence[str], grace: float = GRA
             raise
         code = code if code >= 0 else 128 - code
         if code == UNREACHABLE:
-            _print(host.name, [b"ssh failed, or lost the connection"])
+            _print(host.name, [b"ssh (exit code 255): could not connect, or lost the connection"])
+        if failed_file is not None and code not in (0, STOPPED) and not any(each not in (0, STOPPED) for each in codes):
+            failed_file.write_text(f"{host.name}\n")
         codes.append(code)
 
-    waiting = {asyncio.create_task(one(host, command)) for host, command in zip(hosts, commands, strict=True)}
+    waiting = {
+        asyncio.create_task(one(host, command, given))
+        for host, command, given in zip(hosts, commands, inputs or [b""] * len(hosts), strict=True)
+    }
     while waiting:
         failed = any(code != 0 for code in codes)
         done, waiting = await asyncio.wait(waiting, timeout=grace if failed else None, return_when=asyncio.FIRST_COMPLETED)
@@ -103,17 +114,16 @@ def main() -> int:
     )
     parser.add_argument("--hostfile", type=Path, required=True)
     parser.add_argument("--master-addr", default="", help="address at which the other hosts reach the first one")
+    parser.add_argument("--failed", type=Path, default=None, help="file for the name of the first host that fails")
     parser.add_argument("--master-port", type=int, required=True)
     parser.add_argument("words", nargs=argparse.REMAINDER, help="the rest of DeepSpeed's own command")
     given = parser.parse_args()
     hosts = read_hostfile(given.hostfile)
     words = given.words[1:] if given.words[:1] == ["--"] else given.words
     address = given.master_addr or hosts[0].name
-    commands = [
-        remote_command(number, given.hostfile, address, given.master_port, words, folder=Path.cwd(), env=os.environ)
-        for number in range(len(hosts))
-    ]
-    return asyncio.run(run(hosts, commands))
+    each = [launcher_words(number, given.hostfile, address, given.master_port, words) for number in range(len(hosts))]
+    commands = [start_command(Path.cwd())] * len(hosts)
+    return asyncio.run(run(hosts, commands, [start_input(one, os.environ) for one in each], failed_file=given.failed))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 
+from cluster.runtime.exit_codes import LAUNCH
+
 EVERY = 5.0
 """Seconds between two beats."""
 FOLDER = "heartbeats"
@@ -51,6 +53,8 @@ class Beat:
     """Bytes of main memory."""
     device: int = 0
     """Bytes of device memory."""
+    launch: str = ""
+    """Token of the launch that started the rank; empty if none did."""
 
 
 def path_of(run: Path, rank: int) -> Path:
@@ -118,10 +122,10 @@ class Heartbeat:
             return ""
 
     def _beat(self) -> None:
-        host, pid = socket.gethostname(), os.getpid()
+        host, pid, launch = socket.gethostname(), os.getpid(), os.environ.get(LAUNCH, "")
         while True:
             step, phase = self._now
-            beat = Beat(self.rank, host, pid, round(time.time(), 3), step, phase, *self._took)
+            beat = Beat(self.rank, host, pid, round(time.time(), 3), step, phase, *self._took, launch)
             with contextlib.suppress(OSError):
                 path = path_of(self.run, self.rank)
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a job and its launcher tell each other: the exit codes of every command and rank, and the number of restarts."""
+"""What a job and its launcher tell each other: the exit codes of every command and rank, its token and the number of restarts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ USAGE = 2
 STOPPED = 75
 """Stopped cleanly with a checkpoint (EX_TEMPFAIL); the same command continues from it."""
 
+UNREACHABLE = 255
+"""Exit code of ssh when it cannot connect, or loses the connection."""
+
+LAUNCH = "VIDEOAR_LAUNCH"
+"""Environment variable of all processes of a launch: its token."""
 RESTARTS = "VIDEOAR_RESTARTS"
 """Environment variable that tells a job how many times its launcher has restarted it (metric train_restarts_total)."""
 

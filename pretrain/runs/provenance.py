@@ -6,7 +6,6 @@ In:  the configuration, the data digest, the installed code. Out: RUN/config.yam
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -19,8 +18,7 @@ from cluster.config import Config
 from cluster.config.differences import flat
 from cluster.runtime.atomic_files import read_json, write_text
 from cluster.runtime.exit_codes import restart_count
-from cluster.runtime.source_tree import PACKAGES as OUR_PACKAGES
-from cluster.runtime.source_tree import source_root
+from cluster.runtime.source_tree import code_digest, source_root
 
 NUMERIC_PACKAGES = ("torch", "deepspeed", "numpy", "pyarrow", "zstandard", "safetensors")
 """Packages whose version may change the numbers."""
@@ -28,16 +26,6 @@ NUMERIC_PACKAGES = ("torch", "deepspeed", "numpy", "pyarrow", "zstandard", "safe
 
 class RankMismatch(ValueError):
     """Ranks started with different code or settings; the message names the rank and the difference."""
-
-
-def code_digest() -> str:
-    """Return the sha256 over the source files of the four packages, in all their folders, as this process imports them."""
-    root = source_root()
-    digest = hashlib.sha256()
-    for package in OUR_PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
 
 
 def identity(config: Config, data_digest: str) -> dict[str, str]:

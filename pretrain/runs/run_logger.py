@@ -37,6 +37,15 @@ def log_file(run: Path, rank: int) -> Path:
     return run / "log" / f"rank-{rank}.log"
 
 
+def begin_rank_log(run: Path, rank: int) -> None:
+    """Begin this start's part of RUN/log/rank-N.log with the rank's host and process."""
+    line = f"rank {rank} of {os.environ.get('WORLD_SIZE', '1')} on {socket.gethostname()}, process {os.getpid()}, restart {restart_count()}"
+    with contextlib.suppress(OSError):  # a full disk ends no rank
+        log_file(run, rank).parent.mkdir(parents=True, exist_ok=True)
+        with log_file(run, rank).open("a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+
 class _Console(Console):
     """A console whose reader may go away (a launcher that was killed): RUN/log has the lines."""
 

@@ -16,15 +16,13 @@ from cluster.launch.launcher import (
     RunBusyError,
     TrainingJob,
     environment,
-    kill_command,
-    mark_ended,
     run,
     run_lock,
     training_job,
-    why_unfinished,
 )
-from cluster.runtime import checkpoint_folders
+from cluster.launch.roster import kill_command
 from cluster.runtime.file_lock import hold_run
+from cluster.supervise.run_state import mark_ended
 
 
 @pytest.fixture
@@ -82,6 +80,9 @@ def test_several_hosts_are_started_over_ssh(config: Config, tmp_path: Path, monk
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     job = training_job(load(config.source, ["cluster.master_addr=10.0.0.1"]), hostfile=hosts)
     words = job.command(1234)
+    at = words.index("--failed")
+    assert words[at + 1] == str(tmp_path / "failed-host")
+    del words[at : at + 2]
     assert words[1:9] == [
         "-m",
         "cluster.launch.ssh_launcher",
@@ -111,29 +112,6 @@ def test_a_run_folder_takes_one_launch_at_a_time(tmp_path: Path) -> None:
         pass
     with run_lock(tmp_path / "run"):
         pass
-
-
-def checkpoint(run: Path, step: int) -> Path:
-    partial = checkpoint_folders.partial_of(run / "checkpoints", step)
-    partial.mkdir(parents=True)
-    (partial / "state.json").write_text("{}")
-    checkpoint_folders.publish(partial, checkpoint_folders.folder_of(run / "checkpoints", step))
-    return checkpoint_folders.folder_of(run / "checkpoints", step)
-
-
-def test_a_run_is_finished_with_the_checkpoint_of_its_last_step(tmp_path: Path) -> None:
-    assert "no complete checkpoint of step 7 (newest: none)" in why_unfinished(tmp_path, 7, 0)
-    checkpoint(tmp_path, 3)
-    last = checkpoint(tmp_path, 7)
-    (last / "state.json").write_text("")
-    checkpoint_folders.set_aside(checkpoint(tmp_path, 9), tmp_path)
-    assert "(newest: 3)" in why_unfinished(tmp_path, 7, 0), "a cut file, and a checkpoint set aside, are no checkpoints"
-    assert why_unfinished(tmp_path, 7, 3) == "", "train.stop_after ends it earlier"
-    assert "has no status.json with the number of steps" in why_unfinished(tmp_path, None, 0)
-    (tmp_path / "status.json").write_text('{"state": "running", "step": 3, "steps": 3}')
-    assert why_unfinished(tmp_path, None, 0) == ""
-    (last / "state.json").write_text("{}")
-    assert why_unfinished(tmp_path, 7, 0) == ""
 
 
 def test_a_job_without_a_launch_is_named_and_its_folder_is_left_to_it(config: Config, tmp_path: Path) -> None:
@@ -234,3 +212,59 @@ def test_the_real_launcher_is_supervised(config: Config, tmp_path: Path, act: st
     else:
         assert launch.returncode == 75, text
         assert "rank 0 saved" in text and "rank 1 saved" in text
+
+
+SSH = """#!/bin/sh
+# Hosts a and b are this machine; b is cut off while a file says so.
+while [ $# -gt 2 ]; do shift; done
+[ -e "$DOWN-$1" ] && exit 255
+exec sh -c "$2"
+"""
+HOST_RANK = """
+import os, sys, time
+from pathlib import Path
+run = Path(os.environ["VIDEOAR_RUN"])
+os.write(1, f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}\\n".encode())
+if os.environ["WORLD_SIZE"] == "2":
+    sys.exit(0)
+while not (run / "stop").exists():
+    time.sleep(0.05)
+(run / "stop").unlink()
+sys.exit(75)
+"""
+HOST_DRIVER = """
+import sys
+from pathlib import Path
+from cluster.config import load
+from cluster.launch import roster
+from cluster.launch.launcher import run, training_job
+roster.ASK_SECONDS = 0.3
+config = load(sys.argv[1], ["cluster.master_addr=127.0.0.1"])
+sys.exit(run(config, training_job(config, "fake_rank", hostfile=Path(sys.argv[2]))))
+"""
+
+
+@pytest.mark.system
+def test_a_host_that_is_cut_off_is_left_out_and_taken_back(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "fake_rank.py").write_text(HOST_RANK)
+    (tmp_path / "hosts").write_text("a slots=1\nb slots=1\n")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/ssh").write_text(SSH)
+    (tmp_path / "bin/ssh").chmod(0o755)
+    (tmp_path / "down-b").touch()
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path.cwd()}", "DS_ACCELERATOR": "cpu", "DOWN": str(tmp_path / "down")}
+    env |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "VIDEOAR_RUN": str(tmp_path / "run")}
+    words = [sys.executable, "-c", HOST_DRIVER, str(config.source), str(tmp_path / "hosts")]
+    with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as launch:
+        assert launch.stdout is not None
+        lines = []
+        for line in launch.stdout:
+            lines.append(line)
+            if line.endswith("rank 0 of 1\n"):
+                (tmp_path / "down-b").unlink()
+    text = "".join(lines)
+    assert launch.returncode == 0, text
+    assert "going on with 1 of 2 hosts, without b" in text and "[a] rank 0 of 1" in text
+    assert "b answers again: the job writes a checkpoint and is started again" in text
+    assert "[a] rank 0 of 2" in text and "[b] rank 1 of 2" in text
+    assert "[ERROR]" not in text and text.count("[launch] ") == 4, text

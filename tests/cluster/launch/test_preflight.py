@@ -1,4 +1,3 @@
-import os
 import re
 import socket
 from pathlib import Path
@@ -109,34 +108,3 @@ def test_the_state_of_the_run_is_told(config: Config, tmp_path: Path) -> None:
     done.parent.mkdir(parents=True)
     done.touch()
     assert "the run is complete" in told()
-
-
-SSH = """#!/bin/sh
-# Stands for ssh: the last two words are the host and the script.
-while [ $# -gt 2 ]; do shift; done
-case $1 in
-  good) exec sh -c "$2" ;;
-  late) sh -c "$2" | sed 's/^1[0-9]*\\.[0-9]*$/1000000000.0/' ;;
-  bare) echo folder; date +%s.%N ;;
-  shut) echo "ssh: connect to host shut port 22: Connection refused" >&2; exit 255 ;;
-esac
-"""
-
-
-def test_hosts_are_logged_into_and_compared(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ssh", "pdsh"):
-        (tmp_path / name).write_text(SSH)
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    hosts = tmp_path / "hosts"
-    hosts.write_text("".join(f"{name} slots=2\n" for name in ("good", "late", "bare", "shut")))
-    rows = check(config, fine(), hostfile=hosts)
-    bad = failed(rows)
-    assert "host good" not in bad and any(
-        row.check == "host good" and re.match(r"2 slot\(s\), clock within .* s; .*: auto is ", row.found) for row in rows
-    )
-    assert bad["host late"].found.startswith("clock is ") and bad["host late"].fix == "start an NTP client on it"
-    assert bad["host bare"].found.startswith("has no /")
-    assert bad["host shut"].found == "ssh: ssh: connect to host shut port 22: Connection refused"
-    hosts.write_text("good slots=0\n")
-    assert failed(check(config, fine(), hostfile=hosts))["hostfile"].found.startswith(f"{hosts}:1: host good has no slots")

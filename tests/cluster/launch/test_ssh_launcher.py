@@ -1,13 +1,13 @@
 import asyncio
 import os
-import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
+from cluster.launch.environment import start_command, start_input
 from cluster.launch.hostfile import Host
-from cluster.launch.ssh_launcher import combined_exit_code, remote_command, run, ssh_command
+from cluster.launch.ssh_launcher import combined_exit_code, launcher_words, run, ssh_command
 
 HOSTS = (Host("a", 1, 1), Host("b", 1, 2))
 
@@ -48,18 +48,12 @@ def test_others_may_end_by_themselves_within_the_grace(tmp_path: Path, capfd: py
 
 def test_a_host_that_cannot_be_reached_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     assert asyncio.run(run((Host("lost", 1, 1),), ["true"])) == 255
-    assert capfd.readouterr().out == "[lost] ssh failed, or lost the connection\n"
+    assert capfd.readouterr().out == "[lost] ssh (exit code 255): could not connect, or lost the connection\n"
 
 
-def test_the_remote_command_starts_the_launcher_of_this_host(tmp_path: Path) -> None:
-    env = {"NCCL_DEBUG": "WARN", "HOME": "/root", "VIDEOAR_RESTARTS": "1", "GLOO_SOCKET_IFNAME": "eth 0"}
-    text = remote_command(
-        1, tmp_path / "hosts", "10.0.0.1", 29_500, ["--module", "m", "run.name=a b"], folder=tmp_path / "x y", env=env
-    )
-    words = shlex.split(text)
-    assert words[:4] == ["cd", str(tmp_path / "x y"), "&&", "exec"]
-    assert words[4:8] == ["env", "GLOO_SOCKET_IFNAME=eth 0", "NCCL_DEBUG=WARN", "VIDEOAR_RESTARTS=1"]
-    assert words[8:] == [
+def test_the_launcher_of_each_host_gets_its_number(tmp_path: Path) -> None:
+    words = launcher_words(1, tmp_path / "hosts", "10.0.0.1", 29_500, ["--module", "m", "run.name=a b"])
+    assert words == [
         *(
             str(Path(sys.executable).with_name("deepspeed")),
             "--hostfile",
@@ -70,4 +64,17 @@ def test_the_remote_command_starts_the_launcher_of_this_host(tmp_path: Path) -> 
         ),
         *("--master_addr", "10.0.0.1", "--master_port", "29500", "--module", "m", "run.name=a b"),
     ]
-    assert ssh_command("host", text)[-3:] == ["--", "host", text]
+    assert ssh_command("host", "true")[-3:] == ["--", "host", "true"]
+
+
+def test_a_host_gets_the_environment_on_its_standard_input_and_255_stays_with_ssh(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    env = {"AWS_SECRET_ACCESS_KEY": "hush", "EDITOR": "vi"}
+    show = "import os, sys; print(os.environ['AWS_SECRET_ACCESS_KEY'], os.getcwd(), 'EDITOR' in os.environ); sys.exit(255)"
+    commands = [start_command(tmp_path)] * 2
+    inputs = [start_input([sys.executable, "-c", text], env) for text in (show, "import os; os.kill(os.getpid(), 9)")]
+    assert asyncio.run(run(HOSTS[:1], commands[:1], inputs[:1])) == 1
+    assert capfd.readouterr().out == f"[a] hush {tmp_path} {'EDITOR' in os.environ}\n"
+    assert asyncio.run(run(HOSTS[1:], commands[1:], inputs[1:])) == 137
+    assert "hush" not in commands[0]

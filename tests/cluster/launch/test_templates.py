@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from cluster import supported
 from cluster.cli import main
+from cluster.config import load
 from cluster.launch.hostfile import Host, read_hostfile
 
 SCONTROL = """#!/bin/sh
@@ -90,6 +91,20 @@ def test_rayjob_runs_a_command_that_exists_with_the_locked_ray(root: Path) -> No
     assert program == "videoar"
     known: Any = get_command(main.app)
     known.commands[command].make_context(command, list(options))  # raises on an option that does not exist
+    # What each field does, not only what it is called.
+    keys = dict(word.split("=") for word in options[2:])
+    head, [group] = found["spec"]["rayClusterSpec"]["headGroupSpec"], found["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    [worker], meta = group["template"]["spec"]["containers"], head["template"]["metadata"]
+    gpus = int(worker["resources"]["limits"]["nvidia.com/gpu"])
+    assert gpus == float(keys["pipeline.gpus_per_worker"]) > 0, "pods that claim GPUs use them"
+    assert int(keys["pipeline.workers"]) == group["maxReplicas"], "a pod for each worker"
+    assert float(keys["pipeline.cpus_per_worker"]) < float(worker["resources"]["requests"]["cpu"]), "planning tasks find a core"
+    assert found["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is True, "else the numbers of replicas are one"
+    assert keys["metrics.host"] == "0.0.0.0" and meta["annotations"]["prometheus.io/port"] == keys["metrics.port"]
+    ports = {each["name"]: each["containerPort"] for each in head["template"]["spec"]["containers"][0]["ports"]}
+    assert ports["metrics"] == 8080, "the name is Ray's own, and KubeRay adds none where it is taken"
+    assert ports["videoar-metrics"] == int(keys["metrics.port"]) and all(len(each) <= 15 for each in ports)
+    load(root / "configs/ucf101.yaml", options[2:])  # an unknown key, or a value out of its range, is an error
     locked = re.search(r"^ray(?:\[.*\])?==(\S+)$", (root / "requirements.lock").read_text(), re.MULTILINE)
     cluster = found["spec"]["rayClusterSpec"]
     assert locked is not None and cluster["rayVersion"] == locked[1]
@@ -121,6 +136,8 @@ def test_the_image_holds_what_a_set_up_needs_and_is_the_one_that_kubernetes_runs
     used = {"setup.sh", "Makefile", "pyproject.toml", "requirements.lock", "requirements-data.txt", "README.md", "configs/"}
     assert {*used, "cluster/", "pipeline/", "pretrain/", "tokenizer/"} <= set(copied), "recipes is a link to configs"
     ignored = (root / ".dockerignore").read_text().split()
+    text = "\n".join(lines)
+    assert " wget " in text and "/etc/profile.d/videoar.sh" in text, "KubeRay's probes and its login shell"
     assert not {word.strip("/") for word in copied} & {word.strip("/") for word in ignored}
 
 

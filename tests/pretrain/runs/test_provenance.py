@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from cluster.config import load
+from cluster.runtime import source_tree
 from cluster.runtime.atomic_files import DamagedFile
-from cluster.runtime.source_tree import PACKAGES, source_root
-from pretrain.runs import provenance
-from pretrain.runs.provenance import RankMismatch, agree, code_digest, identity, write_provenance
+from cluster.runtime.source_tree import PACKAGES, code_digest, source_root
+from pretrain.runs.provenance import RankMismatch, agree, identity, write_provenance
 
 
 def test_a_rank_that_differs_is_named() -> None:
@@ -29,7 +29,7 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the four packages, which takes the place of the installed ones."""
     for package in PACKAGES:
         shutil.copytree(source_root() / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(provenance, "source_root", lambda: tmp_path)
+    monkeypatch.setattr(source_tree, "source_root", lambda: tmp_path)
     return tmp_path
 
 
@@ -50,7 +50,7 @@ def test_the_code_s_digest_sees_a_changed_file_in_any_folder(copy: Path, monkeyp
     added.unlink()
     empty = copy / "empty"
     empty.mkdir()
-    monkeypatch.setattr(provenance, "source_root", lambda: empty)
+    monkeypatch.setattr(source_tree, "source_root", lambda: empty)
     assert code_digest() != before, "not the digest of no file at all"
 
 

@@ -24,10 +24,9 @@ from types import FrameType
 
 import psutil
 
-from cluster.launch.processes import parent_pid, runs_module
-from cluster.launch.ssh_launcher import UNREACHABLE
-from cluster.launch.watchdog import StallLimit, Watchdog
-from cluster.runtime.exit_codes import DONE, FAILED, STOPPED, USAGE
+from cluster.runtime.exit_codes import DONE, FAILED, STOPPED, UNREACHABLE, USAGE
+from cluster.supervise.processes import parent_pid, runs_module
+from cluster.supervise.watchdog import StallLimit, Watchdog
 
 LONGEST_WAIT = 300.0
 """Most seconds before a restart, unless the first wait is longer."""
@@ -78,6 +77,8 @@ class Hooks:
     """Returns the newest checkpoint's step; when it rises, restarts are counted anew."""
     dump_stacks: Callable[[Sequence[psutil.Process]], None] | None = None
     """Writes down where the ranks of a stalled job are, before they are killed; takes those of this machine."""
+    around: Callable[[], contextlib.AbstractContextManager[None]] | None = None
+    """Entered while a start runs."""
 
 
 def describe(code: int) -> str:
@@ -113,28 +114,36 @@ class Supervisor:
         self._rank_module = rank_module
         self._hooks = hooks or Hooks()
         self._holds_signals = holds_signals
-        self._log = log if log is not None else _log
+        self._log = say if log is None else log
         self._process: subprocess.Popen[bytes] | None = None
         self._overdue: threading.Timer | None = None
         self._stopping = threading.Event()
         self._stopped_at = 0.0
+        self._renewing = False
 
-    def run(self, attempt: Callable[[int], Attempt], unfinished: Callable[[], str] | None = None) -> int:
+    def run(self, attempt: Callable[[int], Attempt | None], unfinished: Callable[[], str] | None = None) -> int:
         """Run the job until it is done or given up, and return its exit code.
 
-        attempt: returns what to run after n restarts. unfinished: called after exit code 0, returns why the job is not done, or
-        an empty string (DeepSpeed's launcher returns 0 when one of its own processes is killed).
+        attempt: returns what to run after n restarts, or None if the job is to stop before that. unfinished: called after exit code
+        0, returns why the job is not done, or an empty string (DeepSpeed's launcher returns 0 when a process of its own is killed).
         """
         used, reached = 0, self._reached()
         with self._signals():
             while True:
-                code = self._once(attempt(self.restarts))
+                start = attempt(self.restarts)
+                if start is None:
+                    return self._cut_short(FAILED)
+                code = self._once(start)
                 reason = unfinished() if code == DONE and unfinished is not None else ""
                 if reason:
                     self._log(f"the job ended with exit code 0, but {reason}")
                     code = FAILED
                 if self._stopping.is_set():
                     return self._cut_short(code) if reason or code in _SIGNALLED else code
+                renewing, self._renewing = self._renewing, False
+                if code == STOPPED and renewing:
+                    self.restarts += 1
+                    continue
                 if code in (DONE, USAGE, STOPPED):
                     return code
                 now = self._reached()
@@ -174,6 +183,17 @@ class Supervisor:
         self._stopped_at = now
         self._stopping.set()
         self._terminate()
+
+    def renew(self, reason: str) -> None:
+        """Ask the job to write a checkpoint and exit, and start it again: what it runs on has changed."""
+        if not self._stopping.is_set() and self._hooks.request_stop is not None:
+            self._log(f"{reason}: the job writes a checkpoint and is started again")
+            self._renewing = True
+            self._hooks.request_stop()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait; returns whether the job is to stop, and at once if so."""
+        return self._stopping.wait(seconds)
 
     def kill(self) -> None:
         """Kill all processes of the job on this machine."""
@@ -218,6 +238,8 @@ class Supervisor:
             if self._stopping.is_set():  # the signal came while the process was being started
                 self._terminate()
             with contextlib.ExitStack() as watching:
+                if self._hooks.around is not None:
+                    watching.enter_context(self._hooks.around())
                 if self.policy.stall is not None:
                     watching.enter_context(Watchdog(self.policy.stall, self._kill_stalled))
                 code = process.wait()
@@ -268,8 +290,8 @@ class Supervisor:
                 signal.signal(number, handler)
 
 
-def _log(text: str) -> None:
-    # Not print: this also runs in signal handlers, where a buffered stream must not be entered a second time.
+def say(text: str) -> None:
+    """Write a line to the console; not by print, whose buffer a signal handler must not enter a second time."""
     os.write(2, f"[launch] {text}\n".encode())
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 
-from cluster.launch.stacks import write_stacks
 from cluster.metrics import heartbeat
+from cluster.supervise.stacks import write_stacks
 from tests.cluster.metrics.test_heartbeat import until
 
 RANK = """

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launch import watchdog
-from cluster.launch.supervisor import Attempt, Hooks, Policy, Supervisor
-from cluster.launch.watchdog import StallLimit, Watchdog
 from cluster.metrics import heartbeat
 from cluster.metrics.heartbeat import Beat
+from cluster.supervise import watchdog
+from cluster.supervise.supervisor import Attempt, Hooks, Policy, Supervisor
+from cluster.supervise.watchdog import StallLimit, Watchdog
 
 
 def test_a_file_that_stands_still_is_noticed_once(tmp_path: Path) -> None:

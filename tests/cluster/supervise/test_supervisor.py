@@ -6,8 +6,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.launch.supervisor import Attempt, Hooks, Policy, Supervisor, describe
 from cluster.runtime.exit_codes import STOPPED
+from cluster.supervise.supervisor import Attempt, Hooks, Policy, Supervisor, describe
 
 UNREACHED = "exit code 255 (ssh could not connect or lost the connection, or a process ended with -1)"
 QUICK = Policy(max_restarts=3, restart_wait=0)
@@ -179,7 +179,7 @@ def test_stop_before_a_restart_starts_nothing_more(newest: str, code: int) -> No
 def test_signals_that_come_together_are_one_and_a_later_one_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm signals a job's script and its steps: the second signal was taken for an order to kill, and the checkpoint was lost."""
     now = [100.0]
-    monkeypatch.setattr("cluster.launch.supervisor.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("cluster.supervise.supervisor.time.monotonic", lambda: now[0])
     slow = RANK.replace("    sys.exit(75)\n", "    import time; time.sleep(1.0); sys.exit(75)\n")
     supervisor = Supervisor(QUICK, log=lambda text: None)
     thread, result, _ = start(tmp_path, supervisor, slow, 1)

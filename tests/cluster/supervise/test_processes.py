@@ -5,12 +5,12 @@ from pathlib import Path
 
 import psutil
 
-from cluster.launch.processes import command_line, parent_pid, runs_module, tied
+from cluster.supervise.processes import command_line, parent_pid, runs_module, tied
 
 
 def test_a_tied_process_ends_with_its_owner_however_that_dies() -> None:
     owner = (
-        "import os, signal, subprocess, sys; from cluster.launch.processes import tied\n"
+        "import os, signal, subprocess, sys; from cluster.supervise.processes import tied\n"
         "child = subprocess.Popen(tied([sys.executable, '-c', 'import signal; signal.pause()'], os.getpid()))\n"
         "print(child.pid, flush=True); signal.pause()"
     )

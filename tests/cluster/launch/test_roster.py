@@ -1,0 +1,82 @@
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from cluster.launch import roster
+from cluster.launch.hostfile import Host
+from cluster.launch.roster import Roster
+
+HOSTS = tuple(Host(name, 2, line) for line, name in enumerate("abc", start=1))
+
+
+class World:
+    """Hosts that answer or not, and a clock."""
+
+    def __init__(self, least: int = 1) -> None:
+        self.up, self.time, self.said, self.cleared = {"a", "b", "c"}, 0.0, list[str](), list[bool]()
+        self.roster = Roster(HOSTS, least, 600.0, self.answering, self.said.append, now=lambda: self.time)
+
+    def answering(self, hosts: Sequence[Host], clear: bool) -> list[bool]:
+        self.cleared.append(clear)
+        return [host.name in self.up for host in hosts]
+
+    def muster(self) -> str:
+        return "".join(host.name for host in self.roster.muster(lambda seconds: True))
+
+
+def test_a_host_that_does_not_answer_is_left_out_and_comes_back() -> None:
+    world = World()
+    assert world.muster() == "abc" and world.said == []
+    world.up = {"a", "c"}
+    assert world.muster() == "ac" and world.said == ["going on with 2 of 3 hosts, without b"]
+    world.up = {"a", "b", "c"}
+    assert world.muster() == "abc"
+
+
+def test_a_host_that_fails_first_twice_in_succession_rests() -> None:
+    world = World()
+    for name, active in (("b", "abc"), ("c", "abc"), ("b", "abc"), ("", "abc"), ("b", "abc"), ("b", "ac")):
+        world.roster.failed(name)
+        assert world.muster() == active, name
+    world.time = 599
+    assert world.muster() == "ac"
+    world.time = 601
+    assert world.muster() == "abc"
+
+
+def test_too_few_hosts_are_waited_for_until_the_job_is_to_stop() -> None:
+    world, waited = World(least=2), list[float]()
+    world.up = {"b"}
+
+    def wait(seconds: float) -> bool:
+        waited.append(seconds)
+        world.up = {"b", "c"}
+        return False
+
+    assert [host.name for host in world.roster.muster(wait)] == ["b", "c"] and len(waited) == 1
+    assert world.said[0] == "1 of 3 hosts are ready, 2 are needed: waiting"
+    world.up = set()
+    assert world.muster() == ""
+
+
+def test_hosts_that_answer_again_are_told_once_while_a_job_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roster, "ASK_SECONDS", 0.01)
+    world, told, called = World(), list[str](), threading.Event()
+    world.up = {"a"}
+    world.muster()
+
+    def returned(names: str) -> None:
+        told.append(names)
+        called.set()
+
+    with world.roster.watching(returned):
+        assert not called.wait(0.1)
+        world.up = {"a", "c"}
+        assert called.wait(30)
+    assert told == ["c"] and world.cleared[0] and not any(world.cleared[1:]), "nothing is killed beside a running start"
+    world.up = {"a", "b", "c"}
+    world.muster()
+    with world.roster.watching(returned):
+        threading.Event().wait(0.05)
+    assert told == ["c"], "nobody is missing"
