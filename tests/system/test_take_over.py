@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from cluster.metrics import heartbeat
 from tests.helpers import training
 
 pytestmark = pytest.mark.system
@@ -21,11 +23,17 @@ def test_a_launch_that_was_killed_takes_its_job_over(tmp_path: Path) -> None:
         words, env=training.environment(), cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as launch:
         training.until(launch, "step 2/20")
+        rank = training.psutil.Process(heartbeat.read(run)[0].pid)
+        rank.send_signal(signal.SIGSTOP)  # so that its few steps last until somebody takes it over
         launch.kill()
-        done = subprocess.run(words, env=training.environment(), cwd=tmp_path, text=True, capture_output=True, check=False)
-    text = done.stdout + done.stderr
-    assert done.returncode == 75, text
-    assert "[launch] taking over a job whose launch is gone (" in text and "continuing after step" in text, text
+    with subprocess.Popen(
+        words, env=training.environment(), cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as again:
+        said = training.until(again, "taking over a job whose launch is gone (")
+        rank.send_signal(signal.SIGCONT)
+        rest, _ = again.communicate(timeout=training.PATIENCE)
+    text = said + rest
+    assert again.returncode == 75 and "continuing after step" in rest, text
     assert "[ERROR]" not in text
     assert [line["step"] for line in training.metrics(run)] == list(range(1, 10)), "each step once"
     starts = [line for line in (run / "log" / "rank-0.log").read_text().splitlines() if " rank 0 of 1 on " in line]

@@ -46,7 +46,7 @@ def test_preflight_prints_a_table_and_fails_with_what_is_missing(
     assert main.run(["preflight", "-c", str(config), "--json"]) == 1
     plain = json.loads(capsys.readouterr().out)
     findings = {each["check"]: each for each in plain["findings"]}
-    assert (plain["job"], plain["ok"]) == ("train", False) and set(findings) == set(rows) - {"check"}
+    assert (plain["job"], plain["ok"]) == ("train", False) and set(findings) == set(rows) - {"check", ""}
     assert findings["stage both"]["ok"] is False and findings["python"]["ok"] is True
 
 
