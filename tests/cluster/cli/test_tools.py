@@ -43,6 +43,11 @@ def test_preflight_prints_a_table_and_fails_with_what_is_missing(
     assert "add f009x48x48 to pipeline.buckets" in rows["stage both"]
     assert "FAIL" in rows["tokenizer"] and str(config.parent / "tokenizer") in rows["tokenizer"]
     assert "ok" in rows["python"] and "no complete checkpoint of step 3" in rows["checkpoint"]
+    assert main.run(["preflight", "-c", str(config), "--json"]) == 1
+    plain = json.loads(capsys.readouterr().out)
+    findings = {each["check"]: each for each in plain["findings"]}
+    assert (plain["job"], plain["ok"]) == ("train", False) and set(findings) == set(rows) - {"check", ""}
+    assert findings["stage both"]["ok"] is False and findings["python"]["ok"] is True
 
 
 def test_bench_runs_the_script_of_its_name_and_hands_on_the_rest(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
