@@ -75,7 +75,7 @@ def read(run: Path) -> dict[int, Beat]:
             if path.name.startswith("rank-"):
                 with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # half made, or not ours
                     plain = json.loads(path.read_bytes())
-                    beat = Beat(**{field.name: plain[field.name] for field in fields(Beat)})
+                    beat = Beat(**{field.name: plain[field.name] for field in fields(Beat) if field.name in plain})
                     found[beat.rank] = beat
     return dict(sorted(found.items()))
 

@@ -35,14 +35,14 @@ def test_errors_are_one_line_with_an_exit_code(config: Path, tmp_path: Path, cap
     assert main(["train", "-c", str(config), "tokenizer.training.stepz=3"]) == 2
     assert "did you mean `steps`" in capsys.readouterr().err
     absent = f"tokenizer.weights={tmp_path / 'absent'}"
-    assert main(["--local_rank=0", "evaluate", "-c", str(config), absent]) == 1
+    assert main(["--local_rank=0", "evaluate", "-c", str(config), absent]) == 2
     assert "no tokenizer there" in capsys.readouterr().err
     assert (
         main(["reconstruct", "-c", str(config), "tokenizer.training.fps=4", "nowhere.mp4", "--output", str(tmp_path / "x.mp4")])
         == 1
     )
     assert "nowhere.mp4" in capsys.readouterr().err
-    assert main(["evaluate", "-c", str(config), f"corpus.videos=[{tmp_path / 'none'}]"]) == 1
+    assert main(["evaluate", "-c", str(config), f"corpus.videos=[{tmp_path / 'none'}]"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
 
@@ -78,7 +78,7 @@ def test_an_error_of_a_training_rank_is_one_line_there_and_in_its_log(
 ) -> None:
     monkeypatch.setenv("RANK", "3")
     absent = [f"corpus.videos=[{tmp_path / 'none.mp4'}]", f"tokenizer.weights={tmp_path / 'new'}"]
-    assert main(["--local_rank=3", "train", "-c", str(config), *absent]) == 1
+    assert main(["--local_rank=3", "train", "-c", str(config), *absent]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: rank 3: ") and "none.mp4" in line
     assert (tmp_path / "log" / "tokenizer-rank-3.log").read_text() == line + "\n"
