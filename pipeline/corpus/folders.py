@@ -12,12 +12,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import fsspec
 
 from cluster.config.errors import ConfigError
 from cluster.runtime.remote_files import NETWORK, retried
+from pipeline.corpus import bucket_listing
 
 Found = list[str]
 _GLOB = frozenset("*?[")
@@ -148,7 +149,10 @@ def remote_names(entry: str, names: Names) -> Found:
         if "*" in inner if entry.startswith(("http://", "https://")) else names.is_glob(inner):  # there, ? begins a query
             matches = [str(filesystem.unstrip_protocol(name)) for name in sorted(retried(lambda: filesystem.glob(inner)))]
             return names.counted(matches, _named_by(entry))
-        listed: list[Any] = sorted(retried(lambda: filesystem.find(inner)))
+        if entry.startswith(("http://", "https://")):
+            listed = sorted(retried(lambda: filesystem.find(inner)))
+        else:
+            listed = bucket_listing.find(filesystem, inner)
     except (ImportError, ValueError) as error:
         raise CorpusError(f"corpus.videos: {entry}: {error}") from error
     except NETWORK as error:

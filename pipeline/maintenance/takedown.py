@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -21,6 +22,7 @@ from pipeline.records import Clip, Reject
 from pipeline.shards.commit_record import read_info
 from pipeline.shards.dataset import ShardDataset, open_folder
 from pipeline.shards.layout import (
+    CLIPS,
     EXCLUDED,
     INDEX,
     DatasetError,
@@ -49,14 +51,33 @@ def exclude(folder: str | Path, sources: Iterable[str]) -> int:
     """
     folder = Path(folder)
     with FolderLock(folder):
-        known = Manifest(folder).known()
         wanted = list(sources)
-        for name in wanted:
-            if not (any(source.startswith(name) for source in known) if name.endswith("/") else name in known):
-                raise DatasetError(f"{folder}: holds nothing of `{name}`; name sources as the table of clips does")
+        missing = _missing(folder, wanted)
+        if missing:
+            raise DatasetError(f"{folder}: holds nothing of `{missing[0]}`; name sources as the table of clips does")
         write_json(folder / EXCLUDED, sorted({*excluded(folder), *wanted}))
     index = open_table(folder, INDEX)
     return (0 if index is None else index.rows) - len(ShardDataset.open(folder))
+
+
+def _missing(folder: Path, wanted: Sequence[str]) -> list[str]:
+    """Return the names of which the books hold nothing. Files are read until all are found, one at a time."""
+    left = dict.fromkeys(wanted)
+    manifest, clips = Manifest(folder), open_table(folder, CLIPS)
+    for table in chain(() if clips is None else clips.tables(["source"]), manifest.reject_tables(["source"])):
+        names = table["source"].unique()
+        for name in [name for name in left if pc.any(pc.invert(_kept(names, name))).as_py()]:
+            del left[name]
+        if not left:
+            break
+    return list(left)
+
+
+def _kept(names: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Return which of some sources a name does not stand for."""
+    kept = without(pa.table({"source": names}), [name])
+    assert kept is not None
+    return kept
 
 
 def compact(folder: str | Path, run: Runner = serially) -> int:
