@@ -1,4 +1,4 @@
-"""Prometheus and Alertmanager as Debian packages them, for tests: found or the test fails, started, asked, ended."""
+"""Prometheus and Alertmanager as Debian packages them, for tests: found, started, asked, ended."""
 
 from __future__ import annotations
 
@@ -13,22 +13,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from cluster.runtime.ports import free_port
+from tests.helpers.tools import lacking
 
 PATIENCE = 90.0
 """Seconds after which nothing more is expected."""
 
 
 def program(name: str) -> str:
-    """Return the path of a program; the test fails where it is missing, since what it would show is then not shown."""
+    """Return the path of a program; without it, the test does not pass."""
     found = shutil.which(name)
     if found is None:
-        pytest.fail(
-            f"{name} is missing: apt-get install prometheus prometheus-alertmanager prometheus-node-exporter (.ci/run does)"
-        )
-    return found
+        lacking(name, "prometheus prometheus-alertmanager prometheus-node-exporter")
+    return str(found)
 
 
 @contextmanager

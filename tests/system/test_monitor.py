@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pipeline.records import Reject
 from pipeline.shards.schemas import reject_rows
 from pipeline.video import write_video
 from tests.helpers.browser import Page, browse, find
+from tests.helpers.tools import lacking
 
 pytestmark = pytest.mark.system
 STEPS = 3000
@@ -68,8 +68,8 @@ def address(runs: Path) -> Iterator[str]:
 
 
 def test_the_page_in_a_browser(address: str, tmp_path: Path) -> None:
-    if find() is None and os.environ.get("VIDEOAR_NO_SKIP") != "1":
-        pytest.skip("no Chromium here; Debian: apt-get install chromium")
+    if find() is None:
+        lacking("Chromium", "chromium")
     points = "Object.fromEntries([...document.querySelectorAll('.chart')].map(each => [each.dataset.chart, Number(each.dataset.points)]))"
     inked = """[...document.querySelectorAll('.chart canvas')].every(canvas => {
         const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
