@@ -247,5 +247,5 @@ def test_held_out_shards_of_another_tokenizer_are_refused_before_the_first_step(
     from tests.helpers.made_shards import SPEC, make
 
     held = make(config.parent / "other-tokenizer", training.BUCKETS, spec=replace(SPEC, digest="1" * 64))
-    said = job(config, config.parent / "other", f"curriculum.validation=[{held}]", code=1)
+    said = job(config, config.parent / "other", f"curriculum.validation=[{held}]", code=2)
     assert "curriculum.validation: shards of another tokenizer (111111111111)" in said and "Traceback" not in said
