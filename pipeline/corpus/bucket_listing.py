@@ -25,6 +25,7 @@ DEEPEST = 4
 
 def find(filesystem: Any, root: str) -> list[str]:
     """Return the files below `root`, sorted; `root` itself where it is a file. Raises what the store raises."""
+    filesystem.invalidate_cache()  # what an earlier listing of this process has found may be out of date
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         files: list[str] = []
         folders = [root]

@@ -78,6 +78,9 @@ def test_markers_of_folders_are_no_videos(monkeypatch: pytest.MonkeyPatch) -> No
     class Store:
         """A store that lists a folder's own marker, as S3 does."""
 
+        def invalidate_cache(self) -> None:
+            pass
+
         def ls(self, path: str, detail: bool) -> list[dict[str, Any]]:
             return [
                 {"name": "b/v/", "type": "directory"},
