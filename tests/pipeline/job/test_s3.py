@@ -39,6 +39,7 @@ def test_faults_cost_tries_not_data(server: s3_server.Unreliable, clips: Path, t
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     local = s3_server.job(str(tmp_path / "corpus"), tmp_path / "local")
+    server.counts.clear()
     good = s3_server.job("s3://corpus/", tmp_path / "good")
     assert good[1:] == local[1:] and len(good[1]) > 10 and good[2] == 7
     calm = server.counts["requests"]
