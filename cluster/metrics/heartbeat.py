@@ -26,6 +26,8 @@ from cluster.runtime.exit_codes import LAUNCH
 EVERY = 5.0
 """Seconds between two beats."""
 FOLDER = "heartbeats"
+START = "start"
+"""Phase of a rank that loads: what it imports, reads and compiles may keep its thread from beating."""
 DUMP = "dump"
 """File of that folder; when it is touched, every rank writes the stacks of its threads."""
 _SIZE = 512
@@ -99,15 +101,18 @@ class Heartbeat:
     def __init__(self, run: Path, rank: int, *, every: float = EVERY) -> None:
         self.run, self.rank = run, rank
         self._every = every
-        self._now = (0, "start")
+        self._now = (0, START)
         self._took = (0.0, 0.0, 0, 0)
         self._asked = self._request()
-        self._closed = threading.Event()
+        self._closed, self._awake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def at(self, step: int, phase: str) -> None:
         """Say which step the rank works on, and in which phase. Costs no more than an assignment."""
+        started = self._now[1] == START
         self._now = (step, phase)
+        if started:
+            self._awake.set()  # that it has started is told at once
 
     def took(self, seconds: Mapping[str, float], memory: Mapping[str, int]) -> None:
         """Say what the last step took: seconds by phase (total, data), bytes by kind (resident, device)."""
@@ -135,7 +140,9 @@ class Heartbeat:
             if asked != self._asked:
                 self._asked = asked
                 self._dump()
-            if self._closed.wait(self._every):
+            self._awake.wait(self._every)
+            self._awake.clear()
+            if self._closed.is_set():
                 return
 
     def _dump(self) -> None:
@@ -155,4 +162,5 @@ class Heartbeat:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._closed.set()
+        self._awake.set()
         self._thread.join()

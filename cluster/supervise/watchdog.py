@@ -92,7 +92,11 @@ class Watchdog:
         limit = self._limit.silence
         if not limit or at - since <= limit:
             return ""
-        gone = {rank: (beat, at - heard) for rank, (beat, heard) in self._beats.items() if at - heard > limit}
+        gone = {
+            rank: (beat, at - heard)
+            for rank, (beat, heard) in self._beats.items()
+            if at - heard > limit and beat.phase != heartbeat.START  # that has a limit of its own
+        }
         if not gone or not any(at - heard <= FRESH for _, heard in self._beats.values()):
             return ""
         quiet = "; ".join(f"{_who(beat)} for {age:.0f} s" for beat, age in list(gone.values())[:8])

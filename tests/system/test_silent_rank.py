@@ -30,7 +30,7 @@ def served(run: Path) -> dict[str, float]:
 def test_a_stopped_rank_is_found_written_down_and_the_job_goes_on(tmp_path: Path) -> None:
     config, run = training.prepare(tmp_path), tmp_path / "run"
     command = [sys.executable, "-m", "cluster.cli.main", "launch", "-c", str(config), f"run.dir={run}"]
-    keys = ["cluster.ranks_per_host=2", "cluster.heartbeat_seconds=8", f"curriculum.stages.0.steps={STEPS - 8}"]
+    keys = ["cluster.ranks_per_host=2", "cluster.heartbeat_seconds=15", f"curriculum.stages.0.steps={STEPS - 8}"]
     with subprocess.Popen(
         [*command, *keys], env=training.environment(), cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as job:

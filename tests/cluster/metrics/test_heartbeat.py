@@ -52,6 +52,13 @@ def test_a_rank_that_is_asked_writes_its_stacks(tmp_path: Path) -> None:
     assert "rank 0, step 5, step" in said and "test_a_rank_that_is_asked_writes_its_stacks" in said, "the main thread's frames"
 
 
+def test_that_a_rank_has_started_is_told_at_once(tmp_path: Path) -> None:
+    with Heartbeat(tmp_path, 0, every=3600.0) as beat:
+        until(lambda: 0 in heartbeat.read(tmp_path))
+        beat.at(1, "warm-up")
+        until(lambda: heartbeat.read(tmp_path)[0].phase == "warm-up")
+
+
 def test_a_full_disk_or_a_missing_folder_does_not_reach_the_rank(tmp_path: Path) -> None:
     (tmp_path / "heartbeats").write_text("a file where the folder would be")
     with Heartbeat(tmp_path, 0, every=0.01) as beat:

@@ -143,6 +143,13 @@ def test_a_silent_rank_is_named_while_others_beat(tmp_path: Path, monkeypatch: p
     assert said.startswith("no heartbeat of rank 1 (host-1, step 3, step) for 31 s, while others beat"), said
 
 
+def test_a_rank_that_loads_may_be_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: StallLimit) -> None:
+    clock = Clock(tmp_path, monkeypatch, limit, 2)
+    clock.go(1, phase="start")
+    clock.silent = {1}
+    assert said_after(clock, 899, "start").startswith("no step has ended since the start")
+
+
 def test_a_disk_that_hangs_silences_all_and_is_no_lost_rank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: StallLimit
 ) -> None:
