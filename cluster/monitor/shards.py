@@ -16,6 +16,8 @@ import pyarrow as pa
 from cluster.tables import table_list
 from cluster.tables.table_folder import TableFolder
 
+PARTS = (".arrow", ".json")
+"""Endings of planned parts; JSON in folders that an earlier version began."""
 MOST_RATES = 400
 """Points of the curve of committed shards."""
 
@@ -39,7 +41,7 @@ def progress(folder: Path, problems: list[str]) -> dict[str, Any]:
     return {
         "folder": str(folder),
         "finished": table_list.exists(folder / "index"),
-        "planned_parts": len(list((folder / ".plan").glob("part-*.json"))),
+        "planned_parts": sum(path.suffix in PARTS for path in (folder / ".plan").glob("part-*")),
         "clips": len(planned) if planned is not None else None,
         "planned": len(names) or None,
         "committed": len(commits),

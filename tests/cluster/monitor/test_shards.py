@@ -7,6 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.monitor import shards
+from pipeline.books.parts import write_part
+from tests.helpers.plans import finished, merged, plan
 
 
 @pytest.fixture
@@ -35,6 +37,17 @@ def test_progress_from_planning_to_the_end(folder: Path) -> None:
     (folder / "index.parquet").write_bytes(b"")
     assert shards.progress(folder, problems)["finished"]
     assert not problems
+
+
+def test_folders_as_they_are_written_now(tmp_path: Path) -> None:
+    merged(tmp_path, [plan("v/a", [0, 1, 2, 3]), plan("bad", [])])
+    write_part(tmp_path / ".plan" / "part-000000.arrow", [plan("v/c", [7])])
+    problems: list[str] = []
+    found = shards.progress(tmp_path, problems)
+    assert (found["planned"], found["clips"], found["planned_parts"], found["finished"]) == (2, 4, 1, False)
+    assert found["rejects"] == [{"stage": "probe", "reason": "unreadable", "count": 1}]
+    done = shards.progress(finished(tmp_path / "done"), problems)
+    assert done["finished"] and done["committed"] == done["planned"] == 3 and not problems
 
 
 def test_a_half_written_table_is_named(folder: Path) -> None:
