@@ -105,6 +105,8 @@ class Meter:
         self.registry = CollectorRegistry()
         self._instruments: dict[str, Any] = {}
         self._server: Any = None
+        self._served = 0.0
+        """When it began to answer, by the monotonic clock."""
         self._pace = Pace()
         self._scrapes = _Scrapes()
         self.registry.register(self._scrapes)
@@ -159,15 +161,18 @@ class Meter:
     def linger(self, seconds: float, *, known: bool) -> bool:
         """Wait until Prometheus has fetched the values as they are now, at most `seconds`; returns whether it did.
 
-        Does not wait when nobody scrapes: unless two scrapes came (one suffices if Prometheus was told, `known`), or for longer than
-        two of the intervals between them.
+        Does not wait when nobody scrapes: unless two scrapes came, or for longer than two of the intervals between them. If Prometheus
+        was told (`known`), one suffices, and a job that has answered for less than `seconds` waits for the first: files of targets are
+        read every few seconds, so that a short job would leave unseen.
         """
-        times = self._scrapes.times
-        if self._server is None or len(times) < (1 if known else 2):
+        times, age = self._scrapes.times, time.monotonic() - self._served
+        if self._server is None or (len(times) < 2 and not known) or (not times and age >= seconds):
             return False
-        if len(times) == 2:
+        if not times:
+            seconds -= age
+        elif len(times) == 2:
             seconds = min(seconds, 2 * (times[1] - times[0]) + 1)
-        if time.monotonic() - times[-1] > max(seconds, 1.0) + 1:
+        if times and time.monotonic() - times[-1] > max(seconds, 1.0) + 1:
             return False
         with self._scrapes.changed:
             before = self._scrapes.times
@@ -187,6 +192,7 @@ class Meter:
             raise MetricsPortError(
                 f"metrics port {host}:{port}: {error.strerror}; set metrics.port to a free port, or to 0 to pick any"
             ) from error
+        self._served = time.monotonic()
         address = f"{host}:{self._server.server_port}"
         if address_file is not None:
             write_text(address_file, address + "\n")

@@ -99,12 +99,16 @@ def test_nan_and_a_dead_job_reach_the_pager_and_a_good_end_is_quiet(tmp_path: Pa
 
 
 def test_a_real_run_is_found_followed_through_a_restart_and_forgotten(tmp_path: Path) -> None:
-    """The job answers at another address than Prometheus's own, as on another host."""
+    """The job answers at another address than Prometheus's own, as on another host.
+
+    Rank 1 is held where Prometheus is to look, so that a quick machine does not end the job before: it learns of targets every 5 seconds.
+    """
     config, run, out = training.prepare(tmp_path), tmp_path / "run", tmp_path / "monitoring"
     write(out)
     folder = out / "prometheus"
     command = [sys.executable, "-m", "cluster.cli.main", "launch", "-c", str(config), f"run.dir={run}", "run.name=watched"]
     keys = ["cluster.ranks_per_host=2", "metrics.host=127.0.0.2", f"metrics.targets={folder / 'targets'}"]
+    keys += ["cluster.heartbeat_seconds=300"]
     with (
         prometheus(hurried(folder, "127.0.0.1:9"), tmp_path) as url,
         subprocess.Popen(
@@ -117,9 +121,13 @@ def test_a_real_run_is_found_followed_through_a_restart_and_forgotten(tmp_path: 
         ) as job,
     ):
         said = training.until(job, "step 6/20")
+        os.kill(heartbeat.read(run)[1].pid, signal.SIGSTOP)
         until(url, 'up{run="watched",instance=~"127.0.0.2:.*"} == 1')
         os.kill(heartbeat.read(run)[1].pid, signal.SIGKILL)
         said += training.until(job, "step 16/20")
+        os.kill(heartbeat.read(run)[1].pid, signal.SIGSTOP)
+        until(url, 'count_over_time((videoar_train_step{run="watched"} > 15)[1m:500ms]) > 5')
+        os.kill(heartbeat.read(run)[1].pid, signal.SIGCONT)
         rest, _ = job.communicate(timeout=training.PATIENCE)
         assert job.returncode == 0, said + rest
         (seen,) = until(url, 'max(max_over_time(timestamp(videoar_train_step{run="watched"} > 15)[5m:500ms]))')

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 import urllib.request
 from pathlib import Path
 
@@ -90,3 +91,24 @@ def test_a_good_end_does_not_wait_when_nobody_scrapes(tmp_path: Path) -> None:
     endpoint = Endpoint(meter, MetricsConfig(port=0, linger_seconds=10_000), tmp_path, "x")
     endpoint.close(well=True)  # returns
     assert not meter.linger(10_000, known=True)
+
+
+def test_a_short_job_waits_for_the_first_fetch_where_prometheus_was_told(tmp_path: Path) -> None:
+    """Prometheus reads its files of targets every few seconds: a job of two seconds was never seen."""
+    meter = Meter()
+    endpoint = Endpoint(meter, MetricsConfig(port=0, linger_seconds=60, targets=tmp_path / "targets"), tmp_path, "x")
+    meter.set("pipeline_progress_ratio", 1.0)
+    last: list[str] = []
+    timer = threading.Timer(0.5, lambda: last.append(scrape(endpoint.address)))
+    timer.start()
+    endpoint.close(well=True)
+    timer.join()
+    assert "videoar_pipeline_progress_ratio 1.0" in last[0]
+    assert not list((tmp_path / "targets").iterdir())
+
+
+def test_a_long_job_that_was_never_fetched_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = Endpoint(Meter(), MetricsConfig(port=0, linger_seconds=600, targets=tmp_path / "targets"), tmp_path, "x")
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 601)
+    endpoint.close(well=True)  # returns
