@@ -36,7 +36,8 @@ class FileLock:
         self.path, self._busy = path, busy
         self._handle: int | None = None
 
-    def __enter__(self) -> Self:
+    def _take(self) -> int:
+        """Open and lock the file; returns its descriptor."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -49,6 +50,11 @@ class FileLock:
         except BaseException:
             os.close(handle)
             raise
+        return handle
+
+    def __enter__(self) -> Self:
+        while os.fstat(handle := self._take()).st_nlink == 0:
+            os.close(handle)  # the holder before removed the file as it ended
         since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
         os.ftruncate(handle, 0)
         with contextlib.suppress(OSError):  # on a full disk the lock is held without a name

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.runtime.atomic_files import DamagedFile
+from cluster.runtime.file_lock import FileLock
 from pipeline.books.tasks import Runner, serially
 from pipeline.maintenance.check_shards import check_file, check_groups, records_of, same_rows, tar_records
 from pipeline.maintenance.tally import Tally, count, identity, portions, sources_of
@@ -96,16 +97,19 @@ def verify(folder: str | Path, run: Runner = serially) -> Report:
 
 @contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """Give a folder for what tasks spill: beside the shards, where all hosts see it; elsewhere if that cannot be written."""
+    """Give a folder for what tasks spill: beside the shards, where all hosts see it; elsewhere if that cannot be written.
+
+    Raises DatasetError while another check of the shards goes on.
+    """
     path = folder / SCRATCH
-    try:
-        path.mkdir(exist_ok=True)
-    except OSError:
-        with tempfile.TemporaryDirectory(prefix="verify-") as name:
-            yield Path(name)
-        return
-    yield path
-    shutil.rmtree(path)
+    with contextlib.ExitStack() as held:
+        lock = FileLock(path / "lock", lambda holder: DatasetError(f"{folder}: is being verified by {holder}; wait for it"))
+        try:
+            held.enter_context(lock)
+        except OSError:
+            path = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="verify-")))
+        yield path
+        shutil.rmtree(path, ignore_errors=True)  # with the lock; a check that begins at this moment makes its own folder anew
 
 
 def _tasks(manifest: Manifest) -> Iterator[list[tuple[int, tuple[str, ...], int]]]:

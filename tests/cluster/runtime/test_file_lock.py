@@ -85,3 +85,23 @@ def test_a_run_folder_belongs_to_the_job_that_holds_its_lock(tmp_path: Path) -> 
             hold_run(tmp_path).__enter__()
     assert run_holder(tmp_path) == "", "what the kernel says counts, not what the file says"
     assert exit_code(RunFolderError("")) == 2, "no restart would help"
+
+
+def test_a_lock_whose_file_was_removed_as_its_holder_ended_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / ".lock"
+    real = FileLock._take
+    taken: list[int] = []
+
+    def removed_once(held: FileLock) -> int:
+        taken.append(real(held))
+        if len(taken) == 1:
+            path.unlink()
+        return taken[-1]
+
+    monkeypatch.setattr(FileLock, "_take", removed_once)
+    with lock(path):
+        assert len(taken) == 2 and path.exists()
+        with pytest.raises(RuntimeError, match="held by"), lock(path):
+            pass

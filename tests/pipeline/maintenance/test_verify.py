@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
 import pytest
 
 from cluster.runtime.atomic_files import write_json
+from cluster.runtime.file_lock import FileLock
 from pipeline.books.index import finish
 from pipeline.job.task_session import FEW, task_session
 from pipeline.maintenance import check_shards, verify
@@ -138,6 +140,33 @@ def test_a_check_that_is_killed_goes_on_and_reads_anew_what_has_changed(
     report = verify.verify(folder)
     assert read == ["02", "06", "07", "08", "09"], "what was checked and is unchanged is not read again"
     assert report.damaged == (f"{BUCKET.name}/shard-000002",) and report.shards == 10
+    assert not (folder / verify.SCRATCH).exists()
+
+
+def test_two_checks_at_once_do_not_take_each_others_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first to end removed what the other had spilled, which then failed with a traceback."""
+    refused: list[str] = []
+    real = check_shards.check_shard
+
+    def at_once(path: Path, name: str, spec: CodecSpec) -> ShardInfo:
+        if not refused:
+            with pytest.raises(DatasetError, match=r"is being verified by .*process \d+ on .*; wait for it") as told:
+                verify.verify(folder)
+            refused.append(str(told.value))
+        return real(path, name, spec)
+
+    monkeypatch.setattr(check_shards, "check_shard", at_once)
+    assert verify.verify(folder).sound and refused
+    assert not (folder / verify.SCRATCH).exists()
+    assert verify.verify(folder).sound
+
+
+def test_a_folder_that_cannot_be_written_is_verified(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(lock: FileLock) -> FileLock:
+        raise PermissionError(errno.EACCES, "Permission denied", str(lock.path))
+
+    monkeypatch.setattr(FileLock, "__enter__", read_only)
+    assert verify.verify(folder).sound
     assert not (folder / verify.SCRATCH).exists()
 
 
