@@ -94,7 +94,9 @@ class TokenDatasets:
         self._buckets = {name: Bucket.parse(name) for name, _ in self._streams}
         self._sources = {name: self._open_sources(bucket) for name, bucket in self._buckets.items()}
         recorded = [dataset.digest for dataset in self._datasets]
-        self.digest = data_digest.whole(recorded, self._weights, self.contents())
+        self.contents = data_digest.contents(self.parts(), self._buckets)
+        """For each bucket in use the digest of its samples in their order (data_digest.py)."""
+        self.digest = data_digest.whole(recorded, self._weights, self.contents)
         """Digest of all that the order of samples depends on."""
 
     @classmethod
@@ -150,10 +152,6 @@ class TokenDatasets:
             name: [Part(rows.dataset, self._datasets[rows.dataset], rows.shards) for source in sources for rows in source.parts]
             for name, sources in self._sources.items()
         }
-
-    def contents(self) -> dict[str, str]:
-        """Return for each bucket in use the digest of its samples in their order (data_digest.py)."""
-        return data_digest.contents(self.parts(), self._buckets)
 
     def digests_as(self, contents: Mapping[str, str]) -> dict[str, Any]:
         """Return the digests that a checkpoint of an earlier version is compared by: `contents` as it holds them. Rows are read for it."""

@@ -156,7 +156,7 @@ def find(
         tokenizer=datasets.spec.plain(),
         model=config.get(ModelConfig).model_dump(mode="json"),
         has_ema=train.ema > 0,
-        contents=datasets.contents(),
+        contents=datasets.contents,
     )
     if saved is None or checkpoint is None:
         return ResumePoint(state, None, None, universal=False)

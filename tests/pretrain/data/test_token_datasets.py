@@ -67,13 +67,11 @@ def test_excluded_sources_are_left_out_and_change_the_digest(tmp_path: Path) -> 
     after = TokenDatasets.open([folder], CURRICULUM)
     assert before.digest != after.digest
     assert after.sources((BUCKET, 0))[0].rows == 7
-    changed = [name for name, content in before.contents().items() if after.contents()[name] != content]
+    changed = [name for name, content in before.contents.items() if after.contents[name] != content]
     assert changed == [BUCKET], "bucket by bucket"
     (folder / "excluded.json").write_text(f'["{BUCKET}-3.mp4"]')
     other = TokenDatasets.open([folder], CURRICULUM)
-    assert other.sources((BUCKET, 0))[0].rows == 7 and other.contents()[BUCKET] != after.contents()[BUCKET], (
-        "as many, but others"
-    )
+    assert other.sources((BUCKET, 0))[0].rows == 7 and other.contents[BUCKET] != after.contents[BUCKET], "as many, but others"
 
 
 STREAMS = ((BUCKET, 0), (BUCKET, 1), (LARGE, 0))
