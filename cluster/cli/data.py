@@ -19,10 +19,10 @@ def tokenizer_train(config: ConfigPath, overrides: Overrides = None) -> None:
 
     Example: videoar tokenizer train -c configs/demo.yaml
     """
-    from cluster.config import load
+    from cluster.config import RunConfig, load
     from cluster.launch.launcher import run, training_job
     from tokenizer.config import TokenizerConfig
-    from tokenizer.training.train import finished, recipe_digest
+    from tokenizer.training.train import CHECKPOINTS, finished, recipe_digest
 
     resolved = load(config, overrides or ())
     folder, digest = resolved.get(TokenizerConfig).weights, recipe_digest(resolved)
@@ -33,7 +33,8 @@ def tokenizer_train(config: ConfigPath, overrides: Overrides = None) -> None:
         return "" if finished(folder, digest) else f"{folder} has no finished tokenizer"
 
     job = training_job(resolved, "pipeline.tokenizer_jobs.main", subcommand=("train",), overrides=overrides or ())
-    raise typer.Exit(run(resolved, job, folder=folder, unfinished=unfinished))
+    checkpoints = resolved.get(RunConfig).dir / CHECKPOINTS
+    raise typer.Exit(run(resolved, job, folder=folder, checkpoints=checkpoints, unfinished=unfinished))
 
 
 @tokenizer_app.command("import")

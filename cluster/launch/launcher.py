@@ -163,7 +163,7 @@ def _policy(cluster: ClusterConfig, job: TrainingJob, folder: Path) -> Policy:
 class _Launch:
     """One launch of a job: its token, its hosts, its supervisor."""
 
-    def __init__(self, config: Config, job: TrainingJob, folder: Path) -> None:
+    def __init__(self, config: Config, job: TrainingJob, folder: Path, checkpoints: Path) -> None:
         self.job, self.folder, self.cluster = job, folder, config.get(ClusterConfig)
         self.token = secrets.token_hex(8)
         # Other hosts know their own devices: only a job on this machine is told to use the CPU.
@@ -173,8 +173,8 @@ class _Launch:
             # No signal of this machine reaches ranks on other hosts; all ranks look for this file in the shared run folder.
             request_stop=(folder / "stop").touch if several else None,
             kill_leftovers=self.kill if several else None,
-            saved=lambda: run_state.newest_sound(folder),
-            progress=lambda: run_state.newest_step(folder),
+            saved=lambda: run_state.newest_sound(checkpoints),
+            progress=lambda: run_state.newest_step(checkpoints),
             dump_stacks=lambda processes: write_stacks(folder, processes),
             around=self.around if several else None,
         )
@@ -217,14 +217,22 @@ class _Launch:
             on_hosts(self.job.hosts, command)
 
 
-def run(config: Config, job: TrainingJob, *, folder: Path | None = None, unfinished: Callable[[], str] | None = None) -> int:
+def run(
+    config: Config,
+    job: TrainingJob,
+    *,
+    folder: Path | None = None,
+    checkpoints: Path | None = None,
+    unfinished: Callable[[], str] | None = None,
+) -> int:
     """Start the job, keep it running, and return its exit code (0 done, 75 stopped cleanly, 2 a bad configuration).
 
-    folder: run folder that the job writes to, locked meanwhile (default: run.dir). unfinished: see `Supervisor.run`.
+    folder: run folder that the job writes to, locked meanwhile (default: run.dir). checkpoints: the folder of its checkpoints (default:
+    FOLDER/checkpoints). unfinished: see `Supervisor.run`.
     A job whose launch was killed is taken over. Raises RunBusyError when another launch, or a job of none, is using the folder.
     """
     folder = config.get(RunConfig).dir if folder is None else folder
-    launch = _Launch(config, job, folder)
+    launch = _Launch(config, job, folder, checkpoints or folder / "checkpoints")
     with run_lock(folder):
         before = run_state.orphan(folder) if job.module == TRAIN else ""
         if before:

@@ -34,21 +34,21 @@ def why_unfinished(run_folder: Path, steps: int | None, stop_after: int) -> str:
             return f"{run_folder} has no status.json with the number of steps"
     last = min(stop_after or steps, steps)
     folder = run_folder / "checkpoints"
-    newest = newest_step(run_folder)
+    newest = newest_step(folder)
     return "" if newest >= last else f"{folder} has no complete checkpoint of step {last} (newest: {newest or 'none'})"
 
 
-def newest_step(run_folder: Path) -> int:
-    """Return the step of the newest complete checkpoint of a run, 0 without one; contents are not read."""
-    for path in checkpoint_folders.listed(run_folder / "checkpoints"):
+def newest_step(checkpoints: Path) -> int:
+    """Return the step of the newest complete checkpoint in a folder of checkpoints, 0 without one; contents are not read."""
+    for path in checkpoint_folders.listed(checkpoints):
         if not checkpoint_folders.damage(path, contents=False):
             return int(path.name.removeprefix("step-"))
     return 0
 
 
-def newest_sound(run_folder: Path) -> str:
-    """Return the newest checkpoint of a run that was read back now, byte for byte; an empty string if there is none."""
-    for folder in checkpoint_folders.listed(run_folder / "checkpoints"):
+def newest_sound(checkpoints: Path) -> str:
+    """Return the newest checkpoint that was read back now, byte for byte; an empty string if there is none."""
+    for folder in checkpoint_folders.listed(checkpoints):
         if not checkpoint_folders.damage(folder, workers=2):
             return folder.name
     return ""

@@ -140,8 +140,10 @@ class Supervisor:
                     code = FAILED
                 if self._stopping.is_set():
                     return self._cut_short(code) if reason or code in _SIGNALLED else code
-                renewing, self._renewing = self._renewing, False
-                if code == STOPPED and renewing:
+                if (
+                    code == STOPPED and self._renewing
+                ):  # a start that fails before it has seen the request leaves it to the next
+                    self._renewing = False
                     self.restarts += 1
                     continue
                 if code in (DONE, USAGE, STOPPED):

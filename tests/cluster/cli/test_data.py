@@ -47,7 +47,7 @@ def test_submit_runs_tokenize_of_this_python_and_ends_with_its_exit_code(config:
 def test_a_finished_tokenizer_is_not_trained_again(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
 
-    def run(resolved: object, job: Any, *, folder: Path, unfinished: Any) -> int:
+    def run(resolved: object, job: Any, *, folder: Path, checkpoints: Path, unfinished: Any) -> int:
         started.append((job.module, job.arguments, folder, unfinished()))
         return 0
 

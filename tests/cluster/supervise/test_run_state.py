@@ -36,9 +36,9 @@ def test_a_run_is_finished_with_the_checkpoint_of_its_last_step(tmp_path: Path) 
 
 
 def test_an_orphan_is_the_running_job_of_a_launch_that_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert orphan(tmp_path) == "" and newest_step(tmp_path) == 0
+    assert orphan(tmp_path) == "" and newest_step(tmp_path / "checkpoints") == 0
     checkpoint(tmp_path, 3)
-    assert newest_step(tmp_path) == 3
+    assert newest_step(tmp_path / "checkpoints") == 3
     write_owner(tmp_path, "feed")
     for token in ("feed", ""):
         monkeypatch.setenv(LAUNCH, token)

@@ -222,3 +222,20 @@ def test_a_signal_to_every_process_ends_no_rank_that_still_loads(tmp_path: Path)
     supervisor.stop()
     thread.join(timeout=60)
     assert result == [STOPPED], "the launcher did not take it, and the ranks got it when they had loaded"
+
+
+def test_a_start_that_fails_before_it_is_renewed_leaves_that_to_the_next(tmp_path: Path) -> None:
+    """The request to stop stays in the run folder: the next start ended after a step, with 75, and the job with it."""
+    stop = tmp_path / "stop"
+    codes = [1, STOPPED, 0]
+
+    def attempt(restarts: int) -> Attempt:
+        if not restarts:
+            supervisor.renew("host b answers again")
+        if codes[restarts] == STOPPED:
+            assert stop.exists()
+            stop.unlink()
+        return Attempt(script(f"raise SystemExit({codes[restarts]})"))
+
+    supervisor = Supervisor(QUICK, hooks=Hooks(request_stop=stop.touch), log=lambda text: None)
+    assert supervisor.run(attempt) == 0 and supervisor.restarts == 2

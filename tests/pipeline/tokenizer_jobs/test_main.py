@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.tokenizer_jobs.main import main
+from tests.helpers.training import until
 from tokenizer.codec import VideoCodec
 
 
@@ -82,3 +84,21 @@ def test_an_error_of_a_training_rank_is_one_line_there_and_in_its_log(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: rank 3: ") and "none.mp4" in line
     assert (tmp_path / "log" / "tokenizer-rank-3.log").read_text() == line + "\n"
+
+
+@pytest.mark.system
+def test_training_that_is_stopped_ends_with_75_and_names_its_checkpoint(config: Path, root: Path, tmp_path: Path) -> None:
+    """The launch looked for checkpoints of the transformer: it said that there was none to continue from, and ended with 1."""
+    words = ["tokenizer", "train", "-c", str(config), f"tokenizer.weights={tmp_path / 'new'}", "metrics.enabled=false"]
+    words += ["tokenizer.training.steps=100000", "tokenizer.training.checkpoint_every=1", "tokenizer.training.log_every=1"]
+    command = [sys.executable, "-m", "cluster.cli.main", *words]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as job:
+        said = until(job, "PSNR")
+        job.terminate()
+        rest, _ = job.communicate(timeout=300)
+    assert job.returncode == 75, said + rest
+    found = re.search(r"the same command continues from (step-\d+)", rest)
+    assert found and (tmp_path / "tokenizer-checkpoints" / found[1]).is_dir(), said + rest
