@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from cluster.config import ConfigError
 from cluster.launch.hostfile import Host
 from cluster.launch.ssh_launcher import ssh_command
 from cluster.runtime.exit_codes import LAUNCH
@@ -56,6 +57,10 @@ def on_hosts(hosts: Sequence[Host], command: str) -> list[bool]:
         return list(pool.map(one, hosts))
 
 
+class NoHost(ConfigError):
+    """No host can be reached at all; the message names them and the fix."""
+
+
 @dataclass
 class Roster:
     """Who takes part."""
@@ -70,6 +75,8 @@ class Roster:
     log: Callable[[str], None]
     now: Callable[[], float] = time.monotonic
     active: tuple[Host, ...] = ()
+    _answered: bool = False
+    """Whether any host ever was ready."""
     _strikes: dict[str, int] = field(default_factory=dict)
     _resting: dict[str, float] = field(default_factory=dict)
 
@@ -87,10 +94,20 @@ class Roster:
         return tuple(host for host, answered in zip(awake, self.answering(awake, clear), strict=True) if answered)
 
     def muster(self, wait: Callable[[float], bool]) -> tuple[Host, ...]:
-        """Choose the hosts of the next start; waits until there are enough. Empty when `wait(seconds)` says that the job is to stop."""
+        """Choose the hosts of the next start; waits until there are enough. Empty when `wait(seconds)` says that the job is to stop.
+
+        Raises NoHost where none has ever answered: then the hostfile or the keys are wrong, which waiting does not mend.
+        """
         told = 0
         while True:
             self.active = self.ready(self.hosts, clear=True)
+            self._answered = self._answered or bool(self.active)
+            if not self._answered:
+                names = ", ".join(host.name for host in self.hosts[:8]) + (", ..." if len(self.hosts) > 8 else "")
+                raise NoHost(
+                    f"none of the {len(self.hosts)} hosts of the hostfile answers to ssh ({names}); `videoar preflight -c CFG "
+                    "--hostfile FILE` says why"
+                )
             if not self.active or len(self.active) < self.least:
                 if told % 20 == 0:
                     self.log(

@@ -5,7 +5,7 @@ import pytest
 
 from cluster.launch import roster
 from cluster.launch.hostfile import Host
-from cluster.launch.roster import Roster
+from cluster.launch.roster import NoHost, Roster
 
 HOSTS = tuple(Host(name, 2, line) for line, name in enumerate("abc", start=1))
 
@@ -58,6 +58,18 @@ def test_too_few_hosts_are_waited_for_until_the_job_is_to_stop() -> None:
     assert world.said[0] == "1 of 3 hosts are ready, 2 are needed: waiting"
     world.up = set()
     assert world.muster() == ""
+
+
+def test_hosts_of_which_none_ever_answered_are_an_error_and_not_waited_for() -> None:
+    """A mistyped hostfile or a wrong key: the launch asked again and again, and never said why."""
+    world = World()
+    world.up = set()
+    with pytest.raises(NoHost, match=r"none of the 3 hosts .* answers to ssh \(a, b, c\); `videoar preflight"):
+        world.muster()
+    world.up = {"a"}
+    assert world.muster() == "a"
+    world.up = set()
+    assert world.muster() == "", "hosts that were there are waited for"
 
 
 def test_hosts_that_answer_again_are_told_once_while_a_job_runs(monkeypatch: pytest.MonkeyPatch) -> None:
