@@ -2,7 +2,7 @@
 
     python benchmarks/bench_manifest.py
 
-Each size runs in its own process: made-up plans of one-clip videos are merged into clips.parquet, every group is committed
+Each size runs in its own process: made-up plans of one-clip videos are merged into the table of clips, every group is committed
 with small random samples, and the index is written and verified. Prints CPU seconds a clip and the growth of resident memory,
 and one JSON line. No decoding and no codec: those are linear by themselves (one clip after the other).
 """

@@ -34,7 +34,9 @@ import psutil
 import torch
 
 from cluster.runtime.malloc import keep_freed_memory
+from cluster.tables import table_list
 from pipeline.records import clip_times
+from pipeline.shards.layout import INDEX
 from pipeline.shards.manifest import Manifest
 from pipeline.video import Request, read_clips
 from tokenizer.codec import VideoCodec, save
@@ -229,7 +231,7 @@ def run_job(config: Path, shards: Path, workers: int) -> Job:
                 found.driver_ready = family.root.memory_info().rss
             if found.ready and family.root.is_running():
                 found.driver_peak = max(found.driver_peak, family.memory)
-            if not (shards / "index.parquet").exists():
+            if not table_list.exists(shards / INDEX):
                 found.ended, ended = time.monotonic(), psutil.cpu_times()
                 late = sum(family.seconds.values())
                 if found.ready:
