@@ -31,8 +31,11 @@ def launch(
         Path | None, typer.Option(help="File with one line `HOST slots=N` per host; they are reached by ssh.")
     ] = None,
     via: Annotated[
-        Literal["local", "ssh"] | None,
-        typer.Option(help="local: this machine; ssh: the hosts of --hostfile (default: ssh if it is given)."),
+        Literal["local", "ssh", "slurm", "pods"] | None,
+        typer.Option(
+            help="local: this machine; ssh: the hosts of --hostfile (default: ssh if it is given); slurm: the nodes of this allocation, "
+            "by srun; pods: this pod's part of a Kubernetes job (kubernetes/jobset-train.yaml)."
+        ),
     ] = None,
 ) -> None:
     """Train a model: start one rank per device with DeepSpeed's launcher, and restart the job after a failure.
@@ -42,9 +45,11 @@ def launch(
     Example: videoar launch -c configs/demo.yaml train.stop_after=20
     """
     from cluster.config import load
-    from cluster.launch.launcher import run, training_job
+    from cluster.launch.launcher import run, run_pod, training_job
 
     resolved = load(config, overrides or ())
+    if via == "pods":
+        raise typer.Exit(run_pod(resolved, overrides or (), hostfile, unfinished=lambda: unfinished(resolved)))
     job = training_job(resolved, overrides=overrides or (), via=via, hostfile=hostfile)
     raise typer.Exit(run(resolved, job, unfinished=lambda: unfinished(resolved)))
 

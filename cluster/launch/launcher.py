@@ -3,7 +3,7 @@
 In:  a Config, optionally a hostfile.
 Out: the job's exit code; RUN/launch.lock while it runs.
 
-On one machine (`local`) it runs DeepSpeed's launcher, on several (`ssh`) the same launcher on each host (`ssh_launcher.py`).
+On one machine (`local`) it runs DeepSpeed's launcher, on several (`ssh`, `slurm`) the same launcher on each host (`ssh_launcher.py`).
 Both run `deepspeed --module MODULE -c CFG [overrides]`, and the command that is printed can be typed by hand.
 """
 
@@ -20,9 +20,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from cluster.batch import pods
 from cluster.config import ClusterConfig, Config, ConfigError, RunConfig
-from cluster.launch.hostfile import Host, read_hostfile, wrong_name
+from cluster.launch.hostfile import Host, allocated_hosts, read_hostfile, wrong_name
 from cluster.launch.roster import Roster, kill_command, on_hosts
+from cluster.launch.ssh_launcher import REACHES
 from cluster.runtime.atomic_files import write_text
 from cluster.runtime.exit_codes import DONE, LAUNCH, RESTARTS, STOPPED
 from cluster.runtime.file_lock import FileLock, run_holder
@@ -32,7 +34,7 @@ from cluster.supervise.stacks import write_stacks
 from cluster.supervise.supervisor import Attempt, Hooks, Policy, Supervisor, say
 from cluster.supervise.watchdog import StallLimit
 
-Via = Literal["local", "ssh"]
+Via = Literal["local", "ssh", "slurm"]
 FAILED_HOST = "failed-host"
 """File of RUN with the name of the host that was the first to fail in the last start over ssh."""
 TRAIN = "pretrain.train"
@@ -65,6 +67,8 @@ class TrainingJob:
     """Rendezvous port; 0 picks a free one at each start."""
     master_addr: str = ""
     """Address at which the other hosts reach the first one; empty: its name in the hostfile."""
+    via: Via = "ssh"
+    """How the hosts are reached, if there are any."""
 
     def command(self, port: int) -> list[str]:
         """Return the command that starts the job with the rendezvous at `port`."""
@@ -75,7 +79,7 @@ class TrainingJob:
             here = ["--hostfile", os.devnull, "--num_gpus", str(self.ranks), "--master_port", str(port)]
             return [deepspeed_program(), *here, *job]
         failed = str(self.hostfile.with_name(FAILED_HOST))
-        several = ["--hostfile", str(self.hostfile), "--master-port", str(port), "--failed", failed]
+        several = ["--via", self.via, "--hostfile", str(self.hostfile), "--master-port", str(port), "--failed", failed]
         address = ["--master-addr", self.master_addr] if self.master_addr else []
         return [sys.executable, "-m", "cluster.launch.ssh_launcher", *several, *address, "--", *job]
 
@@ -122,11 +126,17 @@ def training_job(
         raise LaunchError("--via ssh needs --hostfile FILE with one line `HOST slots=N` per host")
     if via == "local" and hostfile is not None:
         raise LaunchError("--via local takes no --hostfile; omit one of the two")
+    wrong = wrong_name(cluster.master_addr) if cluster.master_addr else ""
+    if wrong and (via == "slurm" or hostfile is not None):
+        raise LaunchError(f"cluster.master_addr: {wrong}")
+    if via == "slurm":
+        if hostfile is not None:
+            raise LaunchError("--via slurm takes no --hostfile: the hosts are those of the allocation; omit one of the two")
+        hosts = allocated_hosts(os.environ, cluster.ranks_per_host)
+        each_start = config.get(RunConfig).dir.resolve() / "hostfile"  # written by each start
+        return TrainingJob(module, arguments, 0, each_start, hosts, cluster.master_port, cluster.master_addr, via)
     if hostfile is not None:
         hosts = read_hostfile(hostfile)
-        wrong = wrong_name(cluster.master_addr) if cluster.master_addr else ""
-        if wrong:
-            raise LaunchError(f"cluster.master_addr: {wrong}")
         if shutil.which("ssh") is None:
             raise LaunchError("--via ssh needs `ssh` on this machine; install it (Debian: apt-get install openssh-client)")
         return TrainingJob(module, arguments, 0, hostfile.resolve(), hosts, cluster.master_port, cluster.master_addr)
@@ -183,7 +193,7 @@ class _Launch:
         )
         self.roster = Roster(
             job.hosts, self.cluster.min_hosts, self.cluster.host_rest_seconds,
-            lambda hosts, clear: on_hosts(hosts, kill_command(self.token) if clear else "true"), say,
+            lambda hosts, clear: on_hosts(hosts, kill_command(self.token) if clear else "true", REACHES[job.via]), say,
         )  # fmt: skip
 
     def attempt(self, restarts: int) -> Attempt | None:
@@ -214,7 +224,7 @@ class _Launch:
         if self.job.hostfile is None:
             subprocess.run(["sh", "-c", command], check=False)
         else:
-            on_hosts(self.job.hosts, command)
+            on_hosts(self.job.hosts, command, REACHES[self.job.via])
 
 
 def run(
@@ -251,3 +261,11 @@ def run(
         if code not in (DONE, STOPPED):
             run_state.mark_ended(folder, code)
         return code
+
+
+def run_pod(config: Config, overrides: Sequence[str], hostfile: Path | None, unfinished: Callable[[], str]) -> int:
+    """Run this pod's part of a Kubernetes job, once; returns its exit code. Raises PodError or LaunchError where it cannot be started."""
+    if hostfile is not None:
+        raise LaunchError("--via pods takes no --hostfile: the job's file says how many pods there are; omit one of the two")
+    words = (TRAIN, "-c", str(config.source.resolve()), *overrides)
+    return pods.run(config, pods.Pod.of(os.environ), words, accelerators(), unfinished)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from cluster.config import ConfigError
 from cluster.launch.hostfile import Host
-from cluster.launch.ssh_launcher import ssh_command
+from cluster.launch.ssh_launcher import Reach, ssh_command
 from cluster.runtime.exit_codes import LAUNCH
 
 HOST_SECONDS = 30.0
@@ -41,13 +41,13 @@ def kill_command(launch: str) -> str:
     return f"for each in /proc/[0-9]*; do if {has_it}; then kill -KILL ${{each#/proc/}}; fi; done"
 
 
-def on_hosts(hosts: Sequence[Host], command: str) -> list[bool]:
+def on_hosts(hosts: Sequence[Host], command: str, reach: Reach = ssh_command) -> list[bool]:
     """Run a shell command on every host at once, each for at most HOST_SECONDS; returns on which it succeeded. Its output goes."""
 
     def one(host: Host) -> bool:
         with contextlib.suppress(subprocess.TimeoutExpired):
             done = subprocess.run(
-                ssh_command(host.name, command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                reach(host.name, command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 check=False, timeout=HOST_SECONDS,
             )  # fmt: skip
             return done.returncode == 0

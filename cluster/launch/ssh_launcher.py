@@ -1,4 +1,4 @@
-"""Runs DeepSpeed's launcher on every host of a hostfile over ssh, as one job with one exit code.
+"""Runs DeepSpeed's launcher on every host of a hostfile, over ssh or by srun, as one job with one exit code.
 
 In:  hosts, the rendezvous address, the module and its arguments.
 Out: the output of every host, each line prefixed with the host's name; one exit code.
@@ -15,9 +15,10 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from cluster.batch.slurm import srun_command
 from cluster.launch.environment import start_command, start_input
 from cluster.launch.hostfile import Host, read_hostfile
 from cluster.runtime.exit_codes import STOPPED, UNREACHABLE
@@ -38,6 +39,12 @@ def ssh_command(host: str, command: str) -> list[str]:
     return ["ssh", *options, "--", host, command]
 
 
+Reach = Callable[[str, str], list[str]]
+"""Returns the words that run a shell command on a host."""
+REACHES: Mapping[str, Reach] = {"ssh": ssh_command, "slurm": lambda host, command: srun_command(os.environ, host, command)}
+"""How hosts are reached, by the value of --via."""
+
+
 def combined_exit_code(codes: Sequence[int]) -> int:
     """Return one exit code for the hosts' codes, in the order in which the hosts ended: the first failure, else 75, else 0."""
     failures = [code for code in codes if code not in (0, STOPPED)]
@@ -50,17 +57,18 @@ async def run(
     inputs: Sequence[bytes] = (),
     grace: float = GRACE_SECONDS,
     failed_file: Path | None = None,
+    reach: Reach = ssh_command,
 ) -> int:
     """Run one command per host, all at the same time, each with its standard input; returns their combined exit code.
 
-    failed_file: gets the name of the first host that fails.
+    failed_file: gets the name of the first host that fails. reach: how a host is reached.
     """
     codes: list[int] = []
 
     async def one(host: Host, command: str, given: bytes) -> None:
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
-            *ssh_command(host.name, command), stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT
+            *reach(host.name, command), stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT
         )
         try:
             assert process.stdout is not None and process.stdin is not None
@@ -79,7 +87,7 @@ async def run(
             await process.wait()
             raise
         code = code if code >= 0 else 128 - code
-        if code == UNREACHABLE:
+        if code == UNREACHABLE and reach is ssh_command:
             _print(host.name, [b"ssh (exit code 255): could not connect, or lost the connection"])
         if failed_file is not None and code not in (0, STOPPED) and not any(each not in (0, STOPPED) for each in codes):
             failed_file.write_text(f"{host.name}\n")
@@ -113,6 +121,7 @@ def main() -> int:
         prog="cluster.launch.ssh_launcher", description="Start DeepSpeed's launcher on every host."
     )
     parser.add_argument("--hostfile", type=Path, required=True)
+    parser.add_argument("--via", choices=sorted(REACHES), default="ssh", help="how the hosts are reached")
     parser.add_argument("--master-addr", default="", help="address at which the other hosts reach the first one")
     parser.add_argument("--failed", type=Path, default=None, help="file for the name of the first host that fails")
     parser.add_argument("--master-port", type=int, required=True)
@@ -123,7 +132,8 @@ def main() -> int:
     address = given.master_addr or hosts[0].name
     each = [launcher_words(number, given.hostfile, address, given.master_port, words) for number in range(len(hosts))]
     commands = [start_command(Path.cwd())] * len(hosts)
-    return asyncio.run(run(hosts, commands, [start_input(one, os.environ) for one in each], failed_file=given.failed))
+    inputs = [start_input(one, os.environ) for one in each]
+    return asyncio.run(run(hosts, commands, inputs, failed_file=given.failed, reach=REACHES[given.via]))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ def bind_host(config: MetricsConfig, environ: Mapping[str, str]) -> str:
     """Return the address to listen at: `metrics.host`; without one, every address where other hosts take part, else loopback."""
     if config.host:
         return config.host
-    several = environ.get("WORLD_SIZE", "1") != environ.get("LOCAL_WORLD_SIZE", environ.get("WORLD_SIZE", "1"))
+    world = environ.get("WORLD_SIZE", "1")
+    # torchrun says LOCAL_WORLD_SIZE, DeepSpeed's launcher LOCAL_SIZE.
+    several = world != (environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or world)
     return EVERYWHERE if several or "KUBERNETES_SERVICE_HOST" in environ else "127.0.0.1"
 
 

@@ -83,9 +83,11 @@ def test_several_hosts_are_started_over_ssh(config: Config, tmp_path: Path, monk
     at = words.index("--failed")
     assert words[at + 1] == str(tmp_path / "failed-host")
     del words[at : at + 2]
-    assert words[1:9] == [
+    assert words[1:11] == [
         "-m",
         "cluster.launch.ssh_launcher",
+        "--via",
+        "ssh",
         "--hostfile",
         str(hosts),
         "--master-port",
@@ -93,7 +95,7 @@ def test_several_hosts_are_started_over_ssh(config: Config, tmp_path: Path, monk
         "--master-addr",
         "10.0.0.1",
     ]
-    assert words[9] == "--" and words[-4:] == ["--module", "pretrain.train", "-c", str(config.source)]
+    assert words[11] == "--" and words[-4:] == ["--module", "pretrain.train", "-c", str(config.source)]
     assert [host.name for host in job.hosts] == ["a", "b"]
 
 
