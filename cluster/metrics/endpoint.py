@@ -97,10 +97,14 @@ class Endpoint:
                     f"metrics.targets: {self._file}: {error.strerror or error}; set it to a folder that can be written"
                 ) from error
 
-    def close(self, *, well: bool) -> None:
-        """Stop answering. well: the job ended as it should, so Prometheus fetches the last values once more and then forgets it."""
+    def close(self, *, well: bool, wait: bool = True) -> None:
+        """Stop answering. well: the job ended as it should, so Prometheus fetches the last values once more and then forgets it.
+
+        wait: false for a job that has to end at once, of which Prometheus forgets what it has not fetched.
+        """
         if well:
-            self._meter.linger(self._config.linger_seconds, known=self._file is not None)
+            if wait:
+                self._meter.linger(self._config.linger_seconds, known=self._file is not None)
             if self._file is not None:
                 self._file.unlink(missing_ok=True)
         self._meter.close()
