@@ -35,7 +35,7 @@ def write_config(folder: Path, clips: Path) -> None:
         "corpus": {"videos": ["videos"]},
         "tokenizer": {"weights": "tiny"},
         "pipeline": {
-            "output": "shards", "buckets": [{"frames": f, "height": s, "width": s} for f in (5, 9) for s in (32, 64, 96)],
+            "output": "shards", "buckets": [{"frames": f, "height": s, "width": s} for f, s in ((5, 32), (9, 64))],
             "clips_per_shard": 1, "batch": 1, "videos_per_task": 1, "dtype": "float32", "min_free_gb": 0, "workers": 2,
         },
         "metrics": {"port": 0},
