@@ -19,6 +19,7 @@ from cluster.config import load
 
 SCONTROL = """#!/bin/sh
 case "$1" in
+  show) echo "JobId=17 JobName=videoar JobState=${STATE:-RUNNING} Reason=None" ;;
   requeue) echo "$2" > requeued ;;
 esac
 """
@@ -71,6 +72,14 @@ def test_slurms_warning_reaches_the_job_and_its_exit_code_counts(root: Path, job
         text, _ = script.communicate(timeout=60)
     assert script.returncode == 75, text
     assert (job["cwd"] / "requeued").read_text() == "17\n"
+
+
+def test_a_cancelled_job_is_not_brought_back(root: Path, job: dict[str, Any]) -> None:
+    job["env"] |= {"ACT": "75", "STATE": "COMPLETING"}
+    words = ["bash", str(root / "cluster/slurm/train.sbatch"), "run.yaml"]
+    done = subprocess.run(words, capture_output=True, check=False, timeout=60, **job)
+    assert done.returncode == 75 and "submit it again to go on" in done.stdout
+    assert not (job["cwd"] / "requeued").exists()
 
 
 def test_slurm_without_a_configuration_says_how(root: Path, job: dict[str, Any]) -> None:
