@@ -24,6 +24,7 @@ from cluster.runtime.atomic_files import write_text
 ADDRESS, TARGET = "metrics-address", "metrics-target.json"
 EVERYWHERE = "0.0.0.0"
 """Address to listen at when the job runs on several hosts or in a pod: Prometheus is elsewhere."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TARGETS_VARIABLE, POD_VARIABLE = "VIDEOAR_METRICS_TARGETS", "POD_IP"
 
 
@@ -32,12 +33,14 @@ class TargetError(ConfigError):
 
 
 def bind_host(config: MetricsConfig, environ: Mapping[str, str]) -> str:
-    """Return the address to listen at: `metrics.host`; without one, every address where other hosts take part, else loopback."""
+    """Return the address to listen at: `metrics.host`; without one, every address where other hosts take part or did, else loopback."""
     if config.host:
         return config.host
     world = environ.get("WORLD_SIZE", "1")
     # torchrun says LOCAL_WORLD_SIZE, DeepSpeed's launcher LOCAL_SIZE.
     several = world != (environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or world)
+    # Of several hosts only one may be left; the job is still not that of a machine on which someone sits.
+    several |= environ.get("MASTER_ADDR", LOOPBACK[0]) not in LOOPBACK or "SLURM_JOB_ID" in environ
     return EVERYWHERE if several or "KUBERNETES_SERVICE_HOST" in environ else "127.0.0.1"
 
 
