@@ -36,6 +36,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "cluster": (
         ("config", "metrics", "runtime", "tables", "supported"),
         ("supervise",),
+        ("hosts",),
         ("launch", "monitor", "monitoring"),
         ("demo",),
         ("cli",),

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.launch.environment import start_command, start_input
-from cluster.launch.hostfile import Host, read_hostfile
-from cluster.launch.ssh_launcher import ssh_command
+from cluster.hosts.environment import start_command, start_input
+from cluster.hosts.hostfile import Host, read_hostfile
+from cluster.hosts.ssh_launcher import ssh_command
 from cluster.runtime.exit_codes import UNREACHABLE
 from cluster.runtime.ports import free_port
 

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.config import ClusterConfig, Config, ConfigError, RunConfig
-from cluster.launch.hostfile import Host, read_hostfile, wrong_name
-from cluster.launch.roster import Roster, kill_command, on_hosts
+from cluster.hosts.hostfile import Host, read_hostfile, wrong_name
+from cluster.hosts.roster import Roster, kill_command, on_hosts
+from cluster.hosts.ssh_launcher import HOST_SECONDS
 from cluster.runtime.atomic_files import write_text
 from cluster.runtime.exit_codes import DONE, LAUNCH, RESTARTS, STOPPED
 from cluster.runtime.file_lock import FileLock, run_holder
@@ -65,6 +66,8 @@ class TrainingJob:
     """Rendezvous port; 0 picks a free one at each start."""
     master_addr: str = ""
     """Address at which the other hosts reach the first one; empty: its name in the hostfile."""
+    host_seconds: float = HOST_SECONDS
+    """Seconds after which a host that does not answer is given up."""
 
     def command(self, port: int) -> list[str]:
         """Return the command that starts the job with the rendezvous at `port`."""
@@ -76,8 +79,9 @@ class TrainingJob:
             return [deepspeed_program(), *here, *job]
         failed = str(self.hostfile.with_name(FAILED_HOST))
         several = ["--hostfile", str(self.hostfile), "--master-port", str(port), "--failed", failed]
+        several += ["--host-seconds", f"{self.host_seconds:g}"]
         address = ["--master-addr", self.master_addr] if self.master_addr else []
-        return [sys.executable, "-m", "cluster.launch.ssh_launcher", *several, *address, "--", *job]
+        return [sys.executable, "-m", "cluster.hosts.ssh_launcher", *several, *address, "--", *job]
 
 
 def deepspeed_program() -> str:
@@ -129,7 +133,9 @@ def training_job(
             raise LaunchError(f"cluster.master_addr: {wrong}")
         if shutil.which("ssh") is None:
             raise LaunchError("--via ssh needs `ssh` on this machine; install it (Debian: apt-get install openssh-client)")
-        return TrainingJob(module, arguments, 0, hostfile.resolve(), hosts, cluster.master_port, cluster.master_addr)
+        return TrainingJob(
+            module, arguments, 0, hostfile.resolve(), hosts, cluster.master_port, cluster.master_addr, cluster.host_seconds
+        )
     ranks = cluster.ranks_per_host or (accelerators() if devices is None else devices) or 1
     return TrainingJob(module, arguments, ranks, master_port=cluster.master_port)
 
@@ -183,7 +189,8 @@ class _Launch:
         )
         self.roster = Roster(
             job.hosts, self.cluster.min_hosts, self.cluster.host_rest_seconds,
-            lambda hosts, clear: on_hosts(hosts, kill_command(self.token) if clear else "true"), say,
+            lambda hosts, clear: on_hosts(hosts, kill_command(self.token) if clear else "true", job.host_seconds), say,
+            self.cluster.host_ask_seconds,
         )  # fmt: skip
 
     def attempt(self, restarts: int) -> Attempt | None:
@@ -214,7 +221,7 @@ class _Launch:
         if self.job.hostfile is None:
             subprocess.run(["sh", "-c", command], check=False)
         else:
-            on_hosts(self.job.hosts, command)
+            on_hosts(self.job.hosts, command, self.job.host_seconds)
 
 
 def run(

@@ -16,7 +16,7 @@ from typer.main import get_command
 from cluster import supported
 from cluster.cli import main
 from cluster.config import load
-from cluster.launch.hostfile import Host, read_hostfile
+from cluster.hosts.hostfile import Host, read_hostfile
 
 SCONTROL = """#!/bin/sh
 case "$1" in
