@@ -59,7 +59,11 @@ def hold(words: Sequence[str], seconds: float, line: int = 0) -> int:
     finally:
         os.close(ended)
         _end_all()
-    return signal_as_exit_code(process.wait())
+    code = process.wait()
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, 0):  # those that this process has adopted
+            pass
+    return signal_as_exit_code(code)
 
 
 def _end_all() -> None:
