@@ -31,8 +31,11 @@ def launch(
         Path | None, typer.Option(help="File with one line `HOST slots=N` per host; they are reached by ssh.")
     ] = None,
     via: Annotated[
-        Literal["local", "ssh"] | None,
-        typer.Option(help="local: this machine; ssh: the hosts of --hostfile (default: ssh if it is given)."),
+        Literal["local", "ssh", "ray"] | None,
+        typer.Option(
+            help="local: this machine; ssh: the hosts of --hostfile (default if it is given); "
+            "ray: the nodes of the Ray cluster of RAY_ADDRESS or of this `ray job submit`, without ssh."
+        ),
     ] = None,
 ) -> None:
     """Train a model: start one rank per device with DeepSpeed's launcher, and restart the job after a failure.
@@ -40,6 +43,10 @@ def launch(
     Exit code 75 means that it stopped cleanly with a checkpoint; the same command continues from it.
 
     Example: videoar launch -c configs/demo.yaml train.stop_after=20
+
+    Example: videoar launch -c my_run.yaml --hostfile hosts
+
+    Example: RAY_ADDRESS=head:6379 videoar launch -c my_run.yaml --via ray
     """
     from cluster.config import load
     from cluster.launch.launcher import run, training_job

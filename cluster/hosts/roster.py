@@ -76,7 +76,8 @@ class Roster:
     rest_seconds: float
     """Seconds that a host rests which was the first to fail STRIKES times in succession (cluster.host_rest_seconds)."""
     answering: Callable[[Sequence[Host], bool], list[str]]
-    """Asks hosts, returns why each did not answer, or an empty string; true: also kills what this launch has running there, of which nothing is to be left."""
+    """Asks hosts, returns why each did not answer, or an empty string; true: also kills what this launch has running there, of which
+    nothing is to be left."""
     log: Callable[[str], None]
     ask_seconds: float = ASK_SECONDS
     """Seconds between two questions to the hosts that are left out."""

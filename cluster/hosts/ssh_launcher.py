@@ -123,9 +123,7 @@ def _print(host: str, lines: Sequence[bytes]) -> None:
 
 def main() -> int:
     """Parse the command line, run, return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="cluster.hosts.ssh_launcher", description="Start DeepSpeed's launcher on every host."
-    )
+    parser = argparse.ArgumentParser(prog="cluster.hosts.ssh_launcher", description="Start DeepSpeed's launcher on every host.")
     parser.add_argument("--hostfile", type=Path, required=True)
     parser.add_argument("--master-addr", default="", help="address at which the other hosts reach the first one")
     parser.add_argument("--failed", type=Path, default=None, help="file for the name of the first host that fails")

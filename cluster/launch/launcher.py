@@ -3,8 +3,8 @@
 In:  a Config, optionally a hostfile.
 Out: the job's exit code; RUN/launch.lock while it runs.
 
-On one machine (`local`) it runs DeepSpeed's launcher, on several (`ssh`) the same launcher on each host (`ssh_launcher.py`).
-Both run `deepspeed --module MODULE -c CFG [overrides]`, and the command that is printed can be typed by hand.
+On one machine (`local`) it runs DeepSpeed's launcher, on several the same launcher on each host, over ssh or through Ray (cluster/hosts).
+All run `--module MODULE -c CFG [overrides]`, and the command that is printed can be typed by hand.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cluster.supervise.stacks import write_stacks
 from cluster.supervise.supervisor import Attempt, Hooks, Policy, Supervisor, say
 from cluster.supervise.watchdog import StallLimit
 
-Via = Literal["local", "ssh"]
+Via = Literal["local", "ssh", "ray"]
 FAILED_HOST = "failed-host"
 """File of RUN with the name of the host that was the first to fail in the last start over ssh."""
 TRAIN = "pretrain.train"
@@ -68,6 +68,8 @@ class TrainingJob:
     """Address at which the other hosts reach the first one; empty: its name in the hostfile."""
     host_seconds: float = HOST_SECONDS
     """Seconds after which a host that does not answer is given up."""
+    via: Via = "local"
+    """How the hosts are reached."""
 
     def command(self, port: int) -> list[str]:
         """Return the command that starts the job with the rendezvous at `port`."""
@@ -81,7 +83,15 @@ class TrainingJob:
         several = ["--hostfile", str(self.hostfile), "--master-port", str(port), "--failed", failed]
         several += ["--host-seconds", f"{self.host_seconds:g}"]
         address = ["--master-addr", self.master_addr] if self.master_addr else []
-        return [sys.executable, "-m", "cluster.hosts.ssh_launcher", *several, *address, "--", *job]
+        return [sys.executable, "-m", f"cluster.hosts.{self.via}_launcher", *several, *address, "--", *job]
+
+    def on_hosts(self, hosts: Sequence[Host], command: str) -> list[str]:
+        """Run a shell command on some hosts; returns why it failed on each, or an empty string."""
+        if self.via == "ray":
+            from cluster.hosts.ray_nodes import on_nodes
+
+            return on_nodes(hosts, command, self.host_seconds)
+        return on_hosts(hosts, command, self.host_seconds)
 
 
 def deepspeed_program() -> str:
@@ -126,6 +136,8 @@ def training_job(
         raise LaunchError("--via ssh needs --hostfile FILE with one line `HOST slots=N` per host")
     if via == "local" and hostfile is not None:
         raise LaunchError("--via local takes no --hostfile; omit one of the two")
+    if via == "ray":
+        return _ray_job(config, module, arguments, hostfile)
     if hostfile is not None:
         hosts = read_hostfile(hostfile)
         wrong = wrong_name(cluster.master_addr) if cluster.master_addr else ""
@@ -134,10 +146,33 @@ def training_job(
         if shutil.which("ssh") is None:
             raise LaunchError("--via ssh needs `ssh` on this machine; install it (Debian: apt-get install openssh-client)")
         return TrainingJob(
-            module, arguments, 0, hostfile.resolve(), hosts, cluster.master_port, cluster.master_addr, cluster.host_seconds
+            module,
+            arguments,
+            0,
+            hostfile.resolve(),
+            hosts,
+            cluster.master_port,
+            cluster.master_addr,
+            cluster.host_seconds,
+            "ssh",
         )
     ranks = cluster.ranks_per_host or (accelerators() if devices is None else devices) or 1
     return TrainingJob(module, arguments, ranks, master_port=cluster.master_port)
+
+
+def _ray_job(config: Config, module: str, arguments: tuple[str, ...], hostfile: Path | None) -> TrainingJob:
+    from cluster.hosts.ray_nodes import hosts_of, join, nodes
+
+    if hostfile is not None:
+        raise LaunchError("--via ray takes no --hostfile: the nodes of the Ray cluster are the hosts; omit one of the two")
+    cluster = config.get(ClusterConfig)
+    join()
+    hosts = hosts_of(nodes(), cluster.ranks_per_host)
+    say(f"the Ray cluster has {len(hosts)} node(s) for ranks: {', '.join(f'{host.name} ({host.slots})' for host in hosts)}")
+    shared = config.get(RunConfig).dir.resolve() / "hostfile"
+    return TrainingJob(
+        module, arguments, 0, shared, hosts, cluster.master_port, cluster.master_addr, cluster.host_seconds, "ray"
+    )
 
 
 def environment(restarts: int, *, cpu: bool, launch: str = "") -> dict[str, str]:
@@ -189,7 +224,7 @@ class _Launch:
         )
         self.roster = Roster(
             job.hosts, self.cluster.min_hosts, self.cluster.host_rest_seconds,
-            lambda hosts, clear: on_hosts(hosts, kill_command(self.token) if clear else "true", job.host_seconds), say,
+            lambda hosts, clear: job.on_hosts(hosts, kill_command(self.token) if clear else "true"), say,
             self.cluster.host_ask_seconds,
         )  # fmt: skip
 
@@ -221,7 +256,7 @@ class _Launch:
         if self.job.hostfile is None:
             subprocess.run(["sh", "-c", command], check=False)
         else:
-            on_hosts(self.job.hosts, command, self.job.host_seconds)
+            self.job.on_hosts(self.job.hosts, command)
 
 
 def run(

@@ -64,7 +64,9 @@ class Hosts:
 
     def processes(self, number: int) -> list[str]:
         """Command lines of what runs on a host, without its sshd."""
-        pids = subprocess.run(["ip", "netns", "pids", self.names[number]], env=_env(), capture_output=True, text=True, check=True)
+        pids = subprocess.run(
+            ["ip", "netns", "pids", self.names[number]], env=_env(), capture_output=True, text=True, check=True
+        )
         found = []
         for pid in map(int, pids.stdout.split()):
             try:

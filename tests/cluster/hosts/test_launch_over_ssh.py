@@ -78,12 +78,16 @@ def test_two_hosts_restart_after_a_dead_rank_and_stop_cleanly(net: Hosts, tmp_pa
             assert f"rank {rank} at host-{rank} after {restarts} restarts: sum 3" in text, text
     assert f"[{net.addresses[0]}] rank 0 at" in text, "each line says whose it is"
     assert "exit code 247 (SIGKILL); restart 1 of 3" in text and "asking the ranks on all hosts" in text
-    assert (run / "left").exists() and [net.processes(0), net.processes(1)] == [[], []], "a rank that waited for a dead peer must not live on"
+    assert (run / "left").exists() and [net.processes(0), net.processes(1)] == [[], []], (
+        "a rank that waited for a dead peer must not live on"
+    )
 
 
 def videoar(*words: str, env: dict[str, str]) -> tuple[int, str]:
     """Run a command to its end; returns its exit code and all it printed."""
-    done = subprocess.run([sys.executable, "-m", "cluster.cli.main", *words], env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster.cli.main", *words], env=env, capture_output=True, text=True, timeout=300
+    )
     return done.returncode, done.stdout + done.stderr
 
 

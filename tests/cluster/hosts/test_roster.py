@@ -63,7 +63,9 @@ def test_hosts_of_which_none_ever_answered_are_an_error_and_not_waited_for() -> 
     """A mistyped hostfile or a wrong key: the launch asked again and again, and never said why."""
     world = World()
     world.up = set()
-    with pytest.raises(NoHost, match=r"none of the 3 hosts answers \(a: no route, b: no route, c: no route\); .*`videoar preflight"):
+    with pytest.raises(
+        NoHost, match=r"none of the 3 hosts answers \(a: no route, b: no route, c: no route\); .*`videoar preflight"
+    ):
         world.muster()
     world.up = {"a"}
     assert world.muster() == "a"

@@ -11,6 +11,7 @@ import pytest
 
 from cluster.config import Config, load
 from cluster.hosts.hostfile import HostfileError
+from cluster.hosts.roster import kill_command
 from cluster.launch.launcher import (
     LaunchError,
     RunBusyError,
@@ -20,7 +21,6 @@ from cluster.launch.launcher import (
     run_lock,
     training_job,
 )
-from cluster.hosts.roster import kill_command
 from cluster.runtime.file_lock import hold_run
 from cluster.supervise.run_state import mark_ended
 
@@ -64,6 +64,8 @@ def test_a_hostfile_is_checked_before_anything_starts(config: Config, tmp_path: 
         training_job(config, via="ssh")
     with pytest.raises(LaunchError, match="--via local takes no --hostfile"):
         training_job(config, via="local", hostfile=bad)
+    with pytest.raises(LaunchError, match="--via ray takes no --hostfile"):
+        training_job(config, via="ray", hostfile=bad)
 
 
 def test_missing_ssh_is_said(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +84,9 @@ def test_several_hosts_are_started_over_ssh(config: Config, tmp_path: Path, monk
     words = job.command(1234)
     at = words.index("--failed")
     assert words[at + 1] == str(tmp_path / "failed-host")
+    del words[at : at + 2]
+    at = words.index("--host-seconds")
+    assert words[at + 1] == "20"
     del words[at : at + 2]
     assert words[1:9] == [
         "-m",
