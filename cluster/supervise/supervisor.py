@@ -140,9 +140,7 @@ class Supervisor:
                     code = FAILED
                 if self._stopping.is_set():
                     return self._cut_short(code) if reason or code in _SIGNALLED else code
-                if (
-                    code == STOPPED and self._renewing
-                ):  # a start that fails before it has seen the request leaves it to the next
+                if code == STOPPED and self._renewing:  # a start that fails before it sees the request leaves it to the next
                     self._renewing = False
                     self.restarts += 1
                     continue
