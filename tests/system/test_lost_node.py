@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -40,6 +41,14 @@ def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
             made.shutdown()
 
 
+def die(node: Any) -> None:
+    """Kill all processes of a node at once, as when its machine dies."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    for process in (raylet, *reversed(raylet.children(recursive=True))):
+        process.suspend()
+        process.kill()
+
+
 def of_launches() -> list[str]:
     """What runs of any launch of this test."""
     found = []
@@ -65,6 +74,7 @@ def test_a_node_that_dies_is_left_out_and_taken_back(ray_cluster: Cluster, tmp_p
             assert not any(
                 "hush-of-this-test" in " ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])
             )
+            die(node)
             ray_cluster.remove_node(node, allow_graceful=False)
             said += training.until(job, "going on with 1 of 2 hosts, without second")
             said += training.until(job, "continuing after step")
