@@ -37,13 +37,15 @@ def test_a_host_that_is_cut_off_ends_and_the_job_goes_on_and_takes_it_back(tmp_p
                 said += training.until(job, "going on with 2 of 3 hosts")
                 assert net.processes(2) == [], "a host that is cut off ends its ranks by itself"
                 said += training.until(job, "continuing after step")
-                net.join(2)
+                with training.standing(run):
+                    net.join(2)
+                    said += training.until(job, f"{net.addresses[2]} answers again")
                 rest, _ = job.communicate(timeout=training.PATIENCE)
             finally:
                 job.send_signal(signal.SIGKILL)
         text = said + rest
         assert job.returncode == 0, text
-        assert f"{net.addresses[2]} answers again" in text and "[ERROR]" not in text, text
+        assert "3 rank(s)" in rest and "[ERROR]" not in text, text
         assert [net.processes(number) for number in range(3)] == [[], [], []]
     training.compare(tmp_path / "quiet", run, exact_to=0)
     assert not checkpoint_folders.damage(checkpoint_folders.listed(run / "checkpoints")[0])

@@ -78,12 +78,14 @@ def test_a_node_that_dies_is_left_out_and_taken_back(ray_cluster: Cluster, tmp_p
             ray_cluster.remove_node(node, allow_graceful=False)
             said += training.until(job, "going on with 1 of 2 hosts, without second")
             said += training.until(job, "continuing after step")
-            ray_cluster.add_node(**second)
+            with training.standing(run):
+                ray_cluster.add_node(**second)
+                said += training.until(job, "second answers again")
             rest, _ = job.communicate(timeout=training.PATIENCE)
         finally:
             job.kill()
     text = said + rest
     assert job.returncode == 0, text
-    assert "[second] the node is lost" in text and "second answers again" in text and "[ERROR]" not in text, text
+    assert "[second] the node is lost" in text and "2 rank(s)" in rest and "[ERROR]" not in text, text
     assert of_launches() == []
     training.compare(tmp_path / "quiet", run, exact_to=0)
