@@ -37,6 +37,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("config", "metrics", "runtime", "tables", "supported"),
         ("supervise",),
         ("batch",),
+        ("hosts",),
         ("launch", "monitor", "monitoring"),
         ("demo",),
         ("cli",),
@@ -62,7 +63,7 @@ DOORS = {
     "prometheus_client": ("cluster/metrics/",),
     "av": ("pipeline/video/",),
 }
-FILES, LINES, FUNCTION_LINES, PARAMETERS, MODULES = (4, 12), 300, 80, 8, 255
+FILES, LINES, FUNCTION_LINES, PARAMETERS, MODULES = (4, 12), 300, 80, 8, 275
 
 
 def below(room: str, other: str) -> bool:

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.launch.environment import start_command, start_input
-from cluster.launch.hostfile import Host, allocated_hosts, read_hostfile
-from cluster.launch.ssh_launcher import REACHES, Reach, ssh_command
+from cluster.hosts.environment import start_command, start_input
+from cluster.hosts.hostfile import Host, allocated_hosts, read_hostfile
+from cluster.hosts.ssh_launcher import HOST_SECONDS as CONNECT_SECONDS
+from cluster.hosts.ssh_launcher import REACHES, Reach, ssh_command
 from cluster.runtime.exit_codes import UNREACHABLE
 from cluster.runtime.ports import free_port
 
@@ -108,7 +109,7 @@ def _ask(host: Host, asked: Mapping[str, Any], reach: Reach, seconds: float = HO
     began = time.time()
     try:
         done = subprocess.run(
-            reach(host.name, start_command(Path.cwd())), input=start_input(words, os.environ), capture_output=True,
+            reach(host.name, start_command(Path.cwd()), CONNECT_SECONDS), input=start_input(words, os.environ), capture_output=True,
             timeout=seconds, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:

@@ -85,7 +85,7 @@ def describe(code: int) -> str:
     """Return an exit code in words, with the name of the signal that it stands for."""
     if code == UNREACHABLE:
         # Also 256 - SIGHUP; but nothing sends that here, and ssh and `exit(-1)` end so.
-        return f"exit code {code} (ssh could not connect or lost the connection, or a process ended with -1)"
+        return f"exit code {code} (a host could not be reached or was lost, or a process ended with -1)"
     for number in (code - 128, 256 - code):
         if 0 < number < 32:
             with contextlib.suppress(ValueError):
@@ -140,9 +140,7 @@ class Supervisor:
                     code = FAILED
                 if self._stopping.is_set():
                     return self._cut_short(code) if reason or code in _SIGNALLED else code
-                if (
-                    code == STOPPED and self._renewing
-                ):  # a start that fails before it has seen the request leaves it to the next
+                if code == STOPPED and self._renewing:  # a start that fails before it sees the request leaves it to the next
                     self._renewing = False
                     self.restarts += 1
                     continue
