@@ -36,6 +36,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "cluster": (
         ("config", "metrics", "runtime", "tables", "supported"),
         ("supervise",),
+        ("batch",),
+        ("hosts",),
         ("launch", "monitor", "monitoring"),
         ("demo",),
         ("cli",),

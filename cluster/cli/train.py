@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -31,8 +32,12 @@ def launch(
         Path | None, typer.Option(help="File with one line `HOST slots=N` per host; they are reached by ssh.")
     ] = None,
     via: Annotated[
-        Literal["local", "ssh"] | None,
-        typer.Option(help="local: this machine; ssh: the hosts of --hostfile (default: ssh if it is given)."),
+        Literal["local", "ssh", "slurm", "ray", "pods"] | None,
+        typer.Option(
+            help="local: this machine; ssh: the hosts of --hostfile (default if it is given); slurm: the nodes of this allocation, by srun; "
+            "ray: the nodes of the Ray cluster of RAY_ADDRESS or of this `ray job submit`, without ssh; "
+            "pods: this pod's part of a Kubernetes job (kubernetes/jobset-train.yaml)."
+        ),
     ] = None,
 ) -> None:
     """Train a model: start one rank per device with DeepSpeed's launcher, and restart the job after a failure.
@@ -40,13 +45,32 @@ def launch(
     Exit code 75 means that it stopped cleanly with a checkpoint; the same command continues from it.
 
     Example: videoar launch -c configs/demo.yaml train.stop_after=20
+
+    Example: videoar launch -c my_run.yaml --hostfile hosts
+
+    Example: RAY_ADDRESS=head:6379 videoar launch -c my_run.yaml --via ray
     """
     from cluster.config import load
     from cluster.launch.launcher import run, training_job
 
     resolved = load(config, overrides or ())
+    if via == "pods":
+        raise typer.Exit(_run_pod(resolved, overrides or (), hostfile))
     job = training_job(resolved, overrides=overrides or (), via=via, hostfile=hostfile)
     raise typer.Exit(run(resolved, job, unfinished=lambda: unfinished(resolved)))
+
+
+def _run_pod(resolved: Config, overrides: Sequence[str], hostfile: Path | None) -> int:
+    """Run this pod's part of a Kubernetes job, once; returns its exit code."""
+    import os
+
+    from cluster.batch.pods import Pod, run
+    from cluster.launch.launcher import TRAIN, LaunchError, accelerators
+
+    if hostfile is not None:
+        raise LaunchError("--via pods takes no --hostfile: the job's file says how many pods there are; omit one of the two")
+    words = (TRAIN, "-c", str(resolved.source.resolve()), *overrides)
+    return run(resolved, Pod.of(os.environ), words, accelerators(), lambda: unfinished(resolved))
 
 
 def unfinished(resolved: Config) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cluster.config import Config, load
-from cluster.launch.hostfile import HostfileError
+from cluster.hosts.hostfile import HostfileError
+from cluster.hosts.roster import kill_command
 from cluster.launch.launcher import (
     LaunchError,
     RunBusyError,
@@ -20,7 +21,6 @@ from cluster.launch.launcher import (
     run_lock,
     training_job,
 )
-from cluster.launch.roster import kill_command
 from cluster.runtime.file_lock import hold_run
 from cluster.supervise.run_state import mark_ended
 
@@ -64,6 +64,8 @@ def test_a_hostfile_is_checked_before_anything_starts(config: Config, tmp_path: 
         training_job(config, via="ssh")
     with pytest.raises(LaunchError, match="--via local takes no --hostfile"):
         training_job(config, via="local", hostfile=bad)
+    with pytest.raises(LaunchError, match="--via ray takes no --hostfile"):
+        training_job(config, via="ray", hostfile=bad)
 
 
 def test_missing_ssh_is_said(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,9 +85,12 @@ def test_several_hosts_are_started_over_ssh(config: Config, tmp_path: Path, monk
     at = words.index("--failed")
     assert words[at + 1] == str(tmp_path / "failed-host")
     del words[at : at + 2]
+    at = words.index("--host-seconds")
+    assert words[at + 1] == "20"
+    del words[at : at + 2]
     assert words[1:9] == [
         "-m",
-        "cluster.launch.ssh_launcher",
+        "cluster.hosts.ssh_launcher",
         "--hostfile",
         str(hosts),
         "--master-port",
@@ -236,10 +241,8 @@ HOST_DRIVER = """
 import sys
 from pathlib import Path
 from cluster.config import load
-from cluster.launch import roster
 from cluster.launch.launcher import run, training_job
-roster.ASK_SECONDS = 0.3
-config = load(sys.argv[1], ["cluster.master_addr=127.0.0.1"])
+config = load(sys.argv[1], ["cluster.master_addr=127.0.0.1", "cluster.host_ask_seconds=0.3"])
 sys.exit(run(config, training_job(config, "fake_rank", hostfile=Path(sys.argv[2]))))
 """
 
@@ -264,7 +267,7 @@ def test_a_host_that_is_cut_off_is_left_out_and_taken_back(config: Config, tmp_p
                 (tmp_path / "down-b").unlink()
     text = "".join(lines)
     assert launch.returncode == 0, text
-    assert "going on with 1 of 2 hosts, without b" in text and "[a] rank 0 of 1" in text
+    assert "going on with 1 of 2 hosts, without b: exit code 255" in text and "[a] rank 0 of 1" in text
     assert "b answers again: the job writes a checkpoint and is started again" in text
     assert "[a] rank 0 of 2" in text and "[b] rank 1 of 2" in text
     assert "[ERROR]" not in text and text.count("[launch] ") == 4, text

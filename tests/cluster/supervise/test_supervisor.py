@@ -9,7 +9,7 @@ import pytest
 from cluster.runtime.exit_codes import STOPPED
 from cluster.supervise.supervisor import Attempt, Hooks, Policy, Supervisor, describe
 
-UNREACHED = "exit code 255 (ssh could not connect or lost the connection, or a process ended with -1)"
+UNREACHED = "exit code 255 (a host could not be reached or was lost, or a process ended with -1)"
 QUICK = Policy(max_restarts=3, restart_wait=0)
 
 

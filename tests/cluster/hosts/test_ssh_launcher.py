@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launch.environment import start_command, start_input
-from cluster.launch.hostfile import Host
-from cluster.launch.ssh_launcher import combined_exit_code, launcher_words, run, ssh_command
+from cluster.hosts.environment import start_command, start_input
+from cluster.hosts.hostfile import Host
+from cluster.hosts.ssh_launcher import combined_exit_code, launcher_words, run, ssh_command
 
 HOSTS = (Host("a", 1, 1), Host("b", 1, 2))
 
