@@ -22,7 +22,7 @@ from cluster.batch.slurm import srun_command
 from cluster.hosts.environment import signal_as_exit_code, start_command, start_input
 from cluster.hosts.hostfile import Host, read_hostfile
 from cluster.hosts.tether import BEATS, tethered
-from cluster.runtime.exit_codes import STOPPED, UNREACHABLE
+from cluster.runtime.exit_codes import STOPPED, UNREACHABLE, USAGE
 
 GRACE_SECONDS = 10.0
 """Seconds that the other hosts have to exit by themselves after the first failure."""
@@ -50,7 +50,12 @@ REACHES: Mapping[str, Reach] = {"ssh": ssh_command, "slurm": lambda host, comman
 
 
 def combined_exit_code(codes: Sequence[int]) -> int:
-    """Return one exit code for the hosts' codes, in the order in which the hosts ended: the first failure, else 75, else 0."""
+    """Return one exit code for the hosts' codes, in the order in which they ended: 2 if any, else the first failure, else 75, else 0.
+
+    A wrong configuration is no other host's fault, whichever ended first.
+    """
+    if USAGE in codes:
+        return USAGE
     failures = [code for code in codes if code not in (0, STOPPED)]
     return failures[0] if failures else max(codes, default=0)
 

@@ -111,3 +111,18 @@ def test_preflight_says_what_is_wrong_with_each_host(net: Hosts, tmp_path: Path)
     assert code == 1 and "Permission denied" in rows[f"host {net.addresses[0]}"]["found"], rows
     code, text = videoar("launch", "-c", str(config), "--hostfile", str(hostfile), "cluster.host_seconds=4", env=env)
     assert code == 2 and "none of the 2 hosts" in text and "Permission denied" in text, text
+
+
+def test_a_host_with_other_code_is_named_and_nothing_is_trained(net: Hosts, tmp_path: Path) -> None:
+    config, hostfile = training.prepare(tmp_path), net.hostfile()
+    own = training.ROOT / "cluster/launch/recipes.py"
+    (tmp_path / "other.py").write_text(own.read_text() + "\n# newer\n")
+    # Only the second host sees it: its mounts are its own.
+    subprocess.run(net.inside(1, ["mount", "--bind", str(tmp_path / "other.py"), str(own)]), check=True)
+    env = {**training.environment(), **{key: net.env[key] for key in ("PATH", "GLOO_SOCKET_IFNAME")}}
+    code, text = videoar("preflight", "-c", str(config), "--hostfile", str(hostfile), "--json", env=env)
+    row = next(row for row in json.loads(text.strip().splitlines()[-1])["findings"] if row["check"] == "hosts' code")
+    assert code == 1 and not row["ok"] and all(address in row["found"] for address in net.addresses), row
+    code, text = videoar("launch", "-c", str(config), "--hostfile", str(hostfile), env=env)
+    assert code == 2 and "code" in text and "host-1" in text and "restart 1" not in text, text
+    assert not (tmp_path / "run/checkpoints").exists() and [net.processes(0), net.processes(1)] == [[], []]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.config import Config, load
+from cluster.hosts import ray_nodes
 from cluster.hosts.hostfile import HostfileError
 from cluster.hosts.roster import kill_command
 from cluster.launch.launcher import (
@@ -100,6 +101,26 @@ def test_several_hosts_are_started_over_ssh(config: Config, tmp_path: Path, monk
     ]
     assert words[9] == "--" and words[-4:] == ["--module", "pretrain.train", "-c", str(config.source)]
     assert [host.name for host in job.hosts] == ["a", "b"]
+
+
+def test_through_ray_the_same_is_started_by_the_launcher_of_its_nodes(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ray_nodes, "join", lambda: None)
+    monkeypatch.setattr(
+        ray_nodes, "nodes", lambda: [ray_nodes.Node("a", "1", "10.0.0.1", 8.0, 0), ray_nodes.Node("b", "2", "10.0.0.2", 8.0, 0)]
+    )
+    job = training_job(load(config.source, ["cluster.ranks_per_host=2", "cluster.host_seconds=7"]), via="ray")
+    words = job.command(1234)
+    assert words[1:5] == ["-m", "cluster.hosts.ray_launcher", "--hostfile", str(tmp_path / "run/hostfile")]
+    assert words[words.index("--host-seconds") + 1] == "7" and words[-4:] == [
+        "--module",
+        "pretrain.train",
+        "-c",
+        str(config.source),
+    ]
+    assert [(host.name, host.slots) for host in job.hosts] == [("a", 2), ("b", 2)]
+    assert "the Ray cluster has 2 node(s) for ranks: a (2), b (2)" in capfd.readouterr().err
 
 
 def test_a_launch_tells_the_ranks_what_they_need() -> None:
