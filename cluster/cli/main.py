@@ -126,6 +126,7 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command()(train.train)
 app.command()(train.launch)
 app.command()(train.sample)
+app.command("eval")(train.evaluate)
 app.command()(train.export)
 app.command()(train.plan)
 app.command()(tools.report)
