@@ -17,7 +17,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "pipeline": (
         ("records", "video"),
         ("config", "shards"),
-        ("corpus", "analysis"),
+        ("corpus", "analysis", "datasets"),
         ("decoding", "tokenizer_jobs", "books"),
         ("planning", "encoding", "maintenance"),
         ("workers",),

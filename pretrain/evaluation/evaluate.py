@@ -33,7 +33,7 @@ from pretrain.evaluation.generation import Generation, Part
 from pretrain.evaluation.held_out import EvaluationError, HeldOut, OpenVideo, read
 from pretrain.evaluation.networks import ScoringNetworks
 from pretrain.evaluation.predictions import score_predictions, through_tokenizer
-from pretrain.evaluation.set_distances import FEWEST
+from tokenizer.evaluation.set_distances import FEWEST
 from pretrain.evaluation.set_scores import RealSet, score
 from pretrain.objective.config import ObjectiveConfig
 from pretrain.sampling.generate import VideoGenerator

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pretrain.evaluation import frame_scores, intervals
 from pretrain.evaluation.networks import Features, ScoringNetworks
-from pretrain.evaluation.set_distances import FEWEST, extrapolated_frechet, kernel_distance
+from tokenizer.evaluation.set_distances import FEWEST, extrapolated_frechet, kernel_distance
 from tokenizer.evaluation.metrics import frechet
 
 MOVES: dict[str, Callable[[Tensor], Tensor]] = {"motion": frame_scores.motion, "flicker": frame_scores.flicker}

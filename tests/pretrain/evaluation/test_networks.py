@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pretrain.evaluation.networks import ScoringNetworks
-from pretrain.evaluation.set_distances import kernel_distance
+from tokenizer.evaluation.set_distances import kernel_distance
 from tokenizer.evaluation.metrics import frechet
 from tokenizer.evaluation.pretrained import available
 

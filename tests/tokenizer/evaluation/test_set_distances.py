@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pretrain.evaluation.set_distances import extrapolated_frechet, kernel_distance
+from tokenizer.evaluation.set_distances import extrapolated_frechet, kernel_distance
 from tokenizer.evaluation.metrics import frechet
 from tokenizer.evaluation.pretrained import ScoreError
 
