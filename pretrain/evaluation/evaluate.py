@@ -33,11 +33,11 @@ from pretrain.evaluation.generation import Generation, Part
 from pretrain.evaluation.held_out import EvaluationError, HeldOut, OpenVideo, read
 from pretrain.evaluation.networks import ScoringNetworks
 from pretrain.evaluation.predictions import score_predictions, through_tokenizer
-from tokenizer.evaluation.set_distances import FEWEST
 from pretrain.evaluation.set_scores import RealSet, score
 from pretrain.objective.config import ObjectiveConfig
 from pretrain.sampling.generate import VideoGenerator
 from tokenizer.evaluation.pretrained import cache
+from tokenizer.evaluation.set_distances import FEWEST
 
 CHOICE = 0
 """Seed of the choice of held-out clips: the same for every model, so that scores can be compared and features are found again."""

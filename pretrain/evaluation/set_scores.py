@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pretrain.evaluation import frame_scores, intervals
 from pretrain.evaluation.networks import Features, ScoringNetworks
-from tokenizer.evaluation.set_distances import FEWEST, extrapolated_frechet, kernel_distance
 from tokenizer.evaluation.metrics import frechet
+from tokenizer.evaluation.set_distances import FEWEST, extrapolated_frechet, kernel_distance
 
 MOVES: dict[str, Callable[[Tensor], Tensor]] = {"motion": frame_scores.motion, "flicker": frame_scores.flicker}
 

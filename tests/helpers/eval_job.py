@@ -17,7 +17,7 @@ from pipeline.video import Request, read_clips
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import VideoAR
 from pretrain.objective.config import ObjectiveConfig
-from tests.helpers import made_shards
+from tests.helpers import made_shards, training
 from tokenizer.codec import VideoCodec, save
 from tokenizer.config import NetworkConfig
 from tokenizer.network.network import Network
@@ -75,3 +75,25 @@ def encoded(codec: VideoCodec, video: Path, clips: int) -> list[EncodedClip]:
         bits = codec.encode(torch.from_numpy(np.array(frames))[None]).bits[0]
         found.append(EncodedClip(clip=clip, bits=bits.numpy().tobytes()))
     return sorted(found, key=lambda each: each.clip.key)
+
+
+TRAINING = """
+model: {{layers: 1, width: 32, heads: 2, text_length: 12}}
+curriculum:
+  shards: [{0}/held-out]
+  validation: [{0}/held-out]
+  stages: [{{name: short, steps: 30, mix: [{{bucket: f009x32x40, batch: 4}}]}}]
+train: {{learning_rate: 0.01, warmup: 3, dtype: float32, micro_batch: 4, threads: 1}}
+deepspeed: {{zero_optimization: {{stage: 3}}}}
+metrics: {{enabled: false}}
+"""
+
+
+def train(folder: Path) -> Path:
+    """Train a model for some steps on the held-out shards of `make`'s folder, under the real launcher; return the configuration."""
+    path = folder / "trained.yaml"
+    text = (folder / "c.yaml").read_text().replace(f"{folder}/run", f"{folder}/trained")
+    kept = [line for line in text.splitlines() if not line.startswith("curriculum")]
+    path.write_text("\n".join(kept) + TRAINING.format(folder))
+    training.train(path, 1, folder / "trained")
+    return path

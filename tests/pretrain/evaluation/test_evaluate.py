@@ -19,8 +19,8 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 SMALL = ("--clips", "3", "--seeds", "2", "--drift-clips", "2", "--length", "2", "--bucket", eval_job.BUCKET.name)
 
 
-def videoar(job: Config, output: Path, *words: str, weights: Path) -> subprocess.CompletedProcess[str]:
-    config = job.get(RunConfig).dir.parent / "c.yaml"
+def videoar(job: Config, output: Path, *words: str, weights: Path, name: str = "c.yaml") -> subprocess.CompletedProcess[str]:
+    config = job.get(RunConfig).dir.parent / name
     command = [sys.executable, "-m", "cluster.cli.main", "eval", "-c", str(config), "--output", str(output), *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "VIDEOAR_CACHE": str(weights), "OMP_NUM_THREADS": "2"}
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
@@ -70,19 +70,27 @@ def test_all_scores_and_again_without_new_work(job: Config, tmp_path: Path, weig
     assert other.returncode == 2 and "holds the evaluation of something else (sample.seed: 0 -> 9)" in line
 
 
-def test_scores_without_the_networks_and_what_is_refused(job: Config, tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
-    shares = [videoar(job, tmp_path / "out", *SMALL, "--part", part, weights=empty) for part in ("0/2", "1/2")]
-    assert [each.returncode for each in shares] == [0, 0] and not (tmp_path / "out" / "scores.json").exists()
-    done = videoar(job, tmp_path / "out", *SMALL, weights=empty)
+def test_a_trained_run_without_the_networks_in_two_shares_and_what_is_refused(job: Config, tmp_path: Path) -> None:
+    empty, out = tmp_path / "empty", tmp_path / "out"
+    trained, small = (
+        eval_job.train(job.get(RunConfig).dir.parent).name,
+        SMALL[:-2],
+    )  # its own shape is the one that it was trained on
+    share = videoar(job, out, *small, "--part", "0/2", weights=empty, name=trained)
+    assert share.returncode == 0 and not (out / "scores.json").exists(), share.stderr
+    made = {path: path.stat().st_mtime_ns for path in (out / "videos").iterdir()}
+    done = videoar(job, out, *small, "--batch", "2", weights=empty, name=trained)
+    assert done.returncode == 2 and "request.batch: 4 -> 2" in done.stderr
+    done = videoar(job, out, *small, weights=empty, name=trained)
     assert done.returncode == 0, done.stderr
-    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in made.items())
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["bucket"] == eval_job.BUCKET.name and scores["bits"]["loss"] < 0.65  # ln 2 = 0.693 is what no training gives
     assert scores["samples"]["fvd"] is None and scores["samples"]["motion"]["mean"] > 0
     assert any("weights not fetched: i3d, lpips-vgg, lpips-alex" in note for note in scores["notes"])
     for words, message in (
         (("--bucket", "f017x64x64"), "0 clips of f017x64x64 or longer"),
         ((*SMALL, "curriculum.validation=[nowhere]"), "nowhere: no such folder"),
-        ((*SMALL, "--known", "9"), "predictions need between 1 and 8 frames"),
         ((*SMALL, "--part", "2/2"), "write I/N"),
     ):
         refused = videoar(job, tmp_path / "refused", *words, weights=empty)

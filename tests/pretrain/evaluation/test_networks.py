@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from pretrain.evaluation.networks import ScoringNetworks
-from tokenizer.evaluation.set_distances import kernel_distance
 from tokenizer.evaluation.metrics import frechet
 from tokenizer.evaluation.pretrained import available
+from tokenizer.evaluation.set_distances import kernel_distance
 
 FRAMES, SIDE = 16, 64
 needs = pytest.mark.skipif(

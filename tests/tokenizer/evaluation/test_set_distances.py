@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tokenizer.evaluation.set_distances import extrapolated_frechet, kernel_distance
 from tokenizer.evaluation.metrics import frechet
 from tokenizer.evaluation.pretrained import ScoreError
+from tokenizer.evaluation.set_distances import extrapolated_frechet, kernel_distance
 
 
 def plain_kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
