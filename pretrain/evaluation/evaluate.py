@@ -13,6 +13,7 @@ Out: OUT/scores.json, OUT/plots.png, OUT/sheet.png, a table on the console; OUT/
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from cluster.config import Config
 from cluster.config.differences import differences
-from cluster.runtime.atomic_files import read_json, write_json
+from cluster.runtime.atomic_files import read_json, write_json, write_text
 from pipeline.shards.dataset import ShardDataset
 from pipeline.shards.layout import DatasetError
 from pretrain.data.config import CurriculumConfig
@@ -85,8 +86,9 @@ def evaluate(
     # Other clips of the same kind are what real videos score; with too few, the same clips have to serve, and the report says so.
     others = found.part(request.clips, len(found)) if len(found) == 2 * request.clips else real
     known = request.known or generator.overlap(0)
-    if not 0 < known < generator.bucket.frames:
-        raise EvaluationError(f"--known {known}: predictions need between 1 and {generator.bucket.frames - 1} frames of a clip")
+    stride = generator.codec.spec.temporal_stride
+    if not 0 < known < generator.bucket.frames or (known - 1) % stride:
+        raise EvaluationError(f"--known {known}: predictions take 1 + {stride}n frames of a clip of {generator.bucket.frames}")
     plan = _plan(config, generator, real, request)
     _begin(output, plan)
     generation = Generation(generator, real, output / "videos", batch=request.batch, part=part)
@@ -118,7 +120,7 @@ def evaluate(
     if extended is not None:
         scores["drift"] = _drift(networks, target, extended, generator)
     scores["notes"] = _notes(networks, real, scores)
-    write_json(output / "scores.json", scores)
+    write_text(output / "scores.json", json.dumps(scores, indent=1) + "\n")  # scales stay in their order
     report.write(output, scores, real.frames, samples[0].frames, generation.predictions(seeds[0], known).frames)
     return scores
 

@@ -92,6 +92,7 @@ def test_a_trained_run_without_the_networks_in_two_shares_and_what_is_refused(jo
         (("--bucket", "f017x64x64"), "0 clips of f017x64x64 or longer"),
         ((*SMALL, "curriculum.validation=[nowhere]"), "nowhere: no such folder"),
         ((*SMALL, "--part", "2/2"), "write I/N"),
+        ((*SMALL, "--known", "4"), "--known 4: predictions take 1 + 4n frames"),
     ):
         refused = videoar(job, tmp_path / "refused", *words, weights=empty)
         lines = [line for line in refused.stderr.splitlines() if line.startswith("videoar: ")]
