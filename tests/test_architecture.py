@@ -17,7 +17,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "pipeline": (
         ("records", "video"),
         ("config", "shards"),
-        ("corpus", "analysis"),
+        ("corpus", "analysis", "datasets"),
         ("decoding", "tokenizer_jobs", "books"),
         ("planning", "encoding", "maintenance"),
         ("workers",),
@@ -30,7 +30,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine",),
         ("checkpoint", "estimate"),
         ("sampling",),
-        ("loop",),
+        ("loop", "evaluation"),
         ("train",),
     ),
     "cluster": (

@@ -34,6 +34,8 @@ PRETRAIN: dict[str, str] = {
     "pretrain/engine/config.py": "tests/pretrain/engine/test_deepspeed_config.py",
     "pretrain/engine/engine.py": "tests/system/test_training.py",
     "pretrain/engine/zero3.py": "tests/system/test_training.py",
+    "pretrain/evaluation/report.py": "tests/pretrain/evaluation/test_evaluate.py",
+    "pretrain/evaluation/set_scores.py": "tests/pretrain/evaluation/test_evaluate.py",
     "pretrain/loop/job.py": "tests/system/test_stages.py",
     "pretrain/loop/periodic_samples.py": "tests/system/test_training.py",
     "pretrain/loop/validation.py": "tests/system/test_training.py",
