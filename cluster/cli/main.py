@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.cli import data, datasets, shards, tools, train
+from cluster.cli import data, datasets, model, shards, tools, train
 from cluster.cli.options import ConfigPath, Overrides
 from cluster.runtime.errors import ErrorReport
 
@@ -125,9 +125,9 @@ app.command()(tools.compare)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(tools.bench)
 app.command()(train.train)
 app.command()(train.launch)
-app.command()(train.sample)
-app.command("eval")(train.evaluate)
-app.command()(train.export)
+app.command()(model.sample)
+app.command("eval")(model.evaluate)
+app.command()(model.export)
 app.command()(train.plan)
 app.command()(tools.report)
 app.command()(tools.monitor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 CLUSTER: dict[str, str] = {
+    "cluster/cli/model.py": "tests/system/test_main_job.py",
     "cluster/cli/options.py": "tests/cluster/cli/test_main.py",
     "cluster/launch/host_facts.py": "tests/cluster/launch/test_host_checks.py",
     "cluster/monitoring/host_panels.py": "tests/cluster/monitoring/test_dashboards.py",
