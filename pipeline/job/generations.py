@@ -23,7 +23,7 @@ from pipeline.corpus.video_list import Sources, VideoList
 from pipeline.maintenance import recaption as captioning
 from pipeline.records import Clip, SourceVideo
 from pipeline.shards.generation import Generation
-from pipeline.shards.layout import LISTING, remove_index
+from pipeline.shards.layout import KEPT_LISTING, LISTING, remove_index
 from pipeline.shards.manifest import Manifest
 from pipeline.video import VideoError
 
@@ -35,7 +35,16 @@ def begin(config: Config, manifest: Manifest, *, retry: bool, recaption: bool = 
     A generation that an earlier run began goes on, with the list as it is now. Returns None where there is nothing to plan and no
     clip to encode again. Raises CorpusError, CaptionError.
     """
-    begun, found = manifest.generation(), Survey(config.get(CorpusConfig))
+    begun, found = manifest.generation(), Survey(config.get(CorpusConfig), manifest.parts / KEPT_LISTING)
+    planned = _planned(found, begun, config, manifest, retry, recaption)
+    # Only now: a kill before the list is written goes on with what was listed; whatever is planned later is listed anew.
+    found.ended()
+    return planned
+
+
+def _planned(
+    found: Survey, begun: Generation | None, config: Config, manifest: Manifest, retry: bool, recaption: bool
+) -> Generation | None:
     with VideoList(found, manifest.folder / LISTING) as videos:
         for video, first in videos.repeats():
             found.drop(video, first)

@@ -17,7 +17,9 @@ import pyarrow.compute as pc
 import xxhash
 
 from pipeline.books.parts import read_table, write_table
-from pipeline.shards.layout import open_table
+from pipeline.books.tasks import Runner
+from pipeline.maintenance.scratch import scratch_of
+from pipeline.shards.layout import CLIPS, INDEX, REJECTS, open_table
 from pipeline.shards.manifest import FROM_SHARDS
 
 SAMPLE_KEY, REFUSED_KEY, USED_SOURCE, PLANNED_SOURCE, REFUSED_SOURCE, LATER_SOURCE = range(6)
@@ -77,19 +79,45 @@ def identity(text: str) -> bytes:
 
 
 def sources_of(folder: Path, table: str, number: int, out: Path) -> None:
-    """Spill the sources that a file of the table of clips or of rejects names."""
+    """Spill the sources that a file of the table of clips, of rejects or of the index names."""
     opened = open_table(folder, table)
     assert opened is not None
-    rejects = table == "rejects"
-    rows = opened.file(number).read(columns=["source", "stage"] if rejects else ["source"], use_threads=False)
+    rows = opened.file(number).read(columns=["source", "stage"] if table == REJECTS else ["source"], use_threads=False)
     found = Identities()
-    if rejects:
+    if table == REJECTS:
         later = pc.is_in(rows["stage"], value_set=pa.array(FROM_SHARDS))
         found.add(LATER_SOURCE, rows["source"].filter(later).unique().to_pylist())
         found.add(REFUSED_SOURCE, rows["source"].filter(pc.invert(later)).unique().to_pylist())
     else:
-        found.add(PLANNED_SOURCE, rows["source"].unique().to_pylist())
+        found.add(PLANNED_SOURCE if table == CLIPS else USED_SOURCE, rows["source"].unique().to_pylist())
     write_table(out.with_suffix(".arrow"), found.table())
+
+
+def spill_sources(folder: Path, tables: Sequence[str], scratch: Path, run: Runner) -> list[Path]:
+    """Spill the sources that some tables of the books name, a task for each file. Returns the spills."""
+    opened = {name: open_table(folder, name) for name in tables}
+    calls = [
+        (folder, name, number, scratch / f"{name}-{number:06d}")
+        for name, table in opened.items()
+        for number in range(0 if table is None else len(table.files))
+    ]
+    list(run("sources", sources_of, calls))
+    return [call[3] for call in calls]
+
+
+def total(spills: Sequence[Path], run: Runner) -> Tally:
+    """Count what was spilled, a task for each portion."""
+    of = portions(spills)
+    return sum(run("counts", count, [(spills, portion, of) for portion in range(of)]), Tally())
+
+
+def tally_sources(folder: Path, run: Runner, scratch: str = ".count") -> Tally:
+    """Count the videos of a folder by its books alone: with an outcome, refused, used. scratch: name of a folder that is made in it.
+
+    Memory follows the number of files of the books, not of videos. Raises DatasetError.
+    """
+    with scratch_of(folder, scratch, "counted") as path:
+        return total(spill_sources(folder, (CLIPS, REJECTS, INDEX), path, run), run)
 
 
 def portions(spills: Sequence[Path], size: int = PORTION) -> int:
