@@ -19,7 +19,6 @@ from pipeline.shards.layout import REJECTS, DatasetError, excluded, open_table
 from pipeline.shards.manifest import Manifest
 from pipeline.video import write_video
 
-
 SIZES = ("shards", "samples", "frames", "tokens", "bytes")
 """What is summed over the shards of a bucket."""
 TASK_SHARDS = 256
