@@ -6,7 +6,10 @@ Out: `Tally`. The identities are counted in as many portions as memory asks for,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from cluster.runtime.file_lock import FileLock
 from pipeline.books.parts import read_table, write_table
 from pipeline.books.tasks import Runner
-from pipeline.maintenance.scratch import scratch_of
-from pipeline.shards.layout import CLIPS, INDEX, REJECTS, open_table
+from pipeline.shards.layout import CLIPS, INDEX, REJECTS, DatasetError, open_table
 from pipeline.shards.manifest import FROM_SHARDS
 
 SAMPLE_KEY, REFUSED_KEY, USED_SOURCE, PLANNED_SOURCE, REFUSED_SOURCE, LATER_SOURCE = range(6)
@@ -160,3 +163,21 @@ def count(spills: Sequence[Path], portion: int, of: int) -> Tally:
 
 def _without(values: pa.Array, others: pa.Array) -> pa.Array:
     return values.filter(pc.invert(pc.is_in(values, value_set=others)))
+
+
+@contextlib.contextmanager
+def scratch_of(folder: Path, name: str, done: str) -> Iterator[Path]:
+    """Give a folder for what tasks spill: beside the shards, where all hosts see it; elsewhere if that cannot be written.
+
+    name: of the folder; a command that is killed leaves it, and the next one finds it. done: what is done to the shards, for messages.
+    Raises DatasetError while another process holds it.
+    """
+    path = folder / name
+    with contextlib.ExitStack() as held:
+        lock = FileLock(path / "lock", lambda holder: DatasetError(f"{folder}: is being {done} by {holder}; wait for it"))
+        try:
+            held.enter_context(lock)
+        except OSError:
+            path = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="scratch-")))
+        yield path
+        shutil.rmtree(path, ignore_errors=True)  # with the lock; a command that begins at this moment makes its own folder anew

@@ -20,8 +20,7 @@ import pyarrow as pa
 from cluster.runtime.atomic_files import DamagedFile
 from pipeline.books.tasks import Runner, serially
 from pipeline.maintenance.check_shards import check_file, check_groups, records_of, same_rows, tar_records
-from pipeline.maintenance.scratch import scratch_of
-from pipeline.maintenance.tally import Tally, identity, spill_sources, total
+from pipeline.maintenance.tally import Tally, identity, scratch_of, spill_sources, total
 from pipeline.shards.commit_record import dataset_digest
 from pipeline.shards.dataset import open_folder
 from pipeline.shards.layout import CLIPS, FINGERPRINTS, INDEX, REJECTS, DatasetError, open_table

@@ -23,7 +23,6 @@ PIPELINE: dict[str, str] = {
     "pipeline/books/tasks.py": "tests/pipeline/books/test_merge.py",
     "pipeline/job/task_session.py": "tests/pipeline/maintenance/test_verify.py",
     "pipeline/maintenance/check_shards.py": "tests/pipeline/maintenance/test_verify.py",
-    "pipeline/maintenance/scratch.py": "tests/pipeline/maintenance/test_verify.py",
     "pipeline/maintenance/tally.py": "tests/pipeline/maintenance/test_verify.py",
     "pipeline/video/info.py": "tests/pipeline/video/test_reader.py",
     "pipeline/workers/encode_actor.py": "tests/pipeline/job/test_tokenize.py",

@@ -40,7 +40,7 @@ def test_tasks_of_any_size_count_the_same(folder: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(inspect, "TASK_SHARDS", 1)
     monkeypatch.setattr("pipeline.maintenance.tally.portions", lambda spills: 5)
-    assert inspect.stat(folder, run) == whole and steps == ["shards 3", "rejects 1", "sources 3", "counts 5"]
+    assert inspect.stat(folder, run) == whole and steps == ["shards 3", "rejects 2", "sources 4", "counts 5"]
     assert not list(folder.glob(".stat*"))
 
 
