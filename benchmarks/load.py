@@ -34,6 +34,7 @@ from pretrain.data.curriculum import Curriculum
 from pretrain.data.loader import Loader, LoaderConfig
 from pretrain.data.sample_order import Order
 from pretrain.data.token_datasets import TokenDatasets
+from pretrain.engine.config import TrainConfig
 from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
 from tests.helpers import made_shards
@@ -49,7 +50,7 @@ def ours(folder: Path, bucket: str, batch: int, samples: int) -> int:
     order = Order(0, curriculum, {name: datasets.sources(name) for name in curriculum.streams()}, 16)
     text = TextTokenizer.make(ModelConfig())
     count = 0
-    config = LoaderConfig(micro_batch=batch, text_length=64, prefetch=2)
+    config = LoaderConfig(micro_batch=batch, text_length=64, prefetch=TrainConfig().prefetch)
     with Loader(datasets, order, text, config, rank=0, world=1, steps=range(1, steps + 1)) as loader:
         for item in loader:
             count += sum(part.bits.shape[0] for part in item.batches)

@@ -5,6 +5,7 @@ video/          the only room that imports `av`: frames at given times, writing 
 config.py       the `corpus` and `pipeline` sections of the configuration
 shards/         the format on disk: layout, schemas, writer, reader, manifest
 corpus/         which videos there are, and a local file of each
+datasets/       public data sets made ready: `videoar data`
 analysis/       one pass over a decoded video: cuts, luma, motion, sharpness, text, black bars, fingerprints
 decoding/       decoding in a killable child process
 tokenizer_jobs/ the tokenizer on raw videos: training clips, scores, reconstructions

@@ -8,6 +8,7 @@
     checkpoint/  written in the background, read at any number of ranks, exported
     estimate/    memory, FLOPs and hours, before a job starts
     sampling/    videos from text, or from the beginning of a video
+    evaluation/  scores on held-out clips: `videoar eval`
     loop/        resume, guard, metrics, validation, samples, stop requests
     train.py     the loop itself: `deepspeed --module pretrain.train`, started on every rank
 

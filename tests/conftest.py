@@ -49,15 +49,10 @@ def shared() -> Path:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what this machine cannot run, as if it were not asked for: `gpu` without one, `hosts` unless asked for."""
+    """Leave out what this machine cannot run, as if it were not asked for: `gpu` without one."""
     import torch
 
-    lacking = set()
-    if not torch.cuda.is_available():
-        lacking.add("gpu")
-    if os.environ.get("VIDEOAR_HOSTS") != "1":  # `make proof-hosts`
-        lacking.add("hosts")
-    gone = [item for item in items if any(item.get_closest_marker(name) for name in lacking)]
+    gone = [] if torch.cuda.is_available() else [item for item in items if item.get_closest_marker("gpu")]
     if gone:
         config.hook.pytest_deselected(items=gone)
         items[:] = [item for item in items if item not in gone]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -117,8 +118,10 @@ def tokenize(
     Example: ray job submit --address http://127.0.0.1:8265 -- videoar tokenize -c /shared/corpus.yaml
     """
     from cluster.config import load
+    from pipeline.job.ray_session import check_config
     from pipeline.job.tokenize import tokenize
 
+    check_config(config)
     tokenize(load(config, overrides or ()), retry=retry, repair=repair, recaption=recaption)
 
 
@@ -132,11 +135,16 @@ def submit(
 ) -> None:
     """Submit `videoar tokenize` to a Ray cluster, show its log, and exit with its exit code.
 
+    Relative paths are those of the folder that it is called in, which the cluster's hosts must see too.
+
     Example: videoar submit -c configs/demo.yaml --address http://127.0.0.1:8265
     """
     from cluster.config import load
     from cluster.launch.ray_submit import run
+    from pipeline.config import PipelineConfig
 
     resolved = load(config, overrides or ())
-    command = [sys.executable, "-m", "cluster.cli.main", "tokenize", "-c", str(config.resolve()), *(overrides or ())]
+    output = resolved.get(PipelineConfig).output
+    absolute = [] if output.is_absolute() else [f"pipeline.output={json.dumps(str(Path.cwd() / output))}"]
+    command = [sys.executable, "-m", "cluster.cli.main", "tokenize", "-c", str(config.resolve()), *(overrides or ()), *absolute]
     raise typer.Exit(run(resolved, command, address=address))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.cli import data, shards, tools, train
+from cluster.cli import data, datasets, shards, tools, train
 from cluster.cli.options import ConfigPath, Overrides
 from cluster.runtime.errors import ErrorReport
 
@@ -126,6 +126,7 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command()(train.train)
 app.command()(train.launch)
 app.command()(train.sample)
+app.command("eval")(train.evaluate)
 app.command()(train.export)
 app.command()(train.plan)
 app.command()(tools.report)
@@ -134,6 +135,7 @@ app.command()(tools.preflight)
 app.command()(tools.dashboards)
 app.add_typer(config_app, name="config")
 app.add_typer(data.tokenizer_app, name="tokenizer")
+app.add_typer(datasets.data_app, name="data")
 app.add_typer(shards.shards_app, name="shards")
 
 

@@ -27,7 +27,7 @@ BENCHMARKS = {
 
 
 def _show_recipes(show: bool) -> None:
-    from cluster.launch import recipes
+    from cluster.batch import recipes
 
     if show:
         width = max(map(len, recipes.recipes()))
@@ -47,7 +47,7 @@ def init(
 
     Example: videoar init my-run --recipe videoar_l
     """
-    from cluster.launch import recipes
+    from cluster.batch import recipes
 
     written, commands = recipes.copy(recipe, folder)
     for path in written:
@@ -155,6 +155,9 @@ def preflight(
     overrides: Overrides = None,
     job: Annotated[Literal["tokenize", "train"], typer.Option("--for", help="The job to check for.")] = "train",
     hostfile: Annotated[Path | None, typer.Option(help="File with one line `HOST slots=N` per host.")] = None,
+    via: Annotated[
+        Literal["ssh", "slurm"] | None, typer.Option(help="slurm: also ask the nodes of this allocation, by srun.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Check for everything that would stop a job before it starts; exit code 1 if something would.
@@ -174,7 +177,7 @@ def preflight(
     from cluster.launch.preflight import check
 
     resolved = load(config, overrides or ())
-    findings = check(resolved, job_inputs(resolved), _probes(resolved), job, hostfile)
+    findings = check(resolved, job_inputs(resolved), _probes(resolved), job, hostfile, slurm=via == "slurm")
     passed = all(each.ok for each in findings)
     if as_json:
         typer.echo(json.dumps({"job": job, "ok": passed, "findings": [asdict(each) for each in findings]}))

@@ -1,7 +1,8 @@
-"""Commands on models: `train`, `launch`, `sample`, `export`, `plan`."""
+"""Commands on models: `train`, `launch`, `sample`, `eval`, `export`, `plan`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -31,8 +32,12 @@ def launch(
         Path | None, typer.Option(help="File with one line `HOST slots=N` per host; they are reached by ssh.")
     ] = None,
     via: Annotated[
-        Literal["local", "ssh"] | None,
-        typer.Option(help="local: this machine; ssh: the hosts of --hostfile (default: ssh if it is given)."),
+        Literal["local", "ssh", "slurm", "ray", "pods"] | None,
+        typer.Option(
+            help="local: this machine; ssh: the hosts of --hostfile (default if it is given); slurm: the nodes of this allocation, by srun; "
+            "ray: the nodes of the Ray cluster of RAY_ADDRESS or of this `ray job submit`, without ssh; "
+            "pods: this pod's part of a Kubernetes job (kubernetes/jobset-train.yaml)."
+        ),
     ] = None,
 ) -> None:
     """Train a model: start one rank per device with DeepSpeed's launcher, and restart the job after a failure.
@@ -40,13 +45,32 @@ def launch(
     Exit code 75 means that it stopped cleanly with a checkpoint; the same command continues from it.
 
     Example: videoar launch -c configs/demo.yaml train.stop_after=20
+
+    Example: videoar launch -c my_run.yaml --hostfile hosts
+
+    Example: RAY_ADDRESS=head:6379 videoar launch -c my_run.yaml --via ray
     """
     from cluster.config import load
     from cluster.launch.launcher import run, training_job
 
     resolved = load(config, overrides or ())
+    if via == "pods":
+        raise typer.Exit(_run_pod(resolved, overrides or (), hostfile))
     job = training_job(resolved, overrides=overrides or (), via=via, hostfile=hostfile)
     raise typer.Exit(run(resolved, job, unfinished=lambda: unfinished(resolved)))
+
+
+def _run_pod(resolved: Config, overrides: Sequence[str], hostfile: Path | None) -> int:
+    """Run this pod's part of a Kubernetes job, once; returns its exit code."""
+    import os
+
+    from cluster.batch.pods import Pod, run
+    from cluster.launch.launcher import TRAIN, LaunchError, accelerators
+
+    if hostfile is not None:
+        raise LaunchError("--via pods takes no --hostfile: the job's file says how many pods there are; omit one of the two")
+    words = (TRAIN, "-c", str(resolved.source.resolve()), *overrides)
+    return run(resolved, Pod.of(os.environ), words, accelerators(), lambda: unfinished(resolved))
 
 
 def unfinished(resolved: Config) -> str:
@@ -104,6 +128,64 @@ def sample(
     )
     for file in files:
         typer.echo(str(file))
+
+
+def evaluate(
+    config: ConfigPath,
+    output: Annotated[
+        Path, typer.Option(help="Folder for scores.json, plots, and the videos that are scored; run again, it goes on.")
+    ],
+    overrides: Overrides = None,
+    clips: Annotated[int, typer.Option(help="Held-out clips to score against, and samples per seed.", min=2)] = 64,
+    seeds: Annotated[int, typer.Option(help="Seeds: sample.seed and those after it.", min=1)] = 3,
+    known: Annotated[int, typer.Option(help="Frames that predictions are given; 0: half a clip.", min=0)] = 0,
+    length: Annotated[int, typer.Option(help="Length of the extended videos, in clips; 1: none.", min=1)] = 4,
+    drift_clips: Annotated[int, typer.Option(help="Videos to extend.", min=2)] = 16,
+    vbench: Annotated[
+        Path | None,
+        typer.Option(help="Instead: make samples for VBench, of its VBench_full_info.json or a file with one prompt a line."),
+    ] = None,
+    vbench_samples: Annotated[int, typer.Option(help="Videos of each prompt of --vbench.", min=1)] = 5,
+    part: Annotated[
+        str, typer.Option(metavar="I/N", help="Only make videos: share I of N, counted from 0, of the work of N processes.")
+    ] = "0/1",
+    bucket: Annotated[
+        str | None, typer.Option(help="Shape, such as f017x128x128 (default: the longest that was trained on last).")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Run folder, checkpoint or exported model (default: run.dir).")] = None,
+    batch: Annotated[int, typer.Option(help="Videos to generate at the same time.", min=1)] = 4,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: the GPU if there is one.")] = "auto",
+) -> None:
+    """Score a trained model on held-out clips (curriculum.validation): FVD, KVD, LPIPS, PSNR, SSIM, bit loss, drift.
+
+    The last line is one JSON object; scores.json holds all scores with their confidence intervals.
+
+    Example: videoar eval -c configs/demo.yaml --output scores curriculum.validation=[held-out-shards]
+
+    Example: videoar eval -c configs/demo.yaml --output scores --vbench VBench_full_info.json
+    """
+    from cluster.config import load
+    from cluster.launch.launcher import accelerators
+    from pipeline.config import PipelineConfig
+    from pipeline.corpus.fetch import opened
+    from pretrain.evaluation import vbench as layout
+    from pretrain.evaluation.evaluate import EvalRequest
+    from pretrain.evaluation.evaluate import evaluate as score
+    from pretrain.evaluation.generation import Part
+    from pretrain.sampling.generate import VideoGenerator
+
+    share = Part.parse(part)
+    wanted = layout.read(vbench, vbench_samples) if vbench else []
+    resolved = load(config, overrides or ())
+    chosen = ("cuda" if accelerators() else "cpu") if device == "auto" else device
+    fallback = resolved.get(PipelineConfig).buckets[0].name
+    generator = VideoGenerator.load(resolved, bucket=bucket, fallback=fallback, weights=weights, device=chosen)
+    if vbench:
+        files = layout.make(generator, wanted, output, batch=batch)
+        typer.echo(f"{output / 'vbench'}: {len(files)} videos; give VBench this folder as its videos_path")
+        return
+    request = EvalRequest(clips, seeds, known, length, drift_clips, batch)
+    score(resolved, generator, output, request, video=opened, part=share)
 
 
 def export(

@@ -104,6 +104,10 @@ class ClusterConfig(Section):
     """A job over ssh goes on with the hosts that answer, if they are at least this many; it takes the others back when they do."""
     host_rest_seconds: float = Field(default=600.0, ge=0)
     """Seconds that a host is left out which was the first to fail twice in succession."""
+    host_seconds: float = Field(default=20.0, ge=4)
+    """Seconds after which a host that no longer answers is given up: what it runs of the job ends itself, and the job goes on without it."""
+    host_ask_seconds: float = Field(default=15.0, gt=0)
+    """Seconds between two questions to the hosts that are left out, whether they answer again."""
     accept_slow_dtype: bool = False
     """Go on in a recorded dtype that this hardware lacks and has to emulate (bfloat16 on a CPU with AVX2: about 90 times slower)."""
     master_port: int = Field(default=0, ge=0, le=65535)

@@ -1,8 +1,8 @@
 """The part of `videoar preflight` that looks at several hosts: each by itself, and whether they are alike and see each other.
 
-In:  a hostfile, the configuration's file, the folders that they must share. Out: findings.
+In:  a hostfile or a Slurm allocation, the configuration's file, the folders that they must share. Out: findings.
 
-Each host is asked as ranks are started on it: over ssh, in this folder, by this Python, with the environment that ranks would get.
+Each host is asked as ranks are started on it: over ssh or by srun, in this folder, by this Python, with the environment that ranks would get.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.launch.environment import start_command, start_input
-from cluster.launch.hostfile import Host, read_hostfile
-from cluster.launch.ssh_launcher import ssh_command
+from cluster.hosts.environment import start_command, start_input
+from cluster.hosts.hostfile import Host, allocated_hosts, read_hostfile
+from cluster.hosts.ssh_launcher import HOST_SECONDS as CONNECT_SECONDS
+from cluster.hosts.ssh_launcher import REACHES, Reach, ssh_command
 from cluster.runtime.exit_codes import UNREACHABLE
 from cluster.runtime.ports import free_port
 
@@ -56,19 +57,23 @@ class Answer:
     """Seconds by which the host's clock is off at least."""
 
 
-def check_hosts(hostfile: Path, config: Path, folders: Sequence[Path], address: str = "") -> Iterator[Finding]:
-    """Yield the findings on the hosts of a hostfile. address: where the other hosts reach the first one (cluster.master_addr)."""
+def check_hosts(hostfile: Path | None, config: Path, folders: Sequence[Path], address: str = "") -> Iterator[Finding]:
+    """Yield the findings on the hosts of a hostfile, or of this Slurm allocation.
+
+    address: where the other hosts reach the first one (cluster.master_addr).
+    """
+    reach = REACHES["ssh" if hostfile else "slurm"]
     try:
-        hosts = read_hostfile(hostfile)
+        hosts = read_hostfile(hostfile) if hostfile else allocated_hosts(os.environ)
     except ValueError as error:
         yield Finding("hostfile", False, str(error))
         return
-    if shutil.which("ssh") is None:
+    if hostfile and shutil.which("ssh") is None:
         yield Finding("hostfile", False, "no ssh on this machine", "apt-get install openssh-client")
         return
     with _marked(folders[0]) as (mark, token), ThreadPoolExecutor(max_workers=64) as pool:
         asked = {"config": str(config), "folders": [str(folder.absolute()) for folder in folders], "mark": str(mark)}
-        answers = list(pool.map(lambda host: _ask(host, asked), hosts))
+        answers = list(pool.map(lambda host: _ask(host, asked, reach), hosts))
     for answer in answers:
         yield _alone(answer)
     known = [answer for answer in answers if answer.facts]
@@ -81,7 +86,7 @@ def check_hosts(hostfile: Path, config: Path, folders: Sequence[Path], address: 
     if known and all(answer.facts["mark"] == token for answer in known):
         yield Finding("shared folder", True, f"{folders[0]} is one on {len(known)} host(s)")
     if len(known) > 1:
-        yield _reduce([answer.host for answer in known], address)
+        yield _reduce([answer.host for answer in known], address, reach)
 
 
 @contextlib.contextmanager
@@ -99,18 +104,18 @@ def _marked(folder: Path) -> Iterator[tuple[Path, str]]:
         mark.unlink(missing_ok=True)
 
 
-def _ask(host: Host, asked: Mapping[str, Any], seconds: float = HOST_SECONDS) -> Answer:
+def _ask(host: Host, asked: Mapping[str, Any], reach: Reach, seconds: float = HOST_SECONDS) -> Answer:
     words = [sys.executable, "-m", "cluster.launch.host_facts", json.dumps(asked)]
     began = time.time()
     try:
         done = subprocess.run(
-            ssh_command(host.name, start_command(Path.cwd())), input=start_input(words, os.environ), capture_output=True,
+            reach(host.name, start_command(Path.cwd()), CONNECT_SECONDS), input=start_input(words, os.environ), capture_output=True,
             timeout=seconds, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return Answer(host, {}, f"no answer in {seconds:g} s", "is it up, and is it busy?")
     ended, said = time.time(), done.stderr.decode(errors="replace").strip().splitlines() or ["no error message"]
-    if done.returncode == UNREACHABLE:
+    if done.returncode == UNREACHABLE and reach is ssh_command:
         return Answer(host, {}, f"ssh: {said[-1]}", f"make `ssh {host.name} true` work without a password")
     if done.returncode:
         fix = f"install the project with {sys.executable} at the same path on every host, and share {Path.cwd()}"
@@ -162,12 +167,12 @@ def _alike(answers: Sequence[Answer]) -> Iterator[Finding]:
     )
 
 
-def _reduce(hosts: Sequence[Host], address: str) -> Finding:
+def _reduce(hosts: Sequence[Host], address: str, reach: Reach) -> Finding:
     """Let one process a host meet at the first one, as the ranks will."""
     port, where = free_port(), address or hosts[0].name
     asked = [{"reduce": {"rank": r, "world": len(hosts), "port": port, "address": where}} for r in range(len(hosts))]
     with ThreadPoolExecutor(max_workers=len(hosts)) as pool:
-        answers = list(pool.map(_ask, hosts, asked))
+        answers = list(pool.map(_ask, hosts, asked, [reach] * len(hosts)))
     failed = [answer for answer in answers if not answer.facts]
     if failed:
         fix = f"can they reach {where}? set cluster.master_addr, GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME, or open the firewall"

@@ -3,8 +3,8 @@
 In:  a Config, optionally a hostfile.
 Out: the job's exit code; RUN/launch.lock while it runs.
 
-On one machine (`local`) it runs DeepSpeed's launcher, on several (`ssh`) the same launcher on each host (`ssh_launcher.py`).
-Both run `deepspeed --module MODULE -c CFG [overrides]`, and the command that is printed can be typed by hand.
+On one machine (`local`) it runs DeepSpeed's launcher, on several the same launcher on each host, over ssh, by srun or through Ray
+(cluster/hosts). All run `--module MODULE -c CFG [overrides]`, and the command that is printed can be typed by hand.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.config import ClusterConfig, Config, ConfigError, RunConfig
-from cluster.launch.hostfile import Host, read_hostfile, wrong_name
-from cluster.launch.roster import Roster, kill_command, on_hosts
+from cluster.hosts.hostfile import Host, allocated_hosts, read_hostfile, wrong_name
+from cluster.hosts.roster import Roster, kill_command, on_hosts
+from cluster.hosts.ssh_launcher import HOST_SECONDS, REACHES
 from cluster.runtime.atomic_files import write_text
 from cluster.runtime.exit_codes import DONE, LAUNCH, RESTARTS, STOPPED
 from cluster.runtime.file_lock import FileLock, run_holder
@@ -32,7 +33,7 @@ from cluster.supervise.stacks import write_stacks
 from cluster.supervise.supervisor import Attempt, Hooks, Policy, Supervisor, say
 from cluster.supervise.watchdog import StallLimit
 
-Via = Literal["local", "ssh"]
+Via = Literal["local", "ssh", "slurm", "ray"]
 FAILED_HOST = "failed-host"
 """File of RUN with the name of the host that was the first to fail in the last start over ssh."""
 TRAIN = "pretrain.train"
@@ -65,6 +66,10 @@ class TrainingJob:
     """Rendezvous port; 0 picks a free one at each start."""
     master_addr: str = ""
     """Address at which the other hosts reach the first one; empty: its name in the hostfile."""
+    host_seconds: float = HOST_SECONDS
+    """Seconds after which a host that does not answer is given up."""
+    via: Via = "local"
+    """How the hosts are reached."""
 
     def command(self, port: int) -> list[str]:
         """Return the command that starts the job with the rendezvous at `port`."""
@@ -76,8 +81,27 @@ class TrainingJob:
             return [deepspeed_program(), *here, *job]
         failed = str(self.hostfile.with_name(FAILED_HOST))
         several = ["--hostfile", str(self.hostfile), "--master-port", str(port), "--failed", failed]
+        several += ["--host-seconds", f"{self.host_seconds:g}"]
+        if self.via == "slurm":
+            several += ["--via", "slurm"]
         address = ["--master-addr", self.master_addr] if self.master_addr else []
-        return [sys.executable, "-m", "cluster.launch.ssh_launcher", *several, *address, "--", *job]
+        return [
+            sys.executable,
+            "-m",
+            f"cluster.hosts.{'ray' if self.via == 'ray' else 'ssh'}_launcher",
+            *several,
+            *address,
+            "--",
+            *job,
+        ]
+
+    def on_hosts(self, hosts: Sequence[Host], command: str) -> list[str]:
+        """Run a shell command on some hosts; returns why it failed on each, or an empty string."""
+        if self.via == "ray":
+            from cluster.hosts.ray_nodes import on_nodes
+
+            return on_nodes(hosts, command, self.host_seconds)
+        return on_hosts(hosts, command, self.host_seconds, REACHES[self.via])
 
 
 def deepspeed_program() -> str:
@@ -122,16 +146,38 @@ def training_job(
         raise LaunchError("--via ssh needs --hostfile FILE with one line `HOST slots=N` per host")
     if via == "local" and hostfile is not None:
         raise LaunchError("--via local takes no --hostfile; omit one of the two")
+    wrong = wrong_name(cluster.master_addr) if cluster.master_addr else ""
+    if wrong and (via == "slurm" or hostfile is not None):
+        raise LaunchError(f"cluster.master_addr: {wrong}")
+    if via in ("slurm", "ray") and hostfile is not None:
+        raise LaunchError(f"--via {via} takes no --hostfile: it knows its nodes; omit one of the two")
+    several = (cluster.master_port, cluster.master_addr, cluster.host_seconds)
+    if via == "slurm":
+        hosts = allocated_hosts(os.environ, cluster.ranks_per_host)
+        each_start = config.get(RunConfig).dir.resolve() / "hostfile"  # written by each start
+        return TrainingJob(module, arguments, 0, each_start, hosts, *several, via)
+    if via == "ray":
+        return _ray_job(config, module, arguments)
     if hostfile is not None:
         hosts = read_hostfile(hostfile)
-        wrong = wrong_name(cluster.master_addr) if cluster.master_addr else ""
-        if wrong:
-            raise LaunchError(f"cluster.master_addr: {wrong}")
         if shutil.which("ssh") is None:
             raise LaunchError("--via ssh needs `ssh` on this machine; install it (Debian: apt-get install openssh-client)")
-        return TrainingJob(module, arguments, 0, hostfile.resolve(), hosts, cluster.master_port, cluster.master_addr)
+        return TrainingJob(module, arguments, 0, hostfile.resolve(), hosts, *several, "ssh")
     ranks = cluster.ranks_per_host or (accelerators() if devices is None else devices) or 1
     return TrainingJob(module, arguments, ranks, master_port=cluster.master_port)
+
+
+def _ray_job(config: Config, module: str, arguments: tuple[str, ...]) -> TrainingJob:
+    from cluster.hosts.ray_nodes import hosts_of, join, nodes
+
+    cluster = config.get(ClusterConfig)
+    join()
+    hosts = hosts_of(nodes(), cluster.ranks_per_host)
+    say(f"the Ray cluster has {len(hosts)} node(s) for ranks: {', '.join(f'{host.name} ({host.slots})' for host in hosts)}")
+    shared = config.get(RunConfig).dir.resolve() / "hostfile"
+    return TrainingJob(
+        module, arguments, 0, shared, hosts, cluster.master_port, cluster.master_addr, cluster.host_seconds, "ray"
+    )
 
 
 def environment(restarts: int, *, cpu: bool, launch: str = "") -> dict[str, str]:
@@ -183,7 +229,8 @@ class _Launch:
         )
         self.roster = Roster(
             job.hosts, self.cluster.min_hosts, self.cluster.host_rest_seconds,
-            lambda hosts, clear: on_hosts(hosts, kill_command(self.token) if clear else "true"), say,
+            lambda hosts, clear: job.on_hosts(hosts, kill_command(self.token) if clear else "true"), say,
+            self.cluster.host_ask_seconds,
         )  # fmt: skip
 
     def attempt(self, restarts: int) -> Attempt | None:
@@ -214,7 +261,7 @@ class _Launch:
         if self.job.hostfile is None:
             subprocess.run(["sh", "-c", command], check=False)
         else:
-            on_hosts(self.job.hosts, command)
+            self.job.on_hosts(self.job.hosts, command)
 
 
 def run(

@@ -82,9 +82,15 @@ class Probes:
 
 
 def check(
-    config: Config, inputs: JobInputs, probes: Probes, job: JobKind = "train", hostfile: Path | None = None
+    config: Config,
+    inputs: JobInputs,
+    probes: Probes,
+    job: JobKind = "train",
+    hostfile: Path | None = None,
+    *,
+    slurm: bool = False,
 ) -> list[Finding]:
-    """Run every check that matters to `job`; with a hostfile, also on its hosts."""
+    """Run every check that matters to `job`; with a hostfile, also on its hosts; slurm: also on the nodes of this allocation."""
     findings = [*_software(), *_devices(config), *_folders(config, inputs, job), *_ports(config)]
     findings += _tokenizer(inputs, probes)
     findings += (
@@ -92,7 +98,7 @@ def check(
         if job == "tokenize"
         else [*_shards(inputs, probes), *_checkpoint(config.get(RunConfig).dir, inputs, probes)]
     )
-    if hostfile is not None:
+    if hostfile is not None or slurm:
         shared = [config.get(RunConfig).dir, *(Path(each) for each in inputs.shards if "://" not in str(each))]
         findings += check_hosts(hostfile, config.source.resolve(), shared, config.get(ClusterConfig).master_addr)
     return findings

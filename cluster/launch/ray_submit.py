@@ -102,6 +102,9 @@ def _exit_code(dashboard: str, job: str, submitted: int, token: str) -> int:
     if details["status"] == "SUCCEEDED":
         return 0
     if details["status"] == "STOPPED":
+        print(
+            f"job {job} was stopped; what it has finished is kept: run the same command to go on", file=sys.stderr, flush=True
+        )
         return STOPPED
     code = details.get("driver_exit_code")
     if code is None:

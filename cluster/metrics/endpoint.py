@@ -24,6 +24,7 @@ from cluster.runtime.atomic_files import write_text
 ADDRESS, TARGET = "metrics-address", "metrics-target.json"
 EVERYWHERE = "0.0.0.0"
 """Address to listen at when the job runs on several hosts or in a pod: Prometheus is elsewhere."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TARGETS_VARIABLE, POD_VARIABLE = "VIDEOAR_METRICS_TARGETS", "POD_IP"
 
 
@@ -32,10 +33,14 @@ class TargetError(ConfigError):
 
 
 def bind_host(config: MetricsConfig, environ: Mapping[str, str]) -> str:
-    """Return the address to listen at: `metrics.host`; without one, every address where other hosts take part, else loopback."""
+    """Return the address to listen at: `metrics.host`; without one, every address where other hosts take part or did, else loopback."""
     if config.host:
         return config.host
-    several = environ.get("WORLD_SIZE", "1") != environ.get("LOCAL_WORLD_SIZE", environ.get("WORLD_SIZE", "1"))
+    world = environ.get("WORLD_SIZE", "1")
+    # torchrun says LOCAL_WORLD_SIZE, DeepSpeed's launcher LOCAL_SIZE.
+    several = world != (environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or world)
+    # Of several hosts only one may be left; the job is still not that of a machine on which someone sits.
+    several |= environ.get("MASTER_ADDR", LOOPBACK[0]) not in LOOPBACK or "SLURM_JOB_ID" in environ
     return EVERYWHERE if several or "KUBERNETES_SERVICE_HOST" in environ else "127.0.0.1"
 
 
@@ -95,10 +100,14 @@ class Endpoint:
                     f"metrics.targets: {self._file}: {error.strerror or error}; set it to a folder that can be written"
                 ) from error
 
-    def close(self, *, well: bool) -> None:
-        """Stop answering. well: the job ended as it should, so Prometheus fetches the last values once more and then forgets it."""
+    def close(self, *, well: bool, wait: bool = True) -> None:
+        """Stop answering. well: the job ended as it should, so Prometheus fetches the last values once more and then forgets it.
+
+        wait: false for a job that has to end at once, of which Prometheus forgets what it has not fetched.
+        """
         if well:
-            self._meter.linger(self._config.linger_seconds, known=self._file is not None)
+            if wait:
+                self._meter.linger(self._config.linger_seconds, known=self._file is not None)
             if self._file is not None:
                 self._file.unlink(missing_ok=True)
         self._meter.close()

@@ -7,6 +7,7 @@ Out: RUN/log/rank-N.stacks. A rank that still beats writes its own, on any host 
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ def write_stacks(run: Path, processes: Sequence[psutil.Process], *, patience: fl
     answering = [rank for rank, beat in beats.items() if beat.time > newest - AGE]
     heartbeat.ask_for_stacks(run)
     _wait(lambda: all(_size(run, rank) > before[rank] for rank in answering), patience)
-    ranks = {beat.pid: rank for rank, beat in beats.items()}
+    ranks = {beat.pid: rank for rank, beat in beats.items() if beat.host == socket.gethostname()}
     for process in processes:
         rank = ranks.get(process.pid)
         if rank is not None and _size(run, rank) == before[rank]:

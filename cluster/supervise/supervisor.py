@@ -5,8 +5,8 @@ Out: the job's exit code (`cluster.runtime.exit_codes`). The job's output goes t
 
 Signals go to the ranks and not to the launcher, because DeepSpeed's launcher answers SIGTERM by killing each rank after 30 s,
 which would interrupt a checkpoint. When the ranks exit by themselves, the launcher exits too. A batch system signals every process of
-a job itself (Slurm, Kubernetes), so the launcher is started with SIGTERM and SIGINT blocked. Its ranks inherit that and unblock them
-once they have handlers (pretrain/loop/preemption.py): what came before is then delivered, and no rank dies of a signal while it loads.
+a job itself, so the launcher is started with STOP_SIGNALS blocked. Its ranks inherit that and unblock them once they have handlers
+(pretrain/loop/preemption.py): what came before is then delivered, and no rank dies of a signal while it loads.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cluster.supervise.watchdog import StallLimit, Watchdog
 
 LONGEST_WAIT = 300.0
 """Most seconds before a restart, unless the first wait is longer."""
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 AS_ONE = 2.0
 """Seconds within which signals count as one: a batch system may send SIGTERM to a job's steps and to its script."""
 _SIGNALLED = frozenset(
@@ -85,7 +85,7 @@ def describe(code: int) -> str:
     """Return an exit code in words, with the name of the signal that it stands for."""
     if code == UNREACHABLE:
         # Also 256 - SIGHUP; but nothing sends that here, and ssh and `exit(-1)` end so.
-        return f"exit code {code} (ssh could not connect or lost the connection, or a process ended with -1)"
+        return f"exit code {code} (a host could not be reached or was lost, or a process ended with -1)"
     for number in (code - 128, 256 - code):
         if 0 < number < 32:
             with contextlib.suppress(ValueError):
@@ -140,9 +140,7 @@ class Supervisor:
                     code = FAILED
                 if self._stopping.is_set():
                     return self._cut_short(code) if reason or code in _SIGNALLED else code
-                if (
-                    code == STOPPED and self._renewing
-                ):  # a start that fails before it has seen the request leaves it to the next
+                if code == STOPPED and self._renewing:  # a start that fails before it sees the request leaves it to the next
                     self._renewing = False
                     self.restarts += 1
                     continue
@@ -206,11 +204,7 @@ class Supervisor:
         if self._process is None:
             return
         targets = self._targets(self._process.pid) if self._hooks.request_stop is None else []
-        how = (
-            f"sending SIGTERM to {len(targets)} process(es)"
-            if self._hooks.request_stop is None
-            else "asking the ranks on all hosts"
-        )
+        how = "asking the ranks on all hosts" if self._hooks.request_stop else f"sending SIGTERM to {len(targets)} process(es)"
         self._log(f"stopping: {how}; {self.policy.stop_grace:g} s to write a checkpoint and exit")
         self._overdue = threading.Timer(self.policy.stop_grace, self._kill_overdue)
         self._overdue.daemon = True
@@ -276,7 +270,7 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Call `stop` on SIGTERM and SIGINT. Python allows signal handlers in the main thread only."""
+        """Call `stop` on the signals of a stop. Python allows signal handlers in the main thread only."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -110,6 +110,14 @@ def _known_digest(path: Path, stamp: tuple[int, ...]) -> str:
     return content_digest(path)
 
 
+@contextlib.contextmanager
+def opened(name: str, digest: str) -> Iterator[Path]:
+    """Give a local path of a video as `local` does, once its content is that of the digest. Raises VideoError, also changed."""
+    with local(name) as path:
+        Identity(path).check_content(digest)
+        yield path
+
+
 def sidecar(name: str) -> str:
     """Return the caption beside a video: the text of NAME.txt, else `caption` or `text` of NAME.json, else an empty string.
 

@@ -1,23 +1,27 @@
 """The Ray session of a job: the cluster that RAY_ADDRESS names, or one on this machine for as long as the job lasts.
 
 In:  the configuration and the environment.
-Out: an initialised Ray, or a `JobError` that names the address and the fix.
+Out: an initialised Ray, or a `JobError` that names the address and the fix; a clean end with 75 when the job is told to stop.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from urllib.parse import urlsplit
 
 import ray
 
+from cluster.runtime.exit_codes import STOPPED
 from pipeline.config import PipelineConfig
 from pipeline.workers.errors import JobError, first_line
 
@@ -26,6 +30,33 @@ _CONNECT_SECONDS = 5.0
 _PAUSE = 0.25
 _START_SECONDS = "300"
 """Seconds that Ray's servers on this machine get to start (its own default of 30 is too short on a busy machine)."""
+
+
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Variable that Ray sets for the command of a job that was submitted."""
+
+
+@contextmanager
+def stoppable(output: Path) -> Iterator[None]:
+    """While this is open, SIGTERM (`ray job stop`) and SIGINT end the job with 75 and say how to go on; what is committed stays.
+
+    Outside of the main thread, where Python takes no handlers, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        os.write(1, f"stopped ({name}): finished shards are kept in {output}; run the same command to go on\n".encode())
+        raise SystemExit(STOPPED)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -51,7 +82,10 @@ def session(config: PipelineConfig) -> Iterator[None]:
 
 
 def resolved_output(folder: Path) -> Path:
-    """Return the output folder as an absolute path. Raises JobError where it lies in Ray's copy of a job's working folder."""
+    """Return the output folder as an absolute path.
+
+    Raises JobError where it is relative to a folder of Ray's, or lies in Ray's copy of a job's working folder.
+    """
     absolute = Path(os.path.abspath(folder))  # noqa: PTH100 - not through links: the name is the user's
     for path in (absolute, absolute.resolve()):
         if "working_dir_files" in path.parts or any(part.startswith("_ray_pkg_") for part in path.parts):
@@ -59,7 +93,21 @@ def resolved_output(folder: Path) -> Path:
                 f"pipeline.output: {folder} is {absolute}, in the copy of the working folder that Ray made for this job (ray job "
                 "submit --working-dir) and deletes after it; give an absolute path of a folder that all hosts see"
             )
+    if SUBMITTED in os.environ and not folder.is_absolute():
+        raise JobError(
+            f"pipeline.output: {folder} is relative, and this job runs where Ray puts it ({Path.cwd()}); give an absolute path of a "
+            "folder that all hosts see, or submit it with `videoar submit`, which takes paths from where it is called"
+        )
     return absolute
+
+
+def check_config(path: Path) -> None:
+    """Raise JobError for a configuration that is not there because the job runs in another folder than it was submitted from."""
+    if SUBMITTED in os.environ and not path.is_absolute() and not path.exists():
+        raise JobError(
+            f"{path}: not in {Path.cwd()}, where Ray runs this job; give the configuration's absolute path, which the head sees, or "
+            "submit it with `videoar submit`, which takes paths from where it is called"
+        )
 
 
 def _join(address: str) -> None:

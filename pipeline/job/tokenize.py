@@ -17,6 +17,7 @@ from functools import partial
 from cluster.config import Config, MetricsConfig, RunConfig
 from cluster.metrics import Endpoint, Meter
 from cluster.metrics.endpoint import TARGET
+from cluster.runtime.exit_codes import STOPPED
 from cluster.runtime.progress import ProgressBar
 from pipeline.books.index import finish
 from pipeline.books.tasks import Runner, serially
@@ -52,7 +53,7 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False, recap
     output = ray_session.resolved_output(pipeline.output)
     config = config.replaced(pipeline.model_copy(update={"output": output}))
     print(f"output: {output}", flush=True)
-    with FolderLock(config.get(PipelineConfig).output), _meter(config) as meter:
+    with ray_session.stoppable(output), FolderLock(config.get(PipelineConfig).output), _meter(config) as meter:
         config = dataset_json.settled(config)
         pipeline = config.get(PipelineConfig)
         layout.remove_leftovers(pipeline.output)
@@ -65,7 +66,8 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False, recap
         # A finished folder needs no Ray.
         busy = generation is not None or not all(manifest.committed(names) for _, names, _ in manifest.shards())
         run = partial(on_ray, work="books") if busy else serially
-        with ray_session.session(pipeline) if busy else nullcontext():
+        # Ray puts a handler of its own for SIGTERM, so ours is put again.
+        with ray_session.session(pipeline) if busy else nullcontext(), ray_session.stoppable(output):
             if generation is not None:
                 plan_videos(generation, pipeline, manifest, meter)
             totals = encode_groups(config, manifest, meter, run)
@@ -99,7 +101,7 @@ def _spec(config: Config) -> CodecSpec:
 @contextmanager
 def _meter(config: Config) -> Iterator[Meter]:
     metrics, folder = config.get(MetricsConfig), config.get(PipelineConfig).output
-    meter, endpoint, well = Meter(), None, False
+    meter, endpoint, well, stopped = Meter(), None, False, False
     meter.begin("pipeline_")
     meter.watch_disk(folder)
     if metrics.enabled:
@@ -108,9 +110,12 @@ def _meter(config: Config) -> Iterator[Meter]:
     try:
         yield meter
         well = True
+    except SystemExit as end:
+        well = stopped = end.code == STOPPED
+        raise
     finally:
         if endpoint is not None:
-            endpoint.close(well=well)
+            endpoint.close(well=well, wait=not stopped)  # Ray kills a job 3 s after it asked it to stop
         (folder / ADDRESS).unlink(missing_ok=True)
         if well:
             (folder / TARGET).unlink(missing_ok=True)

@@ -48,9 +48,14 @@ class Places:
         return Places([self.shards[n] for n in numbers], [self.rows[n] for n in numbers], self.texts, self.numbers)
 
     @property
+    def featured(self) -> int:
+        """How many of the samples have features."""
+        return int((self.number("feat_offset") != ABSENT).sum()) if "feat_offset" in self.numbers else 0
+
+    @property
     def have_features(self) -> bool:
         """Whether all of the samples have features."""
-        return "feat_offset" in self.numbers and ABSENT not in self.number("feat_offset")
+        return self.featured == len(self.rows)
 
     def text(self, name: str) -> list[Any]:
         """Return the samples' cells of a column of texts."""

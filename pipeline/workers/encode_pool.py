@@ -207,3 +207,7 @@ class Pool:
         self._meter.inc("pipeline_retries_total", stage="encode")
         self.todo.extendleft(reversed(worker.groups))
         self._start(worker.slot)
+        # The new one may find no free CPU, where a whole host has died; those that had run out of groups go on with these.
+        for other in self._workers.values():
+            if other.started and other.call is None:
+                self._hand_out(other)

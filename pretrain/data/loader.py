@@ -3,11 +3,12 @@
 In:  the token datasets, the order of their samples, and which of how many ranks this is.
 Out: one `StepData` per step: `Batch`es of equal shape, the same number of them on all ranks.
 
-    Order.draw(step) ─▶ arrange: this rank's slots ─▶ TokenDatasets.read_many ─▶ prefix of frames ─▶ Batch (packed bits, as bytes)
-                            └ beyond the batch: fill, weight 0     └ corrupt: the next readable row, reported
+    Order.draw(steps) ─▶ arrange: this rank's slots ─▶ SampleReader.read ─▶ prefix of frames ─▶ Batch (packed bits, as bytes)
+                             └ beyond the batch: fill, weight 0     └ corrupt: the next readable row, reported
 
 There is no state but the step. Keys and captions of the whole global batch come from the shards' tables, so ranks need not
-communicate. A micro-batch is read and checked by few calls; only one that holds a corrupt sample is read sample by sample.
+communicate. Steps are read ahead in blocks: samples of neighbouring steps are looked up, read and checked by few calls. What a
+step holds does not depend on the block that it was read in.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import chain, islice
+from dataclasses import dataclass
+from itertools import accumulate, chain, islice
 from types import TracebackType
 from typing import Protocol
 
@@ -24,15 +25,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.records import TokenSample
 from pretrain.data.batch import Arrangement, Batch, arrange
 from pretrain.data.config import ranks_per_sequence
 from pretrain.data.curriculum import CurriculumStep, StreamName
-from pretrain.data.sample_order import Draw, Numbers, Order, Slot
-from pretrain.data.token_datasets import DataError, FoundBatch, TokenDatasets
-
-MAX_REPLACEMENTS = 64
-"""After this many corrupt rows in succession the dataset is given up."""
+from pretrain.data.sample_order import Draw, Numbers, Order
+from pretrain.data.sample_reader import SampleReader, Samples
+from pretrain.data.token_datasets import FoundBatch, TokenDatasets
 
 
 class TextEncoder(Protocol):
@@ -56,7 +54,7 @@ class LoaderConfig:
     pack_above: float = 0.0
     """Pack when the unpacked arrangement wastes more than this share of its positions (train.pack_above)."""
     prefetch: int = 0
-    """Steps to read ahead in a thread; 0 reads each step when it is asked for (train.prefetch)."""
+    """Steps to read ahead in a thread, in two blocks; 0 reads each step when it is asked for (train.prefetch)."""
     pin: bool = False
     """Put batches into page-locked memory, for a GPU."""
 
@@ -80,13 +78,21 @@ class StepData:
 
 
 @dataclass(frozen=True)
-class _Samples:
-    """What is read for one micro-batch, in its order."""
+class _Share:
+    """One step's samples among those of its block, and this rank's part of them."""
 
-    keys: tuple[str, ...]
-    texts: list[list[int]]
-    bits: npt.NDArray[np.uint8]
-    features: npt.NDArray[np.uint8] | None
+    at: CurriculumStep
+    first: int
+    """Slot of the step's first sample; slots are numbered through all steps that are read together."""
+    lengths: list[int]
+    """Text tokens of each sample of the step."""
+    arrangement: Arrangement
+    numbers: tuple[tuple[int, ...], ...]
+    """The rank's samples by micro-batch, counted within the step; those beyond the batch are fill."""
+    slots: tuple[list[int], ...]
+    """Their slots."""
+    counts: bool
+    """Whether this rank is the first of those that read the same samples."""
 
 
 class Loader:
@@ -105,6 +111,7 @@ class Loader:
     ) -> None:
         self.datasets, self.order, self.text, self.config = datasets, order, text, config
         self.rank, self.world, self.steps = rank, world, steps
+        self._reader = SampleReader(datasets, self._encode)
         self._pool: ThreadPoolExecutor | None = None
         datasets.hold(order.window)
 
@@ -112,103 +119,93 @@ class Loader:
         if self.config.prefetch == 0:
             yield from map(self.load, self.steps)
             return
-        # A future carries any error of the thread to the step that it belongs to.
+        # To wake a thread costs as much as to read a small step, so steps change hands in blocks, two of them ahead.
         self._pool = pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
-        remaining = iter(self.steps)
-        ahead = deque(pool.submit(self.load, step) for step in islice(remaining, self.config.prefetch + 1))
+        size = -(-self.config.prefetch // 2)
+        blocks = (self.steps[first : first + size] for first in range(0, len(self.steps), size))
+        ahead = deque((block, pool.submit(self.load_block, block)) for block in islice(blocks, 2))
         while ahead:
-            item = ahead.popleft().result()
-            ahead.extend(pool.submit(self.load, step) for step in islice(remaining, 1))
-            yield item
+            block, future = ahead.popleft()
+            failed = future.exception() is not None
+            ahead.extend((each, pool.submit(self.load_block, each)) for each in islice(blocks, 1))
+            # One by one, the error of a block comes at the step that it belongs to.
+            yield from map(self.load, block) if failed else future.result()
 
     def load(self, step: int) -> StepData:
         """Read one step. Raises DataError or OSError when the data cannot be read."""
-        at = self.order.curriculum.at(step)
+        return self.load_block(range(step, step + 1))[0]
+
+    def load_block(self, steps: range) -> list[StepData]:
+        """Read neighbouring steps: those of one stream are looked up, read and checked together. Raises as `load` does."""
+        planned: dict[StreamName, list[CurriculumStep]] = {}
+        for step in steps:
+            at = self.order.curriculum.at(step)
+            planned.setdefault(at.stream, []).append(at)
+        items = [item for stream, ats in planned.items() for item in self._load_stream(stream, ats)]
+        return sorted(items, key=lambda item: item.curriculum_step.step)
+
+    def _load_stream(self, stream: StreamName, ats: Sequence[CurriculumStep]) -> Iterator[StepData]:
+        """Read steps of one stream."""
+        drawn = Draw.joined([self.order.draw(at) for at in ats])
+        found = self.datasets.find(stream, drawn)
+        texts = [self._encode(caption) for caption in found.captions]
+        firsts = accumulate((at.mix.batch for at in ats), initial=0)
+        shares = [self._share(at, texts[first : first + at.mix.batch], first) for at, first in zip(ats, firsts)]
+        read = iter(self._reader.read(stream, drawn, found, [slots for share in shares for slots in share.slots], texts))
+        for share in shares:
+            yield self._step(share, list(islice(read, len(share.slots))), drawn, found)
+
+    def _share(self, at: CurriculumStep, texts: Sequence[list[int]], first: int) -> _Share:
+        """Arrange a step and take this rank's share. texts: of the step's slots. first: the number of its first slot."""
+        config = self.config
         # Ranks that share sequences read the same samples; only the first of them counts its tokens.
         together = ranks_per_sequence(at.stage, self.world)
-        rank, world, counts = self.rank // together, self.world // together, self.rank % together == 0
-        stream, count = at.stream, at.mix.batch
-        drawn = self.order.draw(at)
-        found = self.datasets.find(stream, drawn)
-        keys, texts = found.keys, [self._encode(caption) for caption in found.captions]
-        lengths = [len(text) for text in texts]
-        grid = self.datasets.grid(stream)
-        video = grid[0] * self.datasets.spec.positions(*grid[1:])
-        config = self.config
+        lengths = list(map(len, texts))
         arrangement = arrange(
-            lengths, video, config.text_length,
-            micro_batch=config.micro_batch, world=world, budget=config.pack_tokens, above=config.pack_above,
+            lengths, self._video(at.stream), config.text_length, micro_batch=config.micro_batch,
+            world=self.world // together, budget=config.pack_tokens, above=config.pack_above,
         )  # fmt: skip
+        numbers = arrangement.micro_batches[self.rank // together]
+        count = at.mix.batch
+        slots = tuple([first + number % count for number in held] for held in numbers)
+        return _Share(at, first, lengths, arrangement, numbers, slots, counts=self.rank % together == 0)
 
+    def _video(self, stream: StreamName) -> int:
+        """Return the video tokens of a sample."""
+        grid = self.datasets.grid(stream)
+        return grid[0] * self.datasets.spec.positions(*grid[1:])
+
+    def _step(self, share: _Share, parts: Sequence[Samples], drawn: Draw, found: FoundBatch) -> StepData:
+        """Make the batches of a step of what was read for each."""
+        at, count, first = share.at, share.at.mix.batch, share.first
+        grid, video = self.datasets.grid(at.stream), self._video(at.stream)
         batches: list[Batch] = []
         replaced: list[tuple[int, str]] = []
         tokens = 0
-        for numbers in arrangement.micro_batches[rank]:
-            slots = [number % count for number in numbers]
-            samples = self._read(stream, drawn, found, slots, texts)
+        for numbers, slots, samples in zip(share.numbers, share.slots, parts, strict=True):
             counted = [i for i, number in enumerate(numbers) if number < count]
             replaced += [(numbers[i], samples.keys[i]) for i in counted if samples.keys[i] != found.keys[slots[i]]]
             tokens += sum([video + len(samples.texts[i]) for i in counted])
             weight = np.zeros(len(slots), dtype=np.float32)
             weight[counted] = 1 / count
-            spans = tuple(max(1, lengths[slot]) for slot in slots) if arrangement.row else ()
-            batches.append(self._batch(samples, weight, drawn.seeds[slots], grid, arrangement, spans))
+            spans = tuple(max(1, share.lengths[slot - first]) for slot in slots) if share.arrangement.row else ()
+            batches.append(self._batch(samples, weight, drawn.seeds[slots], grid, share.arrangement, spans))
         return StepData(
             curriculum_step=at,
             batches=tuple(batches),
-            ids=tuple(keys),
-            replaced=tuple(replaced) if counts else (),
-            tokens=tokens if counts else 0,
-            text=sum(lengths) / count,
-            positions=arrangement.positions,
+            ids=tuple(found.keys[first : first + count]),
+            replaced=tuple(replaced) if share.counts else (),
+            tokens=tokens if share.counts else 0,
+            text=sum(share.lengths) / count,
+            positions=share.arrangement.positions,
         )
 
     def _encode(self, caption: str) -> list[int]:
         return self.text.encode(caption)[: self.config.text_length]
 
-    def _read(
-        self, stream: StreamName, drawn: Draw, found: FoundBatch, slots: Sequence[int], texts: Sequence[list[int]]
-    ) -> _Samples:
-        """Read the slots of a micro-batch. texts: of all slots."""
-        spec, grid = self.datasets.spec, self.datasets.grid(stream)
-        size, values = grid[0] * spec.frame_bytes(*grid[1:]), 2 * grid[0] * spec.bits * grid[1] * grid[2]
-        keys, own = [found.keys[slot] for slot in slots], [texts[slot] for slot in slots]
-        read = self.datasets.read_many(found, slots, size, values)
-        if read is not None:
-            return _Samples(tuple(keys), own, read.bits, read.features)
-        samples = [self._readable(stream, drawn.slot(slot)) for slot in slots]
-        for i, sample in enumerate(samples):
-            if len(sample.bits) < size:
-                raise DataError(f"sample {sample.key}: {len(sample.bits)} bytes of bits, {size} expected for grid {grid}")
-            if sample.key != keys[i]:
-                # The shapes are planned, so the text of a sample that replaces a corrupt one is cut to that one's length.
-                keys[i], own[i] = sample.key, self._encode(sample.caption)[: len(own[i])]
-        features = [sample.features for sample in samples if sample.features is not None]
-        return _Samples(
-            keys=tuple(keys),
-            texts=own,
-            bits=np.stack([np.frombuffer(sample.bits, np.uint8, size) for sample in samples]),
-            features=np.stack([np.frombuffer(part, np.uint8, values) for part in features])
-            if len(features) == len(samples)
-            else None,
-        )
-
-    def _readable(self, stream: StreamName, slot: Slot) -> TokenSample:
-        """Read a slot; a corrupt row is replaced by the next readable row of its source, which depends on the row alone."""
-        from pipeline.shards.reader import CorruptSample
-
-        rows = self.datasets.rows(stream, slot.source)
-        first: CorruptSample | None = None
-        for distance in range(min(MAX_REPLACEMENTS, rows)):
-            try:
-                return self.datasets.read(stream, replace(slot, row=(slot.row + distance) % rows) if distance else slot)
-            except CorruptSample as error:
-                first = first or error
-        raise DataError(f"{first}; {min(MAX_REPLACEMENTS, rows)} rows in a row are corrupt: run `videoar shards verify`")
-
     def _batch(
         self,
-        samples: _Samples,
+        samples: Samples,
         weight: npt.NDArray[np.float32],
         seeds: Numbers,
         grid: tuple[int, int, int],
@@ -226,7 +223,7 @@ class Loader:
             weight=torch.from_numpy(weight),
             seeds=torch.from_numpy(seeds),
             grid=grid,
-            ids=samples.keys,
+            ids=tuple(samples.keys),
             row=arrangement.row,
             spans=spans,
             features=None if samples.features is None else torch.from_numpy(samples.features).view(torch.bfloat16).view(shape),

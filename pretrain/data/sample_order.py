@@ -68,6 +68,14 @@ class Draw:
     seeds: Numbers
     """The seed of all random draws of each sample."""
 
+    @classmethod
+    def joined(cls, draws: Sequence[Draw]) -> Draw:
+        """Return the samples of several batches of one stream, one batch after the other."""
+        if len(draws) == 1:
+            return draws[0]
+        columns = [[draw.sources, draw.rows, draw.epochs, draw.seeds] for draw in draws]
+        return cls(*map(np.concatenate, zip(*columns, strict=True)))
+
     def slot(self, number: int) -> Slot:
         """Return one of the samples."""
         return Slot(int(self.sources[number]), int(self.rows[number]), int(self.epochs[number]))

@@ -76,6 +76,12 @@ class FoundBatch:
     parts: list[tuple[Dataset, Numbers, Places]]
     """For each dataset, the slots that it holds, and where their samples are."""
 
+    @property
+    def mixed(self) -> bool:
+        """Whether some samples have features, and others have none."""
+        shares = [places.featured for _, _, places in self.parts]
+        return 0 < sum(shares) < len(self.keys)
+
 
 class TokenDatasets:
     """The datasets of one run, by stream of its curriculum."""

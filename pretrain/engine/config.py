@@ -65,8 +65,8 @@ class TrainConfig(Section):
     """Consecutive skipped steps (non-finite or a loss spike) after which the job stops."""
     threads: int = Field(default=0, ge=0)
     """Torch threads per rank on CPU; 0 divides the cores among the ranks of a host."""
-    prefetch: int = Field(default=2, ge=0)
-    """Global batches to prefetch."""
+    prefetch: int = Field(default=8, ge=0)
+    """Global batches to prefetch, in two blocks: samples of neighbouring steps are read together. 0: each when it is asked for."""
     shuffle_window: int = Field(default=16, ge=1)
     """Shards whose rows are shuffled together; in an epoch, each shard is read within one such window."""
     accept_new_data: bool = False

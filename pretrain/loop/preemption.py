@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM (preemption), SIGINT, the file RUN/stop, train.stop_after.
+"""Requests to stop: SIGTERM or SIGUSR1 (preemption), SIGINT, the file RUN/stop, train.stop_after.
 
 Out: `asked()`. The loop adds it to each step's all-reduce, so that all ranks stop after the same step, with a checkpoint: the step
      that is under way when the sum is read, one after the one that carried it. `planned()` needs no sum, all ranks know it.
@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""SIGUSR1 is what `sbatch --signal=USR1@300` sends to every process of a step."""
+
 
 class StopRequest:
     """Listens for signals from its construction on, which must be in the main thread."""
@@ -18,10 +21,10 @@ class StopRequest:
     def __init__(self, run: Path, stop_after: int) -> None:
         self.file, self.stop_after = run / "stop", stop_after
         self.reason = ""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             signal.signal(number, self._on_signal)
         # A launcher starts its ranks with these blocked; one that came while this process loaded is delivered now.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.config import Config
+from cluster.config import Config, ConfigError
 from cluster.config.differences import flat
 from cluster.runtime.atomic_files import read_json, write_text
 from cluster.runtime.exit_codes import restart_count
@@ -24,7 +24,7 @@ NUMERIC_PACKAGES = ("torch", "deepspeed", "numpy", "pyarrow", "zstandard", "safe
 """Packages whose version may change the numbers."""
 
 
-class RankMismatch(ValueError):
+class RankMismatch(ConfigError):
     """Ranks started with different code or settings; the message names the rank and the difference."""
 
 

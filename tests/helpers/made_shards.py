@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.tables.table_writer import OPTIONS
@@ -50,12 +51,26 @@ def make(
                 samples = [replace(sample, features=(sample.bits * values)[:values]) for sample in samples]
             write_shard(folder, shard, samples, [], spec)
             tables.append(pq.read_table(folder / f"{shard}.parquet").replace_schema_metadata(None))
+    _index(folder, tables)
+    return folder
+
+
+def of_clips(folder: Path, clips: list[EncodedClip], spec: CodecSpec) -> Path:
+    """Write SHARDS `folder` of given clips of one bucket."""
+    folder.mkdir(parents=True)
+    (folder / DATASET).write_text(json.dumps({"format": FORMAT, "spec": spec.plain(), "fps": clips[0].clip.fps}))
+    shard = f"{clips[0].clip.bucket.name}/shard-000000"
+    write_shard(folder, shard, clips, [], spec)
+    _index(folder, [pq.read_table(folder / f"{shard}.parquet").replace_schema_metadata(None)])
+    return folder
+
+
+def _index(folder: Path, tables: list[pa.Table]) -> None:
     digest = hashlib.sha256("".join(key for table in tables for key in table["key"].to_pylist()).encode()).hexdigest()
     meta = {META: json.dumps({"digest": digest}).encode()}
     with pq.ParquetWriter(folder / f"{INDEX}.parquet", ROWS.with_metadata(meta), **OPTIONS) as writer:
         for table in tables:
             writer.write_table(table.replace_schema_metadata(meta))
-    return folder
 
 
 def _sample(name: str, bucket: Bucket, size: int, mask: int) -> EncodedClip:

@@ -30,9 +30,12 @@ PIPELINE: dict[str, str] = {
 PRETRAIN: dict[str, str] = {
     "pretrain/attention/varlen_plan.py": "tests/pretrain/attention/test_planner.py",
     "pretrain/data/dataset.py": "tests/pretrain/data/test_token_datasets.py",
+    "pretrain/data/sample_reader.py": "tests/pretrain/data/test_loader.py",
     "pretrain/engine/config.py": "tests/pretrain/engine/test_deepspeed_config.py",
     "pretrain/engine/engine.py": "tests/system/test_training.py",
     "pretrain/engine/zero3.py": "tests/system/test_training.py",
+    "pretrain/evaluation/report.py": "tests/pretrain/evaluation/test_evaluate.py",
+    "pretrain/evaluation/set_scores.py": "tests/pretrain/evaluation/test_evaluate.py",
     "pretrain/loop/job.py": "tests/system/test_stages.py",
     "pretrain/loop/periodic_samples.py": "tests/system/test_training.py",
     "pretrain/loop/validation.py": "tests/system/test_training.py",

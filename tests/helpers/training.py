@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from cluster.runtime.exit_codes import LAUNCH
 from cluster.runtime.ports import free_port
 from tests.helpers import made_shards
 
@@ -104,6 +106,24 @@ def rank_process(process: subprocess.Popen[str], rank: int) -> psutil.Process:
         if child.environ().get("RANK") == str(rank) and "pretrain.train" in child.cmdline():
             return child
     raise AssertionError(f"rank {rank} is not running")
+
+
+@contextlib.contextmanager
+def standing(run: Path) -> Iterator[None]:
+    """Stop rank 0 of the run while this is open, so that its few steps last until something else has happened; on any host of this machine."""
+    token = json.loads((run / "launch.json").read_text())["launch"]
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            env = process.environ()
+            if env.get(LAUNCH) == token and env.get("RANK") == "0" and "pretrain.train" in process.cmdline():
+                process.suspend()
+                break
+    else:
+        raise AssertionError(f"rank 0 of {run} is not running")
+    try:
+        yield
+    finally:
+        process.resume()
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -41,6 +41,7 @@ def test_submit_runs_tokenize_of_this_python_and_ends_with_its_exit_code(config:
     monkeypatch.chdir(config.parent)
     assert main.run(["submit", "-c", "job.yaml", "run.seed=4", "--address", "http://10.0.0.1:8265"]) == 75
     command = [sys.executable, "-m", "cluster.cli.main", "tokenize", "-c", str(config), "run.seed=4"]
+    command.append(f'pipeline.output="{config.parent}/shards"')  # relative paths are those of the folder that it is called in
     assert calls == [(command, "http://10.0.0.1:8265")]
 
 

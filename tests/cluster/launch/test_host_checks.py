@@ -65,7 +65,7 @@ class Answers:
         self.changes = changes
         monkeypatch.setattr(host_checks, "_ask", self)
 
-    def __call__(self, host: host_checks.Host, asked: dict[str, Any]) -> host_checks.Answer:
+    def __call__(self, host: host_checks.Host, asked: dict[str, Any], reach: object) -> host_checks.Answer:
         changed = dict(self.changes.get(host.name, {}))
         clock, problem = changed.pop("clock", 0.0), changed.pop("unmet", "")
         if "reduce" in asked:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from cluster.config import Config, load
-from cluster.launch.hostfile import HostfileError
+from cluster.hosts import ray_nodes
+from cluster.hosts.hostfile import HostfileError
+from cluster.hosts.roster import kill_command
 from cluster.launch.launcher import (
     LaunchError,
     RunBusyError,
@@ -20,7 +22,6 @@ from cluster.launch.launcher import (
     run_lock,
     training_job,
 )
-from cluster.launch.roster import kill_command
 from cluster.runtime.file_lock import hold_run
 from cluster.supervise.run_state import mark_ended
 
@@ -64,6 +65,8 @@ def test_a_hostfile_is_checked_before_anything_starts(config: Config, tmp_path: 
         training_job(config, via="ssh")
     with pytest.raises(LaunchError, match="--via local takes no --hostfile"):
         training_job(config, via="local", hostfile=bad)
+    with pytest.raises(LaunchError, match="--via ray takes no --hostfile"):
+        training_job(config, via="ray", hostfile=bad)
 
 
 def test_missing_ssh_is_said(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,9 +86,12 @@ def test_several_hosts_are_started_over_ssh(config: Config, tmp_path: Path, monk
     at = words.index("--failed")
     assert words[at + 1] == str(tmp_path / "failed-host")
     del words[at : at + 2]
+    at = words.index("--host-seconds")
+    assert words[at + 1] == "20"
+    del words[at : at + 2]
     assert words[1:9] == [
         "-m",
-        "cluster.launch.ssh_launcher",
+        "cluster.hosts.ssh_launcher",
         "--hostfile",
         str(hosts),
         "--master-port",
@@ -95,6 +101,26 @@ def test_several_hosts_are_started_over_ssh(config: Config, tmp_path: Path, monk
     ]
     assert words[9] == "--" and words[-4:] == ["--module", "pretrain.train", "-c", str(config.source)]
     assert [host.name for host in job.hosts] == ["a", "b"]
+
+
+def test_through_ray_the_same_is_started_by_the_launcher_of_its_nodes(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ray_nodes, "join", lambda: None)
+    monkeypatch.setattr(
+        ray_nodes, "nodes", lambda: [ray_nodes.Node("a", "1", "10.0.0.1", 8.0, 0), ray_nodes.Node("b", "2", "10.0.0.2", 8.0, 0)]
+    )
+    job = training_job(load(config.source, ["cluster.ranks_per_host=2", "cluster.host_seconds=7"]), via="ray")
+    words = job.command(1234)
+    assert words[1:5] == ["-m", "cluster.hosts.ray_launcher", "--hostfile", str(tmp_path / "run/hostfile")]
+    assert words[words.index("--host-seconds") + 1] == "7" and words[-4:] == [
+        "--module",
+        "pretrain.train",
+        "-c",
+        str(config.source),
+    ]
+    assert [(host.name, host.slots) for host in job.hosts] == [("a", 2), ("b", 2)]
+    assert "the Ray cluster has 2 node(s) for ranks: a (2), b (2)" in capfd.readouterr().err
 
 
 def test_a_launch_tells_the_ranks_what_they_need() -> None:
@@ -236,10 +262,8 @@ HOST_DRIVER = """
 import sys
 from pathlib import Path
 from cluster.config import load
-from cluster.launch import roster
 from cluster.launch.launcher import run, training_job
-roster.ASK_SECONDS = 0.3
-config = load(sys.argv[1], ["cluster.master_addr=127.0.0.1"])
+config = load(sys.argv[1], ["cluster.master_addr=127.0.0.1", "cluster.host_ask_seconds=0.3"])
 sys.exit(run(config, training_job(config, "fake_rank", hostfile=Path(sys.argv[2]))))
 """
 
@@ -264,7 +288,7 @@ def test_a_host_that_is_cut_off_is_left_out_and_taken_back(config: Config, tmp_p
                 (tmp_path / "down-b").unlink()
     text = "".join(lines)
     assert launch.returncode == 0, text
-    assert "going on with 1 of 2 hosts, without b" in text and "[a] rank 0 of 1" in text
+    assert "going on with 1 of 2 hosts, without b: exit code 255" in text and "[a] rank 0 of 1" in text
     assert "b answers again: the job writes a checkpoint and is started again" in text
     assert "[a] rank 0 of 2" in text and "[b] rank 1 of 2" in text
     assert "[ERROR]" not in text and text.count("[launch] ") == 4, text

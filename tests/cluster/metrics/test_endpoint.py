@@ -54,6 +54,12 @@ def test_where_it_listens_and_what_it_is_called(monkeypatch: pytest.MonkeyPatch,
     plain, named = MetricsConfig(), MetricsConfig(host="10.0.0.5", advertise="gateway")
     several = {"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}
     assert bind_host(plain, {}) == bind_host(plain, {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"}) == "127.0.0.1"
+    assert bind_host(plain, {"WORLD_SIZE": "16", "LOCAL_SIZE": "8"}) == "0.0.0.0", "as DeepSpeed's launcher says it"
+    assert bind_host(plain, {"WORLD_SIZE": "8", "LOCAL_SIZE": "8", "MASTER_ADDR": "127.0.0.1"}) == "127.0.0.1"
+    assert bind_host(plain, {"WORLD_SIZE": "8", "LOCAL_SIZE": "8", "MASTER_ADDR": "node1"}) == "0.0.0.0", (
+        "one of several is left"
+    )
+    assert bind_host(plain, {"SLURM_JOB_ID": "7"}) == "0.0.0.0"
     assert bind_host(plain, several) == bind_host(plain, {"KUBERNETES_SERVICE_HOST": "10.1.0.1"}) == "0.0.0.0"
     assert bind_host(named, several) == "10.0.0.5" and advertised_host(named, "10.0.0.5", {}) == "gateway"
     assert advertised_host(plain, "127.0.0.1", {}) == "127.0.0.1"

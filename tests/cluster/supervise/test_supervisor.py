@@ -9,7 +9,7 @@ import pytest
 from cluster.runtime.exit_codes import STOPPED
 from cluster.supervise.supervisor import Attempt, Hooks, Policy, Supervisor, describe
 
-UNREACHED = "exit code 255 (ssh could not connect or lost the connection, or a process ended with -1)"
+UNREACHED = "exit code 255 (a host could not be reached or was lost, or a process ended with -1)"
 QUICK = Policy(max_restarts=3, restart_wait=0)
 
 
@@ -77,7 +77,7 @@ def test_describes_codes_of_shells_and_of_the_launcher(code: int, text: str) -> 
 
 
 RANK = """
-import os, signal, sys
+import os, signal, sys, time
 def save(number, frame):
     open(os.environ["SAVED"], "a").write(f"{os.getpid()}\\n")
     sys.exit(75)
@@ -85,7 +85,7 @@ signal.signal(signal.SIGTERM, save)
 with open(os.environ["READY"], "w") as fifo:
     fifo.write(f"{os.getpid()}\\n")
 while True:
-    signal.pause()
+    time.sleep(0.1)  # not pause(): a signal just before it would not wake it
 """
 # Like DeepSpeed's launcher: a parent that would take SIGTERM the wrong way, and waits for its ranks.
 LAUNCHER = """
@@ -107,9 +107,9 @@ def start(
     result: list[int] = []
     thread = threading.Thread(target=lambda: result.append(supervisor.run(lambda restarts: Attempt(script(text), env))))
     thread.start()
-    ids: list[int] = []
-    while len(ids) < count:
-        ids += [int(line) for line in fifo.read_text().split()]
+    # Open for writing too: a rank that writes as the one before it has closed would find no reader, die, and be waited for.
+    with os.fdopen(os.open(fifo, os.O_RDWR)) as lines:
+        ids = [int(lines.readline()) for _ in range(count)]
     return thread, result, ids
 
 
@@ -208,7 +208,8 @@ def save(number, frame):
     sys.exit(75)
 signal.signal(signal.SIGTERM, save)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-signal.pause()
+while True:
+    time.sleep(0.1)
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -99,6 +100,29 @@ def test_an_output_in_rays_copy_of_the_working_folder_is_refused(
     assert ray_session.resolved_output(tmp_path / "shards") == tmp_path / "shards"
     monkeypatch.chdir(tmp_path)
     assert ray_session.resolved_output(Path("a/../shards")) == tmp_path / "shards"
+
+
+def test_a_submitted_job_takes_no_paths_of_a_folder_that_ray_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.yaml").touch()
+    ray_session.check_config(Path("missing.yaml"))  # not submitted: the loader says that it is missing
+    monkeypatch.setenv(ray_session.SUBMITTED, "{}")
+    with pytest.raises(JobError, match=rf"pipeline\.output: shards is relative, .* \({tmp_path}\); give an absolute path"):
+        ray_session.resolved_output(Path("shards"))
+    with pytest.raises(JobError, match=rf"missing\.yaml: not in {tmp_path}, where Ray runs this job; .*`videoar submit`"):
+        ray_session.check_config(Path("missing.yaml"))
+    ray_session.check_config(Path("there.yaml"))
+    assert ray_session.resolved_output(tmp_path / "shards") == tmp_path / "shards"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_says_how_to_go_on(capfd: pytest.CaptureFixture[str], number: int) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped, ray_session.stoppable(Path("/shared/shards")):
+        os.kill(os.getpid(), number)
+        signal.pause()
+    assert stopped.value.code == 75 and signal.getsignal(number) is before
+    assert "finished shards are kept in /shared/shards; run the same command to go on" in capfd.readouterr().out
 
 
 def test_a_dashboards_address_is_not_ray_address(monkeypatch: pytest.MonkeyPatch) -> None:

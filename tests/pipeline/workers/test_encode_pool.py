@@ -168,6 +168,26 @@ def test_a_dead_worker_gives_its_groups_back_and_is_replaced(ray: FakeRay, capsy
     assert ray.actors[1].last("encode").arguments == (0, 1)
 
 
+def test_groups_of_a_dead_worker_go_to_those_that_had_none_left(ray: FakeRay) -> None:
+    """The host of a worker has died, so that the one in its place finds no CPU: the job goes on with the other hosts."""
+    pool = pool_of([0, 1, 2, 3], Meter(), workers=2)
+    first, second = ray.actors
+    for actor in (first, second):
+        actor.last("ready").answer(77)
+        drain(pool)
+    for _ in range(2):
+        finish(first)
+        drain(pool)
+    assert pool.busy and not pool.todo, "the first has done 0 and 1, and is idle"
+    second.last("encode").answer(ActorDiedError())
+    drain(pool)
+    assert len(ray.actors) == 3 and first.last("encode").arguments == (2, 3)
+    for group in (2, 3):
+        finish(first)
+        assert drain(pool) == [group]
+    assert not pool.busy, "though the third never began"
+
+
 def test_too_many_deaths_over_one_group_stop_the_job_and_name_it(ray: FakeRay) -> None:
     pool = pool_of([5, 6], Meter(), worker_deaths=2)
     for number in range(2):

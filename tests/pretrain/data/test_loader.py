@@ -16,9 +16,9 @@ from pipeline.shards.dataset import ShardDataset
 from pipeline.shards.layout import DatasetError
 from pretrain.data.batch import Batch
 from pretrain.data.config import CurriculumConfig, Mix, Stage
-from pretrain.data.curriculum import Curriculum
+from pretrain.data.curriculum import Curriculum, CurriculumStep
 from pretrain.data.loader import Loader, LoaderConfig, StepData
-from pretrain.data.sample_order import Order
+from pretrain.data.sample_order import Draw, Order
 from pretrain.data.token_datasets import DataError, TokenDatasets
 from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
@@ -112,6 +112,50 @@ def test_reading_ahead_changes_nothing_and_starts_anywhere(shards: Path) -> None
         iterator = iter(later)
         assert real([next(iterator)]) == plain[4]
     assert not any(thread.name.startswith("loader") for thread in threading.enumerate())
+
+
+def plain(item: StepData) -> tuple[object, ...]:
+    """All that a step holds."""
+    parts = [
+        [value.view(torch.uint8).tolist() if isinstance(value, torch.Tensor) else value for value in vars(batch).values()]
+        for batch in item.batches
+    ]
+    return item.curriculum_step.step, parts, item.ids, item.replaced, item.tokens, item.text, item.positions
+
+
+@pytest.mark.parametrize("pack", [0, 400])
+def test_a_step_does_not_depend_on_the_block_that_it_is_read_in(tmp_path: Path, pack: int) -> None:
+    """Not with damage either, nor where only some of the samples have features."""
+    one = made_shards.make(tmp_path / "one", {BUCKET: 20, LARGE: 9}, features=True)
+    two = made_shards.make(tmp_path / "two", {BUCKET: 9, LARGE: 5}, salt="two")
+    damage(one, BUCKET, 3)
+    for folders in ([one], [one, two]):
+        datasets = TokenDatasets.open(folders, CURRICULUM)
+        for rank, world in ((0, 1), (1, 3)):
+            made = loader(datasets, rank=rank, world=world, pack=pack)
+            alone = [plain(made.load(step)) for step in made.steps]
+            for size in (2, 3, 8):
+                blocks = [made.steps[first : first + size] for first in range(0, len(made.steps), size)]
+                assert [plain(item) for block in blocks for item in made.load_block(block)] == alone
+            with loader(datasets, rank=rank, world=world, pack=pack, prefetch=5) as ahead:
+                assert [plain(item) for item in ahead] == alone
+
+
+def test_an_error_in_a_block_comes_at_the_step_that_it_belongs_to(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = TokenDatasets.open([shards], CURRICULUM)
+    whole = Order.draw
+
+    def draw(order: Order, at: CurriculumStep) -> Draw:
+        if at.step == 6:
+            raise DataError("step 6 cannot be read")
+        return whole(order, at)
+
+    monkeypatch.setattr(Order, "draw", draw)
+    seen = []
+    with loader(datasets, prefetch=8) as ahead, pytest.raises(DataError, match="step 6 cannot be read"):
+        for item in ahead:
+            seen.append(item.curriculum_step.step)
+    assert seen == [1, 2, 3, 4, 5]
 
 
 def test_any_error_of_the_thread_reaches_the_loop(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,11 @@ import os
 import signal
 from pathlib import Path
 
-from pretrain.loop.preemption import StopRequest
+from pretrain.loop.preemption import SIGNALS, StopRequest
 
 
 def test_stop_requests(tmp_path: Path) -> None:
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    kept = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         stop = StopRequest(tmp_path, stop_after=5)
         assert not stop.asked(4)
@@ -19,6 +19,9 @@ def test_stop_requests(tmp_path: Path) -> None:
         assert not stop.asked(10**6)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.asked(1) and stop.reason == "SIGTERM"
+        stop = StopRequest(tmp_path, stop_after=0)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.asked(1) and stop.reason == "SIGUSR1"
         stop = StopRequest(tmp_path, stop_after=0)
         (tmp_path / "stop").touch()
         assert stop.asked(1) and stop.reason.endswith("stop")

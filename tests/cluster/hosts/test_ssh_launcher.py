@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launch.environment import start_command, start_input
-from cluster.launch.hostfile import Host
-from cluster.launch.ssh_launcher import combined_exit_code, launcher_words, run, ssh_command
+from cluster.hosts.environment import start_command, start_input
+from cluster.hosts.hostfile import Host
+from cluster.hosts.ssh_launcher import combined_exit_code, launcher_words, run, ssh_command
 
 HOSTS = (Host("a", 1, 1), Host("b", 1, 2))
 
@@ -23,7 +23,8 @@ def local_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("codes", "one"), [([], 0), ([0, 0], 0), ([75, 75], 75), ([0, 75], 75), ([75, 1, 247], 1), ([247, 137], 247), ([2, 2], 2)]
+    ("codes", "one"),
+    [([], 0), ([0, 0], 0), ([75, 75], 75), ([0, 75], 75), ([75, 1, 247], 1), ([247, 137], 247), ([2, 2], 2), ([1, 2], 2)],
 )
 def test_the_first_real_failure_counts(codes: list[int], one: int) -> None:
     assert combined_exit_code(codes) == one

@@ -21,11 +21,20 @@ FORWARDED = (
 KEPT = ("CUDA_VISIBLE_DEVICES", "TORCHELASTIC_")
 """Prefixes of variables that hold for this host only."""
 _START = (
-    "import json,os,signal,subprocess,sys;given=json.loads(sys.stdin.readline());"
-    "code=subprocess.call(given['words'],env={**os.environ,**given['env']},stdin=subprocess.DEVNULL);"
+    "import json,os,signal,subprocess,sys;"
+    # Slurm signals every process of a step: ranks unblock these once they can answer, the launcher between must not die of them.
+    "signal.pthread_sigmask(signal.SIG_BLOCK,(signal.SIGTERM,signal.SIGINT,signal.SIGUSR1));"
+    # Unbuffered: what follows the line is for the command.
+    "given=json.loads(sys.stdin.buffer.raw.readline());"
+    "code=subprocess.call(given['words'],env={**os.environ,**given['env']});"
     # 255 is left to ssh: a job that ends with -1 is no lost connection.
     "sys.exit(128-code if code<0 else 1 if code==255 else code)"
 )
+
+
+def signal_as_exit_code(code: int) -> int:
+    """Return a process's exit code as shells write it: 128 + N for one that signal N ended, which Python gives as -N."""
+    return code if code >= 0 else 128 - code
 
 
 def forwarded(env: Mapping[str, str]) -> dict[str, str]:

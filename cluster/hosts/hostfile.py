@@ -1,6 +1,7 @@
 """The hostfile: which hosts train, and how many ranks run on each (DeepSpeed's format).
 
 In:  a text file in UTF-8 with lines `HOST slots=N`, `#` comments and empty lines.
+     In a Slurm allocation there is no file: its nodes are the hosts.
 Out: `Host` records in the file's order; the first is the rendezvous host.
 
 A name becomes a word of ssh's command line and the address that ranks connect to, so it is a host name or an IP address and nothing
@@ -11,9 +12,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.batch import slurm
 from cluster.config import ConfigError
 
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
@@ -103,3 +106,9 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
             f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from error
     return parse_hostfile(text, str(path))
+
+
+def allocated_hosts(env: Mapping[str, str], ranks: int = 0) -> tuple[Host, ...]:
+    """Return the nodes of this process's Slurm allocation. ranks: per node; 0 is one per GPU, or one. Raises SlurmError outside of one."""
+    slots = ranks or slurm.gpus_per_node(env) or 1
+    return tuple(Host(name, slots, line) for line, name in enumerate(slurm.nodes(env), start=1))

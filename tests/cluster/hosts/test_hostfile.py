@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launch.hostfile import Host, HostfileError, parse_hostfile, read_hostfile
+from cluster.hosts.hostfile import Host, HostfileError, parse_hostfile, read_hostfile
 
 
 def test_reads_hosts_in_order_past_comments_and_blank_lines() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.batch import recipes
 from cluster.config import ConfigError, load
-from cluster.launch import recipes
 
 
 def test_every_recipe_is_listed_with_a_sentence() -> None:

@@ -16,18 +16,16 @@ from typer.main import get_command
 from cluster import supported
 from cluster.cli import main
 from cluster.config import load
-from cluster.launch.hostfile import Host, read_hostfile
 
 SCONTROL = """#!/bin/sh
 case "$1" in
-  show) echo node-1; echo node-2 ;;
+  show) echo "JobId=17 JobName=videoar JobState=${STATE:-RUNNING} Reason=None" ;;
   requeue) echo "$2" > requeued ;;
 esac
 """
 VIDEOAR = """#!/usr/bin/env python3
-import os, shutil, signal, sys
+import os, signal, sys
 open("arguments", "w").write("".join(f"{word}\\n" for word in sys.argv[1:]))
-shutil.copy(sys.argv[5], "seen-hosts")
 if os.environ["ACT"] != "wait":
     sys.exit(int(os.environ["ACT"]))
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
@@ -47,8 +45,6 @@ def job(tmp_path: Path) -> dict[str, Any]:
     env = {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "SLURM_JOB_ID": "17",
-        "SLURM_JOB_NODELIST": "node-[1-2]",
-        "SLURM_GPUS_ON_NODE": "8",
     }
     return {"cwd": tmp_path, "env": env, "text": True}
 
@@ -62,21 +58,28 @@ def test_slurm_launches_on_the_nodes_and_requeues_what_stopped_cleanly(
     done = subprocess.run(words, capture_output=True, check=False, timeout=60, **job)
     assert done.returncode == code, done.stderr
     assert (job["cwd"] / "requeued").exists() == queued
-    assert read_hostfile(job["cwd"] / "seen-hosts") == (Host("node-1", 8, 1), Host("node-2", 8, 2))
-    assert not (job["cwd"] / "hosts-17").exists()
     arguments = (job["cwd"] / "arguments").read_text().splitlines()
-    assert arguments == ["launch", "-c", "my run.yaml", "--hostfile", "hosts-17", "train.clip=2"]
+    assert arguments == ["launch", "-c", "my run.yaml", "--via", "slurm", "train.clip=2"]
 
 
-def test_slurms_warning_reaches_the_job_and_its_exit_code_counts(root: Path, job: dict[str, Any]) -> None:
+@pytest.mark.parametrize("warning", [signal.SIGTERM, signal.SIGUSR1])
+def test_slurms_warning_reaches_the_job_and_its_exit_code_counts(root: Path, job: dict[str, Any], warning: int) -> None:
     job["env"]["ACT"] = "wait"
     words = ["bash", str(root / "cluster/slurm/train.sbatch"), "run.yaml"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, **job) as script:
         (job["cwd"] / "ready").read_text()
-        script.send_signal(signal.SIGTERM)
+        script.send_signal(warning)
         text, _ = script.communicate(timeout=60)
     assert script.returncode == 75, text
     assert (job["cwd"] / "requeued").read_text() == "17\n"
+
+
+def test_a_cancelled_job_is_not_brought_back(root: Path, job: dict[str, Any]) -> None:
+    job["env"] |= {"ACT": "75", "STATE": "COMPLETING"}
+    words = ["bash", str(root / "cluster/slurm/train.sbatch"), "run.yaml"]
+    done = subprocess.run(words, capture_output=True, check=False, timeout=60, **job)
+    assert done.returncode == 75 and "submit it again to go on" in done.stdout
+    assert not (job["cwd"] / "requeued").exists()
 
 
 def test_slurm_without_a_configuration_says_how(root: Path, job: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from cluster.launch.environment import forwarded, start_input
+from cluster.hosts.environment import forwarded, start_input
 
 
 @pytest.mark.parametrize(

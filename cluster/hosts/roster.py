@@ -19,14 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from cluster.config import ConfigError
-from cluster.launch.hostfile import Host
-from cluster.launch.ssh_launcher import ssh_command
+from cluster.hosts.hostfile import Host
+from cluster.hosts.ssh_launcher import HOST_SECONDS, Reach, ssh_command
 from cluster.runtime.exit_codes import LAUNCH
 
-HOST_SECONDS = 30.0
-"""Time limit of what a launch does on each host between two starts."""
 ASK_SECONDS = 15.0
-"""Seconds between two questions to the hosts that are left out."""
+"""Seconds between two questions to the hosts that are left out, where nothing else is configured."""
+MORE_SECONDS = 15.0
+"""Seconds that a host has for what is done on it between two starts, beside those to connect."""
 STRIKES = 2
 """First failures in succession after which a host is left out."""
 
@@ -41,17 +41,22 @@ def kill_command(launch: str) -> str:
     return f"for each in /proc/[0-9]*; do if {has_it}; then kill -KILL ${{each#/proc/}}; fi; done"
 
 
-def on_hosts(hosts: Sequence[Host], command: str) -> list[bool]:
-    """Run a shell command on every host at once, each for at most HOST_SECONDS; returns on which it succeeded. Its output goes."""
+def on_hosts(hosts: Sequence[Host], command: str, seconds: float = HOST_SECONDS, reach: Reach = ssh_command) -> list[str]:
+    """Run a shell command on every host at once; returns why it failed there, or an empty string.
 
-    def one(host: Host) -> bool:
-        with contextlib.suppress(subprocess.TimeoutExpired):
+    seconds: after which a host that does not answer is given up.
+    """
+
+    def one(host: Host) -> str:
+        try:
             done = subprocess.run(
-                ssh_command(host.name, command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                check=False, timeout=HOST_SECONDS,
+                reach(host.name, command, seconds), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                check=False, timeout=seconds + MORE_SECONDS,
             )  # fmt: skip
-            return done.returncode == 0
-        return False
+        except subprocess.TimeoutExpired:
+            return f"no answer in {seconds + MORE_SECONDS:g} s"
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        return "" if done.returncode == 0 else said[-1] if said else f"exit code {done.returncode}"
 
     with ThreadPoolExecutor(max_workers=64) as pool:
         return list(pool.map(one, hosts))
@@ -70,14 +75,19 @@ class Roster:
     """Hosts below which no start is made (cluster.min_hosts)."""
     rest_seconds: float
     """Seconds that a host rests which was the first to fail STRIKES times in succession (cluster.host_rest_seconds)."""
-    answering: Callable[[Sequence[Host], bool], list[bool]]
-    """Asks hosts, returns which answered; true: also kills what this launch has running there, of which nothing is to be left."""
+    answering: Callable[[Sequence[Host], bool], list[str]]
+    """Asks hosts, returns why each did not answer, or an empty string; true: also kills what this launch has running there, of which
+    nothing is to be left."""
     log: Callable[[str], None]
+    ask_seconds: float = ASK_SECONDS
+    """Seconds between two questions to the hosts that are left out."""
     now: Callable[[], float] = time.monotonic
     active: tuple[Host, ...] = ()
     _answered: bool = False
     """Whether any host ever was ready."""
     _strikes: dict[str, int] = field(default_factory=dict)
+    _problems: dict[str, str] = field(default_factory=dict)
+    """Why each host did not answer when it was last asked."""
     _resting: dict[str, float] = field(default_factory=dict)
 
     def failed(self, name: str) -> None:
@@ -91,7 +101,9 @@ class Roster:
     def ready(self, hosts: Sequence[Host], *, clear: bool) -> tuple[Host, ...]:
         """Return those of `hosts` that answer and do not rest. clear: no start is running, and nothing of one may be."""
         awake = [host for host in hosts if self._resting.get(host.name, 0.0) <= self.now()]
-        return tuple(host for host, answered in zip(awake, self.answering(awake, clear), strict=True) if answered)
+        problems = self.answering(awake, clear)
+        self._problems |= {host.name: problem for host, problem in zip(awake, problems, strict=True)}
+        return tuple(host for host, problem in zip(awake, problems, strict=True) if not problem)
 
     def muster(self, wait: Callable[[float], bool]) -> tuple[Host, ...]:
         """Choose the hosts of the next start; waits until there are enough. Empty when `wait(seconds)` says that the job is to stop.
@@ -103,10 +115,9 @@ class Roster:
             self.active = self.ready(self.hosts, clear=True)
             self._answered = self._answered or bool(self.active)
             if not self._answered:
-                names = ", ".join(host.name for host in self.hosts[:8]) + (", ..." if len(self.hosts) > 8 else "")
                 raise NoHost(
-                    f"none of the {len(self.hosts)} hosts of the hostfile answers to ssh ({names}); `videoar preflight -c CFG "
-                    "--hostfile FILE` says why"
+                    f"none of the {len(self.hosts)} hosts answers ({self._named(self.hosts)}); check the hostfile and the keys: "
+                    "`videoar preflight -c CFG --hostfile FILE` looks at each host"
                 )
             if not self.active or len(self.active) < self.least:
                 if told % 20 == 0:
@@ -114,13 +125,18 @@ class Roster:
                         f"{len(self.active)} of {len(self.hosts)} hosts are ready, {max(1, self.least)} are needed: waiting"
                     )
                 told += 1
-                if wait(ASK_SECONDS):
+                if wait(self.ask_seconds):
                     return ()
                 continue
-            out = [host.name for host in self.hosts if host not in self.active]
+            out = [host for host in self.hosts if host not in self.active]
             if out:
-                self.log(f"going on with {len(self.active)} of {len(self.hosts)} hosts, without {', '.join(out)}")
+                self.log(f"going on with {len(self.active)} of {len(self.hosts)} hosts, without {self._named(out)}")
             return self.active
+
+    def _named(self, hosts: Sequence[Host]) -> str:
+        """Return some hosts, each with what it said last."""
+        said = [host.name + (f": {problem}" if (problem := self._problems.get(host.name, "")) else "") for host in hosts[:8]]
+        return ", ".join(said) + (", ..." if len(hosts) > 8 else "")
 
     @contextlib.contextmanager
     def watching(self, returned: Callable[[str], None]) -> Iterator[None]:
@@ -129,7 +145,7 @@ class Roster:
 
         def ask() -> None:
             before: tuple[Host, ...] = ()
-            while not closed.wait(ASK_SECONDS):
+            while not closed.wait(self.ask_seconds):
                 out = [host for host in self.hosts if host not in self.active]
                 now = self.ready(out, clear=False)
                 again = [host.name for host in now if host in before]

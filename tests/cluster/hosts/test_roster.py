@@ -3,9 +3,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from cluster.launch import roster
-from cluster.launch.hostfile import Host
-from cluster.launch.roster import NoHost, Roster
+from cluster.hosts.hostfile import Host
+from cluster.hosts.roster import NoHost, Roster
 
 HOSTS = tuple(Host(name, 2, line) for line, name in enumerate("abc", start=1))
 
@@ -15,11 +14,11 @@ class World:
 
     def __init__(self, least: int = 1) -> None:
         self.up, self.time, self.said, self.cleared = {"a", "b", "c"}, 0.0, list[str](), list[bool]()
-        self.roster = Roster(HOSTS, least, 600.0, self.answering, self.said.append, now=lambda: self.time)
+        self.roster = Roster(HOSTS, least, 600.0, self.answering, self.said.append, 0.01, now=lambda: self.time)
 
-    def answering(self, hosts: Sequence[Host], clear: bool) -> list[bool]:
+    def answering(self, hosts: Sequence[Host], clear: bool) -> list[str]:
         self.cleared.append(clear)
-        return [host.name in self.up for host in hosts]
+        return ["" if host.name in self.up else "no route" for host in hosts]
 
     def muster(self) -> str:
         return "".join(host.name for host in self.roster.muster(lambda seconds: True))
@@ -29,7 +28,7 @@ def test_a_host_that_does_not_answer_is_left_out_and_comes_back() -> None:
     world = World()
     assert world.muster() == "abc" and world.said == []
     world.up = {"a", "c"}
-    assert world.muster() == "ac" and world.said == ["going on with 2 of 3 hosts, without b"]
+    assert world.muster() == "ac" and world.said == ["going on with 2 of 3 hosts, without b: no route"]
     world.up = {"a", "b", "c"}
     assert world.muster() == "abc"
 
@@ -64,7 +63,9 @@ def test_hosts_of_which_none_ever_answered_are_an_error_and_not_waited_for() -> 
     """A mistyped hostfile or a wrong key: the launch asked again and again, and never said why."""
     world = World()
     world.up = set()
-    with pytest.raises(NoHost, match=r"none of the 3 hosts .* answers to ssh \(a, b, c\); `videoar preflight"):
+    with pytest.raises(
+        NoHost, match=r"none of the 3 hosts answers \(a: no route, b: no route, c: no route\); .*`videoar preflight"
+    ):
         world.muster()
     world.up = {"a"}
     assert world.muster() == "a"
@@ -72,8 +73,7 @@ def test_hosts_of_which_none_ever_answered_are_an_error_and_not_waited_for() -> 
     assert world.muster() == "", "hosts that were there are waited for"
 
 
-def test_hosts_that_answer_again_are_told_once_while_a_job_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roster, "ASK_SECONDS", 0.01)
+def test_hosts_that_answer_again_are_told_once_while_a_job_runs() -> None:
     world, told, called = World(), list[str](), threading.Event()
     world.up = {"a"}
     world.muster()

@@ -1,0 +1,136 @@
+"""Proof: it learns. Tokenizer and transformer from scratch through two stages under ZeRO-3, then scores on held-out clips.
+
+    python benchmarks/proof_learning.py [--data moving-mnist|freeway] [--out runs/proof-learning] [--minutes 120]
+
+A series of `videoar` commands with proof_learning.yaml: data, tokenizer train, tokenize (train and held-out clips), launch, eval. Each goes
+on where it was stopped, so the whole may be stopped at any moment and started again; after --minutes of one start no new command begins,
+and one that trains is stopped with a checkpoint (exit code 75: start again). Planned for two hours on two quiet cores; which steps fit is
+not measured yet. `steps.json` has the seconds of each command, all starts together; the last line is one JSON object: of `videoar eval`,
+with whether the bars hold: predictions better than copying the last frame in PSNR and in LPIPS, FVD of samples below that of shuffled and
+of frozen real clips. Exit code 1 when a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+STOPPED = 75
+GRACE = 180
+"""Seconds that a command has to stop after its time."""
+
+
+@dataclass
+class Series:
+    """Commands one after the other, with their times."""
+
+    out: Path
+    deadline: float
+
+    def run(self, name: str, *words: str) -> None:
+        """Run one command that can go on, unless an earlier start finished it. Ends the program when the time is over."""
+        done = self.out / "done" / name
+        if done.exists():
+            print(f"{name}: done before", flush=True)
+            return
+        if time.monotonic() > self.deadline:
+            print(f"the time is over before `{name}`: start again to go on", flush=True)
+            raise SystemExit(STOPPED)
+        print(f"$ videoar {' '.join(words)}", flush=True)
+        began = time.monotonic()
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen([sys.executable, "-m", "cluster.cli.main", *words], env=environment)
+        try:
+            code = process.wait(timeout=max(1.0, self.deadline - began))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=GRACE)
+            code = STOPPED
+        except KeyboardInterrupt:
+            process.wait(timeout=GRACE)  # the terminal's signal reached it too
+            code = STOPPED
+        self._count(name, time.monotonic() - began)
+        if code == STOPPED:
+            print(f"`{name}` was stopped: start again to go on", flush=True)
+        if code != 0:
+            raise SystemExit(code)
+        done.parent.mkdir(parents=True, exist_ok=True)
+        done.touch()
+
+    def _count(self, name: str, seconds: float) -> None:
+        path = self.out / "steps.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        known[name] = round(known.get(name, 0.0) + seconds, 1)
+        path.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def verdict(scores: dict) -> dict[str, bool]:
+    """Which bars hold; a score that could not be computed holds none."""
+    model, copy = scores["prediction"]["model"], scores["prediction"]["copy_last_frame"]
+
+    def fvd(found: dict) -> float:
+        return float("nan") if found["fvd"] is None else found["fvd"]["mean"]
+
+    return {
+        "psnr_above_copying": model["psnr"]["mean"] > copy["psnr"]["mean"],
+        "lpips_below_copying": "lpips_alex" in model and model["lpips_alex"]["mean"] < copy["lpips_alex"]["mean"],
+        "fvd_below_shuffled": fvd(scores["samples"]) < fvd(scores["references"]["shuffled"]),
+        "fvd_below_frozen": fvd(scores["samples"]) < fvd(scores["references"]["frozen"]),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=("moving-mnist", "freeway"), default="moving-mnist")
+    parser.add_argument("--out", type=Path, default=Path("runs/proof-learning"))
+    parser.add_argument("--minutes", type=float, default=120.0)
+    parser.add_argument("--train", type=int, default=4000, help="training clips")
+    parser.add_argument("--test", type=int, default=256, help="held-out clips")
+    parser.add_argument("--clips", type=int, default=64, help="clips to score")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for smaller tries")
+    asked = parser.parse_args()
+    out = asked.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    data, config = out / "data", out / "learning.yaml"
+    text = (ROOT / "benchmarks" / "proof_learning.yaml").read_text().replace("DATA", str(data)).replace("OUT", str(out))
+    config.write_text(text)
+    rate = [] if asked.data == "moving-mnist" else ["pipeline.fps=15", "tokenizer.training.fps=15", "sample.fps=15"]
+    given = ["-c", str(config), *rate, *asked.overrides]
+    series = Series(out, time.monotonic() + 60 * asked.minutes)
+    series.run("data", "data", asked.data, str(data), "--train", str(asked.train), "--test", str(asked.test))
+    series.run("tokenizer", "tokenizer", "train", *given)
+    series.run("tokenize", "tokenize", *given)
+    series.run("tokenize-test", "tokenize", *given, f"corpus.videos=[{data}/test]", f"pipeline.output={out}/shards-test")
+    series.run("train", "launch", *given)
+    series.run(
+        "eval", "eval", *given, "--output", str(out / "scores"), "--clips", str(asked.clips), "--seeds", str(asked.seeds)
+    )
+    scores = json.loads((out / "scores" / "scores.json").read_text())
+    bars = verdict(scores)
+    seconds = json.loads((out / "steps.json").read_text())
+    line = {
+        "name": "proof_learning",
+        "data": asked.data,
+        "fvd": scores["samples"]["fvd"] and scores["samples"]["fvd"]["mean"],
+        "psnr": scores["prediction"]["model"]["psnr"]["mean"],
+        "copy_psnr": scores["prediction"]["copy_last_frame"]["psnr"]["mean"],
+        "bit_loss": scores["bits"]["loss"],
+        **scores["speed"],
+        "seconds": seconds,
+        **bars,
+    }
+    print(json.dumps(line))
+    return 0 if all(bars.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

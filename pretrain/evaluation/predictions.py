@@ -1,0 +1,75 @@
+"""How well the next frames of held-out clips are predicted: PSNR, SSIM and LPIPS by frame, against copying the last given frame.
+
+In:  held-out clips, predictions from their first frames, one set per seed.
+Out: JSON values for the model, for copying, and for the tokenizer (the true frames encoded and decoded: the best that is possible).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pretrain.evaluation import frame_scores, intervals
+from pretrain.evaluation.generation import Generation
+from pretrain.evaluation.networks import ScoringNetworks
+from pretrain.sampling.generate import VideoGenerator
+
+
+def score_predictions(networks: ScoringNetworks, generation: Generation, seeds: list[int], known: int) -> dict[str, Any]:
+    """Return the scores of the frames after the `known` ones. `better_share`: clips with a higher PSNR than copying."""
+    real = generation.held_out.frames
+    true = real[:, known:]
+    sets = [generation.predictions(seed, known).frames[:, known:] for seed in seeds]
+    copies = copied(real, known)
+    made = [_frames(networks, true, each) for each in sets]
+    copy = _frames(networks, true, copies)
+    tokens = _frames(networks, true, through_tokenizer(generation.generator, real)[:, known:])
+    better = [float((each["psnr"].mean(1) > copy["psnr"].mean(1)).mean()) for each in made]
+    return {
+        "known_frames": known,
+        "predicted_frames": true.shape[1],
+        "clips": len(real),
+        "model": _summary(made),
+        "copy_last_frame": _summary([copy]),
+        "tokenizer": _summary([tokens]),
+        "better_share": {"mean": float(np.mean(better)), "interval_seeds": intervals.of_seeds(better)},
+    }
+
+
+def copied(frames_NTHWC: Tensor, known: int) -> Tensor:
+    """Return the last given frame, held for the rest of each clip."""
+    return frames_NTHWC[:, known - 1 : known].expand(-1, frames_NTHWC.shape[1] - known, -1, -1, -1).contiguous()
+
+
+def through_tokenizer(generator: VideoGenerator, frames_NTHWC: Tensor) -> Tensor:
+    """Return clips encoded and decoded, uint8 of the same shape."""
+    codec, shape = generator.codec, generator.bucket
+    made = [codec.decode(codec.encode(clip).bits, shape.height, shape.width).cpu() for clip in frames_NTHWC.split(1)]
+    return torch.cat(made)
+
+
+def _frames(networks: ScoringNetworks, true: Tensor, made: Tensor) -> dict[str, Any]:
+    """Return each score's values, float64 (N, T); without SSIM under 11 pixels, without LPIPS under 32 or without its weights."""
+    side = min(true.shape[2:4])
+    found = {"psnr": frame_scores.psnr(true, made).numpy()}
+    if side >= 11:
+        found["ssim"] = frame_scores.ssim(true, made).numpy()
+    if side >= 32 and networks.lpips is not None:
+        found["lpips_alex"] = frame_scores.lpips(networks.lpips, true, made).numpy()
+    return found
+
+
+def _summary(sets: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return mean, intervals and means by frame of each score."""
+    return {
+        name: {
+            "mean": float(np.mean([each[name].mean() for each in sets])),
+            "interval_clips": intervals.of_mean(sets[0][name].mean(1)),
+            "interval_seeds": intervals.of_seeds([float(each[name].mean()) for each in sets]),
+            "by_frame": np.mean([each[name].mean(0) for each in sets], axis=0).tolist(),
+        }
+        for name in sets[0]
+    }
