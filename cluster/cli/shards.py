@@ -62,7 +62,9 @@ def verify(folder: Shards, workers: Workers = 0) -> None:
 
 @shards_app.command()
 def stat(
-    folder: Shards, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False
+    folder: Shards,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    workers: Workers = 0,
 ) -> None:
     """Show statistics: samples, frames, tokens and bytes of each shape, rejections by reason.
 
@@ -75,7 +77,8 @@ def stat(
 
     from pipeline.maintenance.inspect import stat
 
-    found = stat(folder)
+    with tasks("stat", folder, workers) as run:
+        found = stat(folder, run)
     if as_json:
         typer.echo(json.dumps(found))
         return

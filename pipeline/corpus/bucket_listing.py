@@ -1,19 +1,26 @@
 """All files below a prefix of an object store, listed by many connections at once.
 
-In:  an fsspec file system and a prefix in it.
-Out: the names of all files, sorted as one listing of the whole prefix would be.
+In:  an fsspec file system and a prefix in it; what an interrupted listing has kept (spilled_names.py).
+Out: the names of all files, streamed, sorted as one listing of the whole prefix would be.
 
 A store gives a thousand names a request, one request after the other, but many prefixes at the same time. Folders are opened level by
-level until there are enough of them, and then listed side by side; each request is tried again by itself.
+level until there are enough of them, and then listed side by side; each request is tried again by itself. What a folder holds goes to
+disk at once: a listing that is interrupted asks only for folders that it has not finished, and in memory are the names of the folders
+that are being listed, at most one per connection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
+from cluster.runtime.progress import ProgressBar
 from cluster.runtime.remote_files import retried
+from pipeline.corpus.spilled_names import Entry, SpilledNames
 
 CONNECTIONS = 16
 """Listings at a time."""
@@ -21,41 +28,105 @@ ENOUGH = 4 * CONNECTIONS
 """Folders below which one more level is opened."""
 DEEPEST = 4
 """Levels that are opened at most: names may lie one in a folder."""
+OPENED, BELOW = "ls", "find"
+"""What is kept of a folder: the files and folders in it, or all files below it."""
 
 
-def find(filesystem: Any, root: str) -> list[str]:
-    """Return the files below `root`, sorted; `root` itself where it is a file. Raises what the store raises."""
-    filesystem.invalidate_cache()  # what an earlier listing of this process has found may be out of date
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
-        files: list[str] = []
-        folders = [root]
+def find(filesystem: Any, root: str, kept: SpilledNames | None = None) -> Iterator[str]:
+    """Yield the files below `root`, sorted; `root` itself where it is a file. Raises what the store raises.
+
+    kept: where names wait, and those of an interrupted listing are; a temporary folder if it is not given.
+    """
+    with contextlib.ExitStack() as held:
+        if kept is None:
+            kept = SpilledNames(Path(held.enter_context(tempfile.TemporaryDirectory(prefix="listing-"))))
+        with _uncached(filesystem):
+            opened = _list(filesystem, root, kept)
+        yield from _files(kept, root, opened)
+
+
+@contextlib.contextmanager
+def _uncached(filesystem: Any) -> Iterator[None]:
+    """Turn off the memory of a file system: what it holds may be out of date, and what is found now need not stay there."""
+    filesystem.invalidate_cache()
+    cache: Any = getattr(filesystem, "dircache", None)
+    before = getattr(cache, "use_listings_cache", None)
+    if before is None:
+        yield
+        return
+    cache.use_listings_cache = False
+    try:
+        yield
+    finally:
+        cache.use_listings_cache = before
+
+
+def _list(filesystem: Any, root: str, kept: SpilledNames) -> set[str]:
+    """Put on disk what every folder holds. Returns the folders that were opened; of the others all files below are there."""
+
+    def opened(folder: str) -> int:
+        return kept.write(OPENED, folder, _entries(filesystem, folder))
+
+    def below(folder: str) -> int:
+        return kept.write(BELOW, folder, _names(retried(lambda: filesystem.find(folder))))
+
+    levels: set[str] = set()
+    folders = [root]
+    # Where it stops, on an error or a signal, requests that have not begun are given up.
+    with ProgressBar("list", 0, every=10.0) as progress, _pool() as pool:
         for level in range(DEEPEST):
             if level and (len(folders) >= ENOUGH or not folders):
                 break
-            opened = pool.map(lambda folder: _entries(filesystem, folder), folders)
-            files, folders = _split(zip(folders, opened, strict=True), files)
-        for found in pool.map(lambda folder: retried(lambda: filesystem.find(folder)), folders):
-            files += found
-    # A marker of an empty folder is no file.
-    return sorted(name for name in files if not name.endswith("/"))
+            _each(pool, opened, [folder for folder in folders if kept.rows(OPENED, folder) is None], progress)
+            levels.update(folders)
+            folders = [name.rstrip("/") for folder in folders for name, is_folder in kept.read(OPENED, folder) if is_folder]
+        _each(pool, below, [folder for folder in folders if kept.rows(BELOW, folder) is None], progress)
+    return levels
 
 
-def _entries(filesystem: Any, folder: str) -> list[dict[str, Any]]:
+@contextlib.contextmanager
+def _pool() -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(CONNECTIONS)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _each(pool: ThreadPoolExecutor, work: Any, folders: Iterable[str], progress: ProgressBar) -> None:
+    """Do the work of each folder; of those that fail, raise the error of the first that is seen."""
+    running: set[Future[int]] = {pool.submit(work, folder) for folder in folders}
+    while running:
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+        for each in done:
+            progress.update(each.result(), note=f"names; {len(running)} folders left")
+
+
+def _files(kept: SpilledNames, folder: str, opened: set[str]) -> Iterator[str]:
+    # What lies below a folder is neighbours in the sorted order, at the place of the folder's name with its slash.
+    for name, is_folder in kept.read(OPENED, folder):
+        if not is_folder:
+            yield name
+        elif name.rstrip("/") in opened:
+            yield from _files(kept, name.rstrip("/"), opened)
+        else:
+            yield from (inner for inner, _ in kept.read(BELOW, name.rstrip("/")))
+
+
+def _entries(filesystem: Any, folder: str) -> Iterator[Entry]:
+    """Yield the files and folders in a folder; a folder's name ends in a slash."""
     try:
         found: list[dict[str, Any]] = retried(lambda: filesystem.ls(folder, detail=True))
     except FileNotFoundError:
-        return []
-    return found
+        return
+    for entry in found:
+        name = str(entry["name"])
+        if entry["type"] != "directory":
+            yield from _names([name])
+        elif name.rstrip("/") != folder.rstrip("/"):  # some stores list a folder's own marker
+            yield name.rstrip("/") + "/", True
 
 
-def _split(opened: Iterable[tuple[str, list[dict[str, Any]]]], files: list[str]) -> tuple[list[str], list[str]]:
-    """Divide what some folders hold into files, added to those known, and folders."""
-    folders = []
-    for folder, entries in opened:
-        for entry in entries:
-            name = str(entry["name"])
-            if entry["type"] != "directory":
-                files.append(name)
-            elif name.rstrip("/") != folder.rstrip("/"):  # some stores list a folder's own marker
-                folders.append(name.rstrip("/"))
-    return files, folders
+def _names(names: Iterable[str]) -> Iterator[Entry]:
+    # A marker of an empty folder is no file.
+    return ((name, False) for name in names if not name.endswith("/"))

@@ -1,7 +1,7 @@
 """Files below a folder, a glob or a URL, those that count as videos and those that are left out.
 
 In:  an entry of corpus.videos, the extensions that count.
-Out: names in sorted order; counts of the others by ending.
+Out: names in sorted order, streamed; counts of the others by ending.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 import fsspec
 
 from cluster.config.errors import ConfigError
+from cluster.runtime.atomic_files import DamagedFile
 from cluster.runtime.remote_files import NETWORK, retried
 from pipeline.corpus import bucket_listing
+from pipeline.corpus.spilled_names import SpilledNames
 
-Found = list[str]
+Found = Iterator[str]
 _GLOB = frozenset("*?[")
 _BESIDE = (".txt", ".json")
 """Endings of caption files, which are not counted as left out where a video of the same name is."""
@@ -28,6 +32,15 @@ _BESIDE = (".txt", ".json")
 
 class CorpusError(ConfigError):
     """A corpus that cannot be listed; the message names the entry and the fix."""
+
+
+@dataclass
+class _Stem:
+    """A name without its ending: whether a video has it, and the caption files that do."""
+
+    name: str
+    video: bool = False
+    beside: list[str] = field(default_factory=list)
 
 
 class Names:
@@ -44,20 +57,39 @@ class Names:
         return bool(_GLOB & set(entry))
 
     def counted(self, names: Iterable[str], also: tuple[str, ...] = ()) -> Found:
-        """Return the names that count. also: more endings that do. Hidden files never count."""
+        """Yield the names that count. also: more endings that do. Hidden files never count.
+
+        names: sorted, or sorted in each folder.
+        """
         endings = (*self._extensions, *also)
-        found: Found = []
-        others: Found = []
+        # Names of one stem begin alike, so what is between them has a longer stem: those that may still get a video are few.
+        stems: list[_Stem] = []
         for name in names:
             base = name.rsplit("/", 1)[-1]
-            if not base.startswith("."):
-                (found if base.lower().endswith(endings) else others).append(name)
-        stems = {name.rpartition(".")[0] for name in found}
-        for name in others:
+            while stems and not name.startswith(f"{stems[-1].name}."):
+                self._leave(stems.pop())
+            if base.startswith("."):
+                continue
             stem, _, ending = name.rpartition(".")
-            if f".{ending.lower()}" not in _BESIDE or stem not in stems:
-                self.left_out[PurePosixPath(name).suffix.lower() or "without ending"] += 1
-        return found
+            video, beside = base.lower().endswith(endings), f".{ending.lower()}" in _BESIDE
+            if (video or beside) and not (stems and stems[-1].name == stem):
+                stems.append(_Stem(stem))
+            if video:
+                stems[-1].video = True
+                yield name
+            elif beside:
+                stems[-1].beside.append(name)
+            else:
+                self._count(name)
+        while stems:
+            self._leave(stems.pop())
+
+    def _leave(self, stem: _Stem) -> None:
+        for name in () if stem.video else stem.beside:
+            self._count(name)
+
+    def _count(self, name: str) -> None:
+        self.left_out[PurePosixPath(name).suffix.lower() or "without ending"] += 1
 
 
 def local_names(entry: str, names: Names) -> Found:
@@ -66,7 +98,7 @@ def local_names(entry: str, names: Names) -> Found:
     if path.is_dir():
         return _walked(path, names)
     if path.exists():
-        return [str(path)]
+        return iter([str(path)])
     if names.is_glob(entry):
         return names.counted(sorted(_matches(entry)), _named_by(entry))
     raise CorpusError(f"corpus.videos: {entry} does not exist")
@@ -142,24 +174,29 @@ def _files(path: Path) -> Iterator[str]:
         yield from (str(Path(folder) / name) for name in sorted(files))
 
 
-def remote_names(entry: str, names: Names) -> Found:
-    """Return the files of a URL. Raises CorpusError for one that cannot be listed."""
+def remote_names(entry: str, names: Names, kept: SpilledNames | None = None) -> Found:
+    """Yield the files of a URL; kept: what an interrupted listing has left. Raises CorpusError for one that cannot be listed."""
     try:
         filesystem, inner = fsspec.core.url_to_fs(entry)
         if "*" in inner if entry.startswith(("http://", "https://")) else names.is_glob(inner):  # there, ? begins a query
             matches = [str(filesystem.unstrip_protocol(name)) for name in sorted(retried(lambda: filesystem.glob(inner)))]
-            return names.counted(matches, _named_by(entry))
+            yield from names.counted(matches, _named_by(entry))
+            return
         if entry.startswith(("http://", "https://")):
-            listed = sorted(retried(lambda: filesystem.find(inner)))
+            listed = iter(sorted(retried(lambda: filesystem.find(inner))))
         else:
-            listed = bucket_listing.find(filesystem, inner)
+            listed = bucket_listing.find(filesystem, inner, kept and kept.within(entry))
+        begin = list(islice(listed, 2))
+        if begin == [inner]:
+            yield entry
+            return
+        yield from names.counted(str(filesystem.unstrip_protocol(name)) for name in chain(begin, listed))
+    except DamagedFile:
+        raise
     except (ImportError, ValueError) as error:
         raise CorpusError(f"corpus.videos: {entry}: {error}") from error
     except NETWORK as error:
         raise CorpusError(f"corpus.videos: cannot list {entry}: {error}") from error
-    if listed == [inner]:
-        return [entry]
-    return names.counted(str(filesystem.unstrip_protocol(name)) for name in listed)
 
 
 def _named_by(entry: str) -> tuple[str, ...]:

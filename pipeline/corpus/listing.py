@@ -18,6 +18,7 @@ from pipeline.config import CorpusConfig
 from pipeline.corpus import tar_index
 from pipeline.corpus.caption_table import CaptionTable, table_rows
 from pipeline.corpus.folders import CorpusError, Found, Names, local_names, remote_names
+from pipeline.corpus.spilled_names import SpilledNames
 from pipeline.corpus.text import readable, storable
 from pipeline.records import SourceVideo
 
@@ -59,12 +60,16 @@ class Survey:
     than once: whoever drops a repeated one says so (`drop`), so that the counts are right. Raises CorpusError for a corpus without
     entries, for an entry that is missing, unreadable or holds no video, and for a table of captions of which no row belongs to a
     video; CaptionError for a table or list that cannot be read.
+
+    kept: a folder where what is found in object stores waits until `ended`: a listing that is interrupted goes on with it.
     """
 
-    def __init__(self, config: CorpusConfig) -> None:
+    def __init__(self, config: CorpusConfig, kept: Path | None = None) -> None:
         if not config.videos:
             raise CorpusError("corpus.videos is empty; name files, folders, globs or URLs")
         self._config = config
+        remote = kept is not None and any(map(is_url, config.videos))
+        self._kept = SpilledNames.of(kept, config) if kept is not None and remote else None
         self._table = CaptionTable.read(config.captions, config.columns) if config.captions else _EMPTY
         self._endings: Counter[str] = Counter()
         self._left_out: Counter[str] = Counter()
@@ -77,16 +82,18 @@ class Survey:
         for entry in self._config.videos:
             found = Names(self._config.extensions)
             count = 0
-            for name in _expanded(entry, found):
+            for name in _expanded(entry, found, self._kept):
                 for video in self._videos(name, found):
                     count += 1
                     self._count(video, 1)
                     yield video
             if not count:
+                self.ended()  # what is missing is added before the next run
                 raise CorpusError(_nothing(entry, found, self._config.extensions))
             self._left_out.update(found.left_out)
         rows = self._table.rows
         if rows and not self._matched:
+            self.ended()
             raise CorpusError(
                 f"corpus.captions: {self._config.captions}: none of its {len(rows)} rows belongs to a video (its first `file` is "
                 f"{next(iter(rows))}, the first video is {self._first}); `file` is the end of a video's name, with or without extension"
@@ -114,6 +121,11 @@ class Survey:
         self._count(video, -1)
         self._repeated += video != first
 
+    def ended(self) -> None:
+        """Remove what is kept of the listing: the next one begins anew."""
+        if self._kept is not None:
+            self._kept.remove()
+
     def notes(self) -> tuple[str, ...]:
         """Return what a user should know, once the corpus is listed."""
         return tuple(self._lines())
@@ -132,11 +144,11 @@ class Survey:
             yield line
 
 
-def _expanded(entry: str, found: Names) -> Found:
+def _expanded(entry: str, found: Names, kept: SpilledNames | None) -> Found:
     """Return the files that an entry names; lists and tars stand for themselves."""
     if entry.lower().endswith(LISTS) and not Names.is_glob(entry):
-        return [entry]
-    return remote_names(entry, found) if is_url(entry) else local_names(entry, found)
+        return iter([entry])
+    return remote_names(entry, found, kept) if is_url(entry) else local_names(entry, found)
 
 
 def _video(name: str, table: CaptionTable) -> SourceVideo:

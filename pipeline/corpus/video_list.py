@@ -34,22 +34,32 @@ class Sources:
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self.pairs = hashes(names)
-        self.pairs = self.pairs[np.lexsort((self.pairs[:, 1], self.pairs[:, 0]))]
+        self.pairs = self.pairs[ordered(self.pairs)]
 
     def hold(self, pairs: Hashes) -> npt.NDArray[np.bool_]:
         """Return which of some hashes are in the set."""
-        held = np.zeros(len(pairs), bool)
+        return self.find(pairs) >= 0
+
+    def find(self, pairs: Hashes) -> npt.NDArray[np.int64]:
+        """Return the place of each of some hashes in the set, -1 for one that is not there."""
+        found = np.full(len(pairs), -1, np.int64)
         if len(self.pairs):
             low = np.searchsorted(self.pairs[:, 0], pairs[:, 0])
             # Names with equal first numbers are neighbours, and there is hardly ever more than one.
-            while (open_ := (low < len(self.pairs)) & ~held).any():
+            while (open_ := (low < len(self.pairs)) & (found < 0)).any():
                 at = np.minimum(low, len(self.pairs) - 1)
                 near = open_ & (self.pairs[at, 0] == pairs[:, 0])
-                held |= near & (self.pairs[at, 1] == pairs[:, 1])
+                same = near & (self.pairs[at, 1] == pairs[:, 1])
+                found[same] = at[same]
                 if not near.any():
                     break
                 low = low + 1
-        return held
+        return found
+
+
+def ordered(pairs: Hashes) -> npt.NDArray[np.int64]:
+    """Return the numbers of some hashes in sorted order; of equal ones the first comes first."""
+    return np.lexsort((pairs[:, 1], pairs[:, 0]))
 
 
 def hashes(names: Iterable[str]) -> Hashes:

@@ -11,7 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.config import Config
 from pipeline.books.merge import SCRATCH
@@ -23,7 +26,7 @@ from pipeline.corpus.video_list import Sources, VideoList
 from pipeline.maintenance import recaption as captioning
 from pipeline.records import Clip, SourceVideo
 from pipeline.shards.generation import Generation
-from pipeline.shards.layout import LISTING, remove_index
+from pipeline.shards.layout import CLIPS, KEPT_LISTING, LISTING, open_table, remove_index
 from pipeline.shards.manifest import Manifest
 from pipeline.video import VideoError
 
@@ -35,31 +38,45 @@ def begin(config: Config, manifest: Manifest, *, retry: bool, recaption: bool = 
     A generation that an earlier run began goes on, with the list as it is now. Returns None where there is nothing to plan and no
     clip to encode again. Raises CorpusError, CaptionError.
     """
-    begun, found = manifest.generation(), Survey(config.get(CorpusConfig))
+    begun, found = manifest.generation(), Survey(config.get(CorpusConfig), manifest.parts / KEPT_LISTING)
+    planned = _planned(found, begun, config, manifest, retry, recaption)
+    # Only now: a kill before the list is written goes on with what was listed; whatever is planned later is listed anew.
+    found.ended()
+    return planned
+
+
+def _planned(
+    found: Survey, begun: Generation | None, config: Config, manifest: Manifest, retry: bool, recaption: bool
+) -> Generation | None:
     with VideoList(found, manifest.folder / LISTING) as videos:
         for video, first in videos.repeats():
             found.drop(video, first)
         for note in found.notes():
             print(note, flush=True)
         _compare_captions(manifest, videos, recaption)
-        known = Sources(chain.from_iterable(manifest.known_names()))
+        planned, refused = (
+            Sources(chain.from_iterable(names)) for names in (manifest.planned_names(), manifest.refused_names())
+        )
+        has_clips = planned.hold(videos.pairs)
+        known = has_clips | refused.hold(videos.pairs)
         if begun is not None:
-            return _resumed(begun, videos, known, manifest, config.get(PipelineConfig).videos_per_task)
+            return _resumed(begun, videos, ~known, manifest, config.get(PipelineConfig).videos_per_task)
         again, clips = manifest.quarantined() if retry else (set(), [])
         changed, clips = _without_changed(manifest, clips)
-        wanted = ~known.hold(videos.pairs) | Sources(again | changed).hold(videos.pairs)
+        wanted = ~known | Sources(again | changed).hold(videos.pairs)
         count = videos.count(wanted)
         print(f"corpus: {count} videos to plan" + (f", {len(clips)} clips to encode again" if retry else ""), flush=True)
         if not count and not clips:
             return None
         remove_index(manifest.folder)
-        return manifest.begin_generation((video for video, _ in videos.hashed(wanted)), clips)
+        before = np.where(has_clips, 2, known.astype(np.uint8))
+        return manifest.begin_generation(((video, int(before[at])) for video, at in videos.hashed(wanted)), clips)
 
 
-def _resumed(begun: Generation, listed: VideoList, known: Sources, manifest: Manifest, size: int) -> Generation:
-    """Return the generation that was begun, with the list as it is now; what is planned of unchanged videos is kept."""
+def _resumed(begun: Generation, listed: VideoList, new: npt.NDArray[np.bool_], manifest: Manifest, size: int) -> Generation:
+    """Return the generation that was begun, with the list as it is now; what is planned of unchanged videos is kept. new: which have no outcome."""
     own = Sources(video.source for video, _ in begun.listed())
-    wanted = ~known.hold(listed.pairs) | own.hold(listed.pairs)
+    wanted = new | own.hold(listed.pairs)
     begin_anew = f"to begin this plan anew, remove {manifest.parts}"
     paths = sorted({path.with_suffix(".arrow") for path in manifest.parts.glob("part-*") if path.suffix in (".arrow", ".json")})
     if _unchanged(begun, (video for video, _ in listed.hashed(wanted)), paths, size):
@@ -128,9 +145,11 @@ def _compare_captions(manifest: Manifest, videos: Iterable[SourceVideo], apply: 
 
 def _without_changed(manifest: Manifest, clips: Sequence[Clip]) -> tuple[set[str], list[Clip]]:
     """Split clips that are tried again: sources whose file is another now are planned anew, the other clips encoded as planned."""
-    refused = {reject.key for reject in manifest.rejects() if reject.reason == "changed"}
+    refused: set[str] = set()
+    for table in manifest.reject_tables(["reason", "key"]):
+        refused.update(table.filter(pc.equal(table["reason"], "changed"))["key"].to_pylist())
     suspects = {clip.source: clip.source_digest for clip in clips if clip.key in refused}
-    newest = _newest_digests(manifest) if suspects else {}
+    newest = _newest_digests(manifest, suspects) if suspects else {}
     changed, stale = set(), set()
     for source, digest in suspects.items():
         if newest.get(source) != digest:
@@ -146,9 +165,10 @@ def _without_changed(manifest: Manifest, clips: Sequence[Clip]) -> tuple[set[str
     return changed, [clip for clip in clips if not (clip.key in refused and clip.source in changed | stale)]
 
 
-def _newest_digests(manifest: Manifest) -> dict[str, str]:
+def _newest_digests(manifest: Manifest, sources: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for group in range(manifest.groups()):
-        table = manifest.group_table(group, ["source", "source_digest"])
-        found.update(zip(table["source"].to_pylist(), table["source_digest"].to_pylist()))
+    wanted, clips = pa.array(sorted(sources), pa.string()), open_table(manifest.folder, CLIPS)
+    for table in () if clips is None else clips.tables(["source", "source_digest"]):
+        mine = table.filter(pc.is_in(table["source"], value_set=wanted))
+        found.update(zip(mine["source"].to_pylist(), mine["source_digest"].to_pylist(), strict=True))
     return found

@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pipeline.books.index import read_shard_list
+from pipeline.books.tasks import Runner, serially
 from pipeline.encoding.encoder import GroupReport
+from pipeline.maintenance.tally import tally_sources
 from pipeline.shards.commit_record import summed
 from pipeline.shards.layout import CLIPS, open_table
 from pipeline.shards.manifest import Manifest
@@ -59,15 +61,16 @@ class Summary:
     """Wall-clock seconds of this run's actors: decode_wait, encode, write."""
 
 
-def summarize(folder: Path, manifest: Manifest, run: RunTotals, digest: str) -> Summary:
-    """Count what a finished folder holds. Its books alone are read."""
+def summarize(folder: Path, manifest: Manifest, run: RunTotals, digest: str, tasks: Runner = serially) -> Summary:
+    """Count what a finished folder holds. Its books alone are read. tasks: what runs the counting of videos."""
     shards = read_shard_list(folder)
     sums = {name: sum(shards[name].to_pylist()) for name in ("samples", "frames", "tokens", "tar_bytes")}
     clips = open_table(folder, CLIPS)
     rejects = Counter(reason for table in manifest.reject_tables(["reason"]) for reason in table["reason"].to_pylist())
+    videos = tally_sources(folder, tasks)
     return Summary(
-        videos=len(manifest.known()),
-        videos_used=len(manifest.used()),
+        videos=videos.known,
+        videos_used=videos.used,
         clips=0 if clips is None else clips.rows,
         encoded=sums["samples"],
         shards=shards.num_rows,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 from cluster.config import Config, MetricsConfig, RunConfig
 from cluster.metrics import Endpoint, Meter
@@ -64,15 +65,16 @@ def tokenize(config: Config, *, retry: bool = False, repair: bool = False, recap
         damaged = discard_damaged(manifest) if repair and generation is None else {}
         # A finished folder needs no Ray.
         busy = generation is not None or not all(manifest.committed(names) for _, names, _ in manifest.shards())
+        run = partial(on_ray, work="books") if busy else serially
         # Ray puts a handler of its own for SIGTERM, so ours is put again.
         with ray_session.session(pipeline) if busy else nullcontext(), ray_session.stoppable(output):
             if generation is not None:
                 plan_videos(generation, pipeline, manifest, meter)
-            totals = encode_groups(config, manifest, meter)
-            digest = finished(manifest, on_ray if busy else serially)
+            totals = encode_groups(config, manifest, meter, run)
+            digest = finished(manifest, run)
+            summary = summarize(pipeline.output, manifest, totals, digest, run)
         # Left by workers that died during the job.
         layout.remove_leftovers(pipeline.output)
-        summary = summarize(pipeline.output, manifest, totals, digest)
         print(describe(summary), flush=True)
         check_repaired(manifest, damaged)
         print(f"output: {output}", flush=True)
@@ -119,11 +121,11 @@ def _meter(config: Config) -> Iterator[Meter]:
             (folder / TARGET).unlink(missing_ok=True)
 
 
-def encode_groups(config: Config, manifest: Manifest, meter: Meter) -> RunTotals:
+def encode_groups(config: Config, manifest: Manifest, meter: Meter, run: Runner = serially) -> RunTotals:
     """Encode all groups that are not committed, counting the shards that are; returns what this run did."""
     pipeline = config.get(PipelineConfig)
     todo, clips_of, shards, ready = [], {}, 0, 0
-    count_plan(manifest, meter)
+    count_plan(manifest, meter, run)
     for group, names, clips in manifest.shards():
         shards += len(names)
         clips_of[group] = clips

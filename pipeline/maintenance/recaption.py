@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import islice
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.runtime.atomic_files import read_json
 from cluster.runtime.remote_files import is_url
 from pipeline.corpus import fetch, tar_index
+from pipeline.corpus.video_list import Sources, hashes, ordered
 from pipeline.records import Clip, Reject, SourceVideo
 from pipeline.shards.commit_record import read_info
-from pipeline.shards.layout import DATASET, excluded, hidden, refuse_old, remove_index
+from pipeline.shards.layout import CLIPS, DATASET, excluded, hidden, open_table, refuse_old, remove_index
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import read_sample
 from pipeline.shards.writer import EncodedClip, write_shard
@@ -26,6 +30,8 @@ from tokenizer.quantization.codec_spec import CodecSpec
 MODEL = "captioner"
 """Carried column of a clip whose caption a model wrote."""
 
+_CHUNK = 1 << 14
+"""Videos or clips in memory at a time."""
 _BEGUN = ".recaption"
 """File that is there while captions are put into the shards."""
 
@@ -40,27 +46,55 @@ def changed(manifest: Manifest, videos: Iterable[SourceVideo], *, remote: bool) 
 
     remote: read the caption files beside remote videos too; else only those of videos whose caption in the tables differs.
     """
-    planned: dict[str, tuple[str, bool]] = {}
-    for group in range(manifest.groups()):
-        table = manifest.group_table(group, ["source", "caption", "extra"])
-        for source, caption, extra in zip(*(table[name].to_pylist() for name in ("source", "caption", "extra"))):
-            planned.setdefault(source, (caption, MODEL in dict(extra)))
-    gone = excluded(manifest.folder)
-    found = {}
-    for video in videos:
-        if video.source not in planned or hidden(video.source, gone):
-            continue
-        caption, by_model = planned[video.source]
-        if not (remote or _near(video.source) or (video.caption and video.caption != caption)):
-            continue
-        try:
-            now = fetch.sidecar(video.source) or video.caption
-        except VideoError as error:
-            print(f"captions: {error}; the old caption stays", flush=True)
-            continue
-        if now != caption and (now or not by_model):
-            found[video.source] = now
+    planned, gone = _Planned(manifest), excluded(manifest.folder)
+    found: dict[str, str] = {}
+    held = iter(videos)
+    while chunk := list(islice(held, _CHUNK)):
+        for video, place in zip(chunk, planned.sources.find(hashes(video.source for video in chunk)).tolist(), strict=True):
+            if place < 0 or hidden(video.source, gone):
+                continue
+            listed = video.caption and not planned.says(place, video.caption)
+            if not (remote or listed or _near(video.source)):
+                continue
+            try:
+                now = fetch.sidecar(video.source) or video.caption
+            except VideoError as error:
+                print(f"captions: {error}; the old caption stays", flush=True)
+                continue
+            if not planned.says(place, now) and (now or not planned.by_model[place]):
+                found[video.source] = now
     return found
+
+
+class _Planned:
+    """The sources with planned clips and what is known of the caption of each, as hashes: 33 bytes per source."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        pairs, texts = [np.empty((0, 2), np.uint64)], [np.empty((0, 2), np.uint64)]
+        models = [np.empty(0, bool)]
+        table = open_table(manifest.folder, CLIPS)
+        last = ""
+        for batch in () if table is None else table.batches(["source", "caption", "extra"], _CHUNK):
+            first: dict[str, int] = {}
+            for at, source in enumerate(batch["source"].to_pylist()):
+                first.setdefault(source, at)
+            first.pop(last, None)  # goes on from the batch before
+            last = batch["source"][-1].as_py() if len(batch) else last
+            mine = batch.take(pa.array(list(first.values()), pa.int64()))
+            pairs.append(hashes(first))
+            texts.append(hashes(mine["caption"].to_pylist()))
+            models.append(np.array([MODEL in dict(extra) for extra in mine["extra"].to_pylist()], bool))
+        whole = np.concatenate(pairs)
+        order = ordered(whole)
+        self.sources = Sources()
+        self.sources.pairs = whole[order]
+        self._texts = np.concatenate(texts)[order]
+        self.by_model = np.concatenate(models)[order]
+        """Whether a model wrote the caption of each source."""
+
+    def says(self, place: int, caption: str) -> bool:
+        """Return whether the caption of a source is this one."""
+        return bool((self._texts[place] == hashes([caption])[0]).all())
 
 
 def _near(source: str) -> bool:

@@ -6,7 +6,10 @@ Out: `Tally`. The identities are counted in as many portions as memory asks for,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from cluster.runtime.file_lock import FileLock
 from pipeline.books.parts import read_table, write_table
-from pipeline.shards.layout import open_table
+from pipeline.books.tasks import Runner
+from pipeline.shards.layout import CLIPS, INDEX, REJECTS, DatasetError, open_table
 from pipeline.shards.manifest import FROM_SHARDS
 
 SAMPLE_KEY, REFUSED_KEY, USED_SOURCE, PLANNED_SOURCE, REFUSED_SOURCE, LATER_SOURCE = range(6)
@@ -77,19 +82,45 @@ def identity(text: str) -> bytes:
 
 
 def sources_of(folder: Path, table: str, number: int, out: Path) -> None:
-    """Spill the sources that a file of the table of clips or of rejects names."""
+    """Spill the sources that a file of the table of clips, of rejects or of the index names."""
     opened = open_table(folder, table)
     assert opened is not None
-    rejects = table == "rejects"
-    rows = opened.file(number).read(columns=["source", "stage"] if rejects else ["source"], use_threads=False)
+    rows = opened.file(number).read(columns=["source", "stage"] if table == REJECTS else ["source"], use_threads=False)
     found = Identities()
-    if rejects:
+    if table == REJECTS:
         later = pc.is_in(rows["stage"], value_set=pa.array(FROM_SHARDS))
         found.add(LATER_SOURCE, rows["source"].filter(later).unique().to_pylist())
         found.add(REFUSED_SOURCE, rows["source"].filter(pc.invert(later)).unique().to_pylist())
     else:
-        found.add(PLANNED_SOURCE, rows["source"].unique().to_pylist())
+        found.add(PLANNED_SOURCE if table == CLIPS else USED_SOURCE, rows["source"].unique().to_pylist())
     write_table(out.with_suffix(".arrow"), found.table())
+
+
+def spill_sources(folder: Path, tables: Sequence[str], scratch: Path, run: Runner) -> list[Path]:
+    """Spill the sources that some tables of the books name, a task for each file. Returns the spills."""
+    opened = {name: open_table(folder, name) for name in tables}
+    calls = [
+        (folder, name, number, scratch / f"{name}-{number:06d}")
+        for name, table in opened.items()
+        for number in range(0 if table is None else len(table.files))
+    ]
+    list(run("sources", sources_of, calls))
+    return [call[3] for call in calls]
+
+
+def total(spills: Sequence[Path], run: Runner) -> Tally:
+    """Count what was spilled, a task for each portion."""
+    of = portions(spills)
+    return sum(run("counts", count, [(spills, portion, of) for portion in range(of)]), Tally())
+
+
+def tally_sources(folder: Path, run: Runner, scratch: str = ".count") -> Tally:
+    """Count the videos of a folder by its books alone: with an outcome, refused, used. scratch: name of a folder that is made in it.
+
+    Memory follows the number of files of the books, not of videos. Raises DatasetError.
+    """
+    with scratch_of(folder, scratch, "counted") as path:
+        return total(spill_sources(folder, (CLIPS, REJECTS, INDEX), path, run), run)
 
 
 def portions(spills: Sequence[Path], size: int = PORTION) -> int:
@@ -132,3 +163,21 @@ def count(spills: Sequence[Path], portion: int, of: int) -> Tally:
 
 def _without(values: pa.Array, others: pa.Array) -> pa.Array:
     return values.filter(pc.invert(pc.is_in(values, value_set=others)))
+
+
+@contextlib.contextmanager
+def scratch_of(folder: Path, name: str, done: str) -> Iterator[Path]:
+    """Give a folder for what tasks spill: beside the shards, where all hosts see it; elsewhere if that cannot be written.
+
+    name: of the folder; a command that is killed leaves it, and the next one finds it. done: what is done to the shards, for messages.
+    Raises DatasetError while another process holds it.
+    """
+    path = folder / name
+    with contextlib.ExitStack() as held:
+        lock = FileLock(path / "lock", lambda holder: DatasetError(f"{folder}: is being {done} by {holder}; wait for it"))
+        try:
+            held.enter_context(lock)
+        except OSError:
+            path = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="scratch-")))
+        yield path
+        shutil.rmtree(path, ignore_errors=True)  # with the lock; a command that begins at this moment makes its own folder anew

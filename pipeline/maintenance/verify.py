@@ -8,9 +8,6 @@ Memory follows the number of shards, not of samples.
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,10 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.runtime.atomic_files import DamagedFile
-from cluster.runtime.file_lock import FileLock
 from pipeline.books.tasks import Runner, serially
 from pipeline.maintenance.check_shards import check_file, check_groups, records_of, same_rows, tar_records
-from pipeline.maintenance.tally import Tally, count, identity, portions, sources_of
+from pipeline.maintenance.tally import Tally, identity, scratch_of, spill_sources, total
 from pipeline.shards.commit_record import dataset_digest
 from pipeline.shards.dataset import open_folder
 from pipeline.shards.layout import CLIPS, FINGERPRINTS, INDEX, REJECTS, DatasetError, open_table
@@ -70,7 +66,7 @@ def verify(folder: str | Path, run: Runner = serially) -> Report:
     folder = Path(folder)
     info, _ = open_folder(folder)
     manifest = Manifest(folder)
-    with _scratch(folder) as scratch:
+    with scratch_of(folder, SCRATCH, "verified") as scratch:
         calls = [(folder, groups, scratch / f"groups-{groups[0][0]:09d}") for groups in _tasks(manifest)]
         found = list(run("shards", check_groups, calls))
         problems = [problem for each in found for problem in each.problems]
@@ -95,23 +91,6 @@ def verify(folder: str | Path, run: Runner = serially) -> Report:
     )
 
 
-@contextlib.contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """Give a folder for what tasks spill: beside the shards, where all hosts see it; elsewhere if that cannot be written.
-
-    Raises DatasetError while another check of the shards goes on.
-    """
-    path = folder / SCRATCH
-    with contextlib.ExitStack() as held:
-        lock = FileLock(path / "lock", lambda holder: DatasetError(f"{folder}: is being verified by {holder}; wait for it"))
-        try:
-            held.enter_context(lock)
-        except OSError:
-            path = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="verify-")))
-        yield path
-        shutil.rmtree(path, ignore_errors=True)  # with the lock; a check that begins at this moment makes its own folder anew
-
-
 def _tasks(manifest: Manifest) -> Iterator[list[tuple[int, tuple[str, ...], int]]]:
     """Yield the shard groups of each task."""
     held: list[tuple[int, tuple[str, ...], int]] = []
@@ -128,16 +107,7 @@ def _tasks(manifest: Manifest) -> Iterator[list[tuple[int, tuple[str, ...], int]
 
 def _tally(folder: Path, spills: Sequence[Path], scratch: Path, run: Runner) -> tuple[Tally, list[str]]:
     """Count what is in the whole folder. Returns also the sources that a shard refuses and that were never planned."""
-    tables = {name: open_table(folder, name) for name in (CLIPS, REJECTS)}
-    calls = [
-        (folder, name, number, scratch / f"{name}-{number:06d}")
-        for name, table in tables.items()
-        for number in range(0 if table is None else len(table.files))
-    ]
-    list(run("sources", sources_of, calls))
-    spilled = [*spills, *(call[3] for call in calls)]
-    of = portions(spilled)
-    tally = sum(run("counts", count, [(spilled, portion, of) for portion in range(of)]), Tally())
+    tally = total([*spills, *spill_sources(folder, (CLIPS, REJECTS), scratch, run)], run)
     lost: list[str] = []
     if tally.lost:
         wanted = set(tally.lost)

@@ -24,7 +24,7 @@ from cluster.tables import table_writer
 from cluster.tables.table_folder import TableFolder
 from cluster.tables.table_list import LIST
 from pipeline.records import Clip, Reject, SourceVideo
-from pipeline.shards.generation import Generation
+from pipeline.shards.generation import Generation, Listed
 from pipeline.shards.layout import CLIPS, INDEX, PLAN, REJECTS, open_table, refuse_old
 from pipeline.shards.schemas import CLIPS as CLIP_SCHEMA
 from pipeline.shards.schemas import clip_rows, clips_of, rejects_of
@@ -41,42 +41,30 @@ class Manifest:
         self.parts = folder / PLAN
         """Folder of the generation that is being planned: its list of videos, and a file for each planned part."""
         self._lock = threading.Lock()
+        self._outcomes: tuple[set[str], set[str]] | None = None
         self._open: tuple[tuple[int, int], TableFolder] | None = None
 
     # ---- the plan -------------------------------------------------------------------------------------------------
 
     def known(self) -> set[str]:
-        """Return the sources that have a planned outcome."""
-        return self.planned() | self._refused()
-
-    def known_names(self) -> Iterator[list[str]]:
-        """Yield the sources that have a planned outcome, a file of the tables at a time, some of them again and again."""
-        if (clips := open_table(self.folder, CLIPS)) is not None:
-            for table in clips.tables(["source"]):
-                yield table["source"].unique().to_pylist()
-        yield from self._refused_names()
+        """Return the sources that have a planned outcome; for folders whose names fit in memory, as `planned` and `used`."""
+        return self.planned() | {name for names in self.refused_names() for name in names}
 
     def planned(self) -> set[str]:
         """Return the sources with planned clips."""
-        found: set[str] = set()
+        return {name for names in self.planned_names() for name in names}
+
+    def planned_names(self) -> Iterator[list[str]]:
+        """Yield the sources with planned clips, a file of the table at a time, some of them again and again."""
         if (clips := open_table(self.folder, CLIPS)) is not None:
             for table in clips.tables(["source"]):
-                found.update(table["source"].unique().to_pylist())
-        return found
+                yield table["source"].unique().to_pylist()
 
-    def _refused(self) -> set[str]:
-        """Return the sources with a reject of planning."""
-        return {name for names in self._refused_names() for name in names}
-
-    def _refused_names(self) -> Iterator[list[str]]:
+    def refused_names(self) -> Iterator[list[str]]:
+        """Yield the sources with a reject of planning, as `planned_names` does."""
         for table in self.reject_tables(["source", "stage"]):
             planning = pc.invert(pc.is_in(table["stage"], value_set=pa.array(FROM_SHARDS)))
             yield table.filter(planning)["source"].unique().to_pylist()
-
-    def outcomes(self) -> tuple[int, int]:
-        """Return the number of videos with planned clips, and of videos with rejects only."""
-        used = self.planned()
-        return len(used), len(self._refused() - used)
 
     def quarantined(self) -> tuple[set[str], list[Clip]]:
         """Return what `retry` tries again: videos that could not be probed, and clips that could not be encoded."""
@@ -100,22 +88,21 @@ class Manifest:
         """Return the generation that is being planned, None when there is none. Raises DatasetError for a damaged list."""
         return Generation.open(self.folder)
 
-    def begin_generation(
-        self, videos: Iterable[SourceVideo], clips: Sequence[Clip] = (), *, before: Callable[[str], int] | None = None
-    ) -> Generation:
+    def begin_generation(self, videos: Iterable[Listed | SourceVideo], clips: Sequence[Clip] = ()) -> Generation:
         """Fix the list of videos of a new generation, with refused clips that are tried again.
 
-        before: what a source had before: 0 nothing, 1 refusals only, 2 clips; taken from the tables where it is not given.
+        What a video alone had before is taken from the tables; their names are then in memory.
         """
-        if before is None:
-            planned = self.planned()
-            refused = self._refused() - planned
-            before = lambda source: 2 if source in planned else int(source in refused)  # noqa: E731
-        told = before
         again = [replace(clip, shard="") for clip in clips]
-        return Generation.write(
-            self.folder, self._next_number(), self.groups(), ((video, told(video.source)) for video in videos), again
-        )
+        self._outcomes = None
+        rows = (self._with_outcome(video) if isinstance(video, SourceVideo) else video for video in videos)
+        return Generation.write(self.folder, self._next_number(), self.groups(), rows, again)
+
+    def _with_outcome(self, video: SourceVideo) -> Listed:
+        if self._outcomes is None:
+            self._outcomes = self.known(), self.planned()
+        known, planned = self._outcomes
+        return video, 2 if video.source in planned else int(video.source in known)
 
     def _next_number(self) -> int:
         tables = [open_table(self.folder, name) for name in (CLIPS, REJECTS)]

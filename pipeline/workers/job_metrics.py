@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cluster.metrics import Meter
+from pipeline.books.tasks import Runner, serially
+from pipeline.maintenance.tally import tally_sources
 from pipeline.shards.commit_record import ShardInfo
 from pipeline.shards.manifest import Manifest
 
 
-def count_plan(manifest: Manifest, meter: Meter) -> None:
+def count_plan(manifest: Manifest, meter: Meter, run: Runner = serially) -> None:
     """Count the planned and refused videos of a folder, and start the series of the encoding stage at 0."""
-    used, refused = manifest.outcomes()
-    meter.inc("pipeline_videos_total", used, outcome="planned")
-    meter.inc("pipeline_videos_total", refused, outcome="refused")
+    videos = tally_sources(manifest.folder, run)
+    meter.inc("pipeline_videos_total", videos.known - videos.refused, outcome="planned")
+    meter.inc("pipeline_videos_total", videos.refused, outcome="refused")
     for name in ("pipeline_frames_total", "pipeline_tokens_total", "pipeline_shards_committed_total"):
         meter.inc(name, 0)
     meter.inc("pipeline_decoder_deaths_total", 0, stage="encode")

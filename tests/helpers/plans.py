@@ -10,7 +10,9 @@ from cluster.runtime.atomic_files import write_json
 from pipeline.books.index import finish
 from pipeline.books.merge import merge
 from pipeline.books.parts import write_part
+from pipeline.books.tasks import serially
 from pipeline.config import PipelineConfig
+from pipeline.maintenance.tally import tally_sources
 from pipeline.records import Bucket, Reject, SourceVideo, VideoPlan
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.writer import EncodedClip, write_shard
@@ -55,3 +57,9 @@ def finished(folder: Path) -> Path:
         write_shard(folder, name, samples, rejects, spec)
     finish(manifest)
     return folder
+
+
+def outcomes(manifest: Manifest) -> tuple[int, int]:
+    """Return the numbers of videos with planned clips, and with rejects only."""
+    videos = tally_sources(manifest.folder, serially)
+    return videos.known - videos.refused, videos.refused

@@ -31,8 +31,8 @@ def test_any_division_finds_what_one_listing_finds(
     store: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, enough: int
 ) -> None:
     monkeypatch.setattr(bucket_listing, "ENOUGH", enough)
-    assert bucket_listing.find(store, "/bucket") == sorted(store.find("/bucket")) and len(NAMES) == 11
-    assert bucket_listing.find(store, "/bucket/a.mp4") == ["/bucket/a.mp4"]
+    assert list(bucket_listing.find(store, "/bucket")) == sorted(store.find("/bucket")) and len(NAMES) == 11
+    assert list(bucket_listing.find(store, "/bucket/a.mp4")) == ["/bucket/a.mp4"]
     found = [video.source for video in find(CorpusConfig(videos=("memory://bucket",)))]
     assert found == [f"memory:///bucket/{name}" for name in sorted(NAMES)]
 
@@ -48,7 +48,7 @@ def test_prefixes_are_listed_at_the_same_time(store: MemoryFileSystem, monkeypat
         return real(path, **options)
 
     monkeypatch.setattr(store, "find", met)
-    assert bucket_listing.find(store, "/many") == names
+    assert list(bucket_listing.find(store, "/many")) == names
 
 
 def test_each_request_is_tried_again_by_itself(store: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_each_request_is_tried_again_by_itself(store: MemoryFileSystem, monkeypa
         monkeypatch.setattr(store, name, flaky(name))
     monkeypatch.setattr(bucket_listing, "DEEPEST", 1)
     monkeypatch.setattr("cluster.runtime.remote_files.time.sleep", lambda seconds: None)
-    assert bucket_listing.find(store, "/bucket") == sorted(f"/bucket/{name}" for name in NAMES)
+    assert list(bucket_listing.find(store, "/bucket")) == sorted(f"/bucket/{name}" for name in NAMES)
     assert {asked.count(each) for each in ("ls /bucket", "find /bucket/a", "find /bucket/b")} == {2}
 
 
@@ -91,4 +91,4 @@ def test_markers_of_folders_are_no_videos(monkeypatch: pytest.MonkeyPatch) -> No
         def find(self, path: str) -> list[str]:
             raise AssertionError("nothing is left to list")
 
-    assert bucket_listing.find(Store(), "b/v") == ["b/v/1.mp4"]
+    assert list(bucket_listing.find(Store(), "b/v")) == ["b/v/1.mp4"]

@@ -6,10 +6,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import CorpusConfig
-from pipeline.corpus.folders import CorpusError, Names, local_names
+from pipeline.corpus.folders import CorpusError, Names
+from pipeline.corpus.folders import local_names as streamed
 from pipeline.corpus.listing import survey
 
 EXTENSIONS = (".mp4", ".webm")
+
+
+def local_names(entry: str, names: Names) -> list[str]:
+    return list(streamed(entry, names))
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -97,3 +102,22 @@ def test_a_deep_pattern_finds_what_glob_finds(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     wanted = sorted(str(Path(name)) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207
     assert wanted and sorted(str(Path(name)) for name in local_names(pattern, Names(EXTENSIONS))) == wanted
+
+
+def test_a_caption_file_counts_by_its_stem_however_many_names_are_between() -> None:
+    names = [
+        "a.json",
+        "a.b.mp4",
+        "a.b.txt",
+        "a.mp4",
+        "a.mp4.json",
+        "b.json",
+        "b.txt",
+        "b/.v.json",
+        "b/v.txt",
+        "bb.json",
+        "bb.webm",
+    ]
+    found = Names(EXTENSIONS)
+    assert list(found.counted(sorted(names))) == ["a.b.mp4", "a.mp4", "bb.webm"]
+    assert found.left_out == {".json": 2, ".txt": 2}

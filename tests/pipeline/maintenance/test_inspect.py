@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +11,11 @@ import torch
 from cluster.runtime.atomic_files import write_json
 from pipeline import video
 from pipeline.books.index import finish
+from pipeline.books.tasks import serially
 from pipeline.maintenance import inspect
 from pipeline.records import Bucket
 from pipeline.shards.layout import DatasetError
+from pipeline.shards.manifest import Manifest
 from pipeline.shards.writer import EncodedClip, write_shard
 from tests.helpers.fakes import tiny_tokenizer
 from tests.helpers.plans import BUCKET, merged, plan
@@ -23,6 +27,21 @@ def test_stat_counts(folder: Path) -> None:
     assert found["buckets"] == {BUCKET.name: {"shards": 3, "samples": 6, "frames": 30, "tokens": 6 * 2 * 5, "bytes": 3 * 10240}}
     assert found["refused"] == {"encode/damaged": 1, "probe/unreadable": 1} and found["videos"] == 3
     json.dumps(found)
+
+
+def test_tasks_of_any_size_count_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = inspect.stat(folder)
+    assert whole["videos_used"] == len(Manifest(folder).used()) and whole["videos"] == len(Manifest(folder).known())
+    steps: list[str] = []
+
+    def run(step: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        steps.append(f"{step} {len(calls)}")
+        return serially(step, function, calls)
+
+    monkeypatch.setattr(inspect, "TASK_SHARDS", 1)
+    monkeypatch.setattr("pipeline.maintenance.tally.portions", lambda spills: 5)
+    assert inspect.stat(folder, run) == whole and steps == ["shards 3", "rejects 2", "sources 4", "counts 5"]
+    assert not list(folder.glob(".stat*"))
 
 
 @pytest.fixture

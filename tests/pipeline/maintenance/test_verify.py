@@ -10,7 +10,7 @@ from cluster.runtime.atomic_files import write_json
 from cluster.runtime.file_lock import FileLock
 from pipeline.books.index import finish
 from pipeline.job.task_session import FEW, task_session
-from pipeline.maintenance import check_shards, verify
+from pipeline.maintenance import check_shards, inspect, verify
 from pipeline.maintenance.takedown import compact
 from pipeline.shards.commit_record import ShardInfo
 from pipeline.shards.dataset import ShardDataset
@@ -108,7 +108,7 @@ def test_tasks_of_any_size_find_the_same(tmp_path: Path, monkeypatch: pytest.Mon
     damaged = verify.verify(folder)
     monkeypatch.setattr(verify, "TASK_CLIPS", 4)
     monkeypatch.setattr(verify, "TASK_SHARDS", 3)
-    monkeypatch.setattr(verify, "portions", lambda spills: 5)
+    monkeypatch.setattr("pipeline.maintenance.tally.portions", lambda spills: 5)
     assert verify.verify(folder) == damaged and [name[-2:] for name in damaged.damaged] == ["03", "33"]
     for number in (3, 33):
         flip(folder / f"{BUCKET.name}/shard-0000{number:02d}.tar", 700)
@@ -184,6 +184,7 @@ def test_ray_finds_what_one_process_finds(tmp_path: Path) -> None:
     here = verify.verify(folder)
     with task_session("verify", FEW + 1) as run:
         assert verify.verify(folder, run) == here
+        assert inspect.stat(folder, run) == inspect.stat(folder)
         flip(folder / f"{BUCKET.name}/shard-000002.tar", 700)
         (folder / "excluded.json").write_text('["v/001", "v/004"]')
         assert compact(folder, run) == 6
