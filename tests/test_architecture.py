@@ -63,7 +63,7 @@ DOORS = {
     "prometheus_client": ("cluster/metrics/",),
     "av": ("pipeline/video/",),
 }
-FILES, LINES, FUNCTION_LINES, PARAMETERS, MODULES = (4, 12), 300, 80, 8, 275
+FILES, LINES, FUNCTION_LINES, PARAMETERS, MODULES = (4, 12), 300, 80, 8, 290
 
 
 def below(room: str, other: str) -> bool:
