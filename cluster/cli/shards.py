@@ -144,6 +144,7 @@ def exclude(
         list[str],
         typer.Argument(metavar="SOURCE...", help="Videos as named in the table of clips; NAME/ means all videos under it."),
     ],
+    workers: Workers = 0,
 ) -> None:
     """Exclude videos: readers skip their samples from now on; no shard is rewritten.
 
@@ -151,7 +152,8 @@ def exclude(
     """
     from pipeline.maintenance.takedown import exclude
 
-    typer.echo(f"{folder}: {exclude(folder, sources)} samples are now excluded")
+    with tasks("exclude", folder, workers) as run:
+        typer.echo(f"{folder}: {exclude(folder, sources, run)} samples are now excluded")
 
 
 @shards_app.command()

@@ -27,6 +27,7 @@ from pipeline.books.merge import FROM_SHARDS, REJECT_ROWS
 from pipeline.books.parts import Numbers, read_table, write_table
 from pipeline.books.tasks import Runner, serially
 from pipeline.records import Reject
+from pipeline.shards import hidden_rows
 from pipeline.shards.commit_record import ShardInfo, dataset_digest, read_info
 from pipeline.shards.layout import CLIPS, DATASET, INDEX, REJECTS, SHARD_LIST, open_table, refuse_old
 from pipeline.shards.manifest import Manifest
@@ -83,6 +84,7 @@ def finish(manifest: Manifest, run: Runner = serially) -> str:
     table_writer.write_list(folder / REJECTS, [*planned, *made], meta)
     digest = dataset_digest(read_json(folder / DATASET), shard_lines(shards), manifest.reject_tables())
     write_index_list(folder, files, shards, digest)
+    hidden_rows.recount(folder, run)
     shutil.rmtree(scratch)
     return digest
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,10 +21,11 @@ from pipeline.books.tasks import Runner, serially
 from pipeline.records import Clip, Reject
 from pipeline.shards.commit_record import read_info
 from pipeline.shards.dataset import ShardDataset, open_folder
+from pipeline.shards.hidden_rows import recount, without
 from pipeline.shards.layout import (
     CLIPS,
     EXCLUDED,
-    INDEX,
+    REJECTS,
     DatasetError,
     FolderLock,
     excluded,
@@ -36,48 +37,50 @@ from pipeline.shards.layout import (
 )
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import read_sample
-from pipeline.shards.shard_tables import without
 from pipeline.shards.writer import EncodedClip, write_shard
 
 TASK_GROUPS = 64
 """Shard groups that one task looks through."""
 
 
-def exclude(folder: str | Path, sources: Iterable[str]) -> int:
+def exclude(folder: str | Path, sources: Iterable[str], run: Runner = serially) -> int:
     """Take sources down: every reader skips their samples from the next time it opens the folder; no shard is rewritten.
 
-    A name that ends in / stands for all sources below it. Returns the number of samples that are now hidden.
-    Raises DatasetError for a source that the folder does not hold.
+    A name that ends in / stands for all sources below it. Returns the number of samples that are now hidden. The names are looked for in
+    one pass over the books, by tasks; readers then need none (hidden_rows.py). Raises DatasetError for a source that the folder does
+    not hold.
     """
     folder = Path(folder)
     with FolderLock(folder):
         wanted = list(sources)
-        missing = _missing(folder, wanted)
+        missing = _missing(folder, wanted, run)
         if missing:
             raise DatasetError(f"{folder}: holds nothing of `{missing[0]}`; name sources as the table of clips does")
         write_json(folder / EXCLUDED, sorted({*excluded(folder), *wanted}))
-    index = open_table(folder, INDEX)
-    return (0 if index is None else index.rows) - len(ShardDataset.open(folder))
+        hidden = recount(folder, run)
+    ShardDataset.open(folder)
+    return hidden
 
 
-def _missing(folder: Path, wanted: Sequence[str]) -> list[str]:
-    """Return the names of which the books hold nothing. Files are read until all are found, one at a time."""
+def _missing(folder: Path, wanted: Sequence[str], run: Runner) -> list[str]:
+    """Return the names of which the books hold nothing."""
     left = dict.fromkeys(wanted)
-    manifest, clips = Manifest(folder), open_table(folder, CLIPS)
-    for table in chain(() if clips is None else clips.tables(["source"]), manifest.reject_tables(["source"])):
-        names = table["source"].unique()
-        for name in [name for name in left if pc.any(pc.invert(_kept(names, name))).as_py()]:
-            del left[name]
-        if not left:
-            break
+    for table in (CLIPS, REJECTS):
+        opened = open_table(folder, table)
+        calls = [(folder, table, number, wanted) for number in range(0 if opened is None or not left else len(opened.files))]
+        for found in run(table, held_by, calls):
+            for name in found:
+                left.pop(name, None)
     return list(left)
 
 
-def _kept(names: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """Return which of some sources a name does not stand for."""
-    kept = without(pa.table({"source": names}), [name])
-    assert kept is not None
-    return kept
+def held_by(folder: Path, table: str, number: int, wanted: Sequence[str]) -> list[str]:
+    """Return which of some names a file of the table of clips or of rejects holds something of."""
+    opened = open_table(folder, table)
+    assert opened is not None
+    sources = opened.file(number).read(columns=["source"], use_threads=False)["source"].unique()
+    names = pa.table({"source": sources})
+    return [name for name in wanted if pc.any(pc.invert(without(names, [name]))).as_py()]
 
 
 def compact(folder: str | Path, run: Runner = serially) -> int:

@@ -26,6 +26,7 @@ from cluster.runtime.atomic_files import read_json
 from cluster.tables import table_list
 from cluster.tables.table_list import LIST
 from pipeline.records import Bucket, TokenSample
+from pipeline.shards.hidden_rows import HIDDEN
 from pipeline.shards.layout import CLIPS, DATASET, EXCLUDED, FORMAT, INDEX, SHARD_LIST, DatasetError, excluded
 from pipeline.shards.reader import Member, Numbers, read_bits, read_features, read_members, read_sample_at
 from pipeline.shards.sample_window import Places, SampleWindow
@@ -225,7 +226,7 @@ def _remote(url: str, cache: Path | None, limit: int) -> tuple[ShardCache, Path]
         raise DatasetError(f"{url}: shards in an object store are read through a local folder: set curriculum.cache")
     try:
         held = ShardCache(url, cache, limit)
-        for name in (DATASET, EXCLUDED, f"{INDEX}/{SHARD_LIST}", f"{INDEX}/{LIST}"):
+        for name in (DATASET, EXCLUDED, HIDDEN, f"{INDEX}/{SHARD_LIST}", f"{INDEX}/{LIST}"):
             listed = held.refresh(name)
         if not listed:
             held.refresh(f"{INDEX}.parquet")  # books of format 1

@@ -14,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,9 @@ import pyarrow.parquet as pq
 
 from cluster.tables.table_folder import TableFolder
 from cluster.tables.table_list import LIST, DamagedTable, TableFile, xxh3_of
+from pipeline.shards import hidden_rows
 from pipeline.shards.commit_record import read_info
+from pipeline.shards.hidden_rows import without
 from pipeline.shards.layout import INDEX, DatasetError
 from pipeline.shards.reader import CorruptSample, Numbers
 
@@ -73,18 +76,6 @@ class ShardList:
         return shards, numbers - (self.ends[shards] - self.rows[shards])
 
 
-def without(table: pa.Table | pa.RecordBatch, gone: Sequence[str]) -> pa.Array | None:
-    """Return which rows remain when the sources `gone` are taken down; None for all. The table needs the column `source`."""
-    if not gone:
-        return None
-    sources = table["source"]
-    mask = pc.is_in(sources, value_set=pa.array([name for name in gone if not name.endswith("/")], pa.string()))
-    for name in gone:
-        if name.endswith("/"):
-            mask = pc.or_(mask, pc.starts_with(sources, name))
-    return pc.invert(mask)
-
-
 def read_lists(batches: Iterable[pa.RecordBatch], gone: Sequence[str]) -> dict[str, ShardList]:
     """Make the list of shards of every bucket, sorted by name, from all rows. Columns: shard, source if some are gone, tar_sha256."""
     runs = _Runs()
@@ -98,14 +89,17 @@ def read_lists(batches: Iterable[pa.RecordBatch], gone: Sequence[str]) -> dict[s
     return runs.lists()
 
 
-def listed(shards: pa.Table) -> dict[str, ShardList]:
-    """Make the lists from the index's list of shards (pipeline.shards.schemas.SHARDS)."""
+def listed(shards: pa.Table, hidden: Mapping[str, int]) -> dict[str, ShardList]:
+    """Make the lists from the index's list of shards (pipeline.shards.schemas.SHARDS). hidden: rows that are taken down, by shard."""
     held = shards.filter(pc.greater(shards["samples"], 0)).combine_chunks()
     if not held.num_rows:
         return {}
-    samples = held["samples"].to_numpy()
+    names, samples = held["shard"].combine_chunks(), held["samples"].to_numpy()
+    left = samples.copy()
+    if hidden:
+        left[pc.index_in(pa.array(list(hidden)), value_set=names).to_numpy()] -= np.array(list(hidden.values()))
     runs = _Runs()
-    runs.add(held["shard"].combine_chunks(), np.cumsum(samples), np.cumsum(samples), held["tar_sha256"].combine_chunks())
+    runs.add(names, np.cumsum(samples), np.cumsum(left), held["tar_sha256"].combine_chunks())
     return runs.lists()
 
 
@@ -159,10 +153,11 @@ class ShardTables:
             # Footers of format 1 describe every shard; what is beyond is in the list of shards.
             large = table.file(0).metadata.serialized_size > FOOTER if old else table.row_groups > SMALL
             columns = ["shard", *(["source"] if gone else []), "tar_sha256"]
-            if old or gone:
+            hidden = hidden_rows.read(folder, hidden_rows.made_of(table, gone)) if gone else Counter[str]()
+            if old or hidden is None:
                 self.lists = read_lists(table.runs(np.array([0]), np.array([table.rows]), columns), self._gone)
             else:
-                self.lists = listed(self._shard_list(table))
+                self.lists = listed(self._shard_list(table), hidden)
             """The list of shards of every bucket, by name."""
         self._index: TableFolder | None = table
         self._own_first = large or (cache is not None and not old)
