@@ -27,9 +27,8 @@ from pipeline.books.merge import FROM_SHARDS, REJECT_ROWS
 from pipeline.books.parts import Numbers, read_table, write_table
 from pipeline.books.tasks import Runner, serially
 from pipeline.records import Reject
-from pipeline.shards import hidden_rows
 from pipeline.shards.commit_record import ShardInfo, dataset_digest, read_info
-from pipeline.shards.layout import CLIPS, DATASET, INDEX, REJECTS, SHARD_LIST, open_table, refuse_old
+from pipeline.shards.layout import CLIPS, DATASET, INDEX, REJECTS, SHARD_LIST, open_table, recount_hidden, refuse_old
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.schemas import REJECTS as REJECT_SCHEMA
 from pipeline.shards.schemas import ROWS, SHARDS, reject_rows
@@ -84,7 +83,7 @@ def finish(manifest: Manifest, run: Runner = serially) -> str:
     table_writer.write_list(folder / REJECTS, [*planned, *made], meta)
     digest = dataset_digest(read_json(folder / DATASET), shard_lines(shards), manifest.reject_tables())
     write_index_list(folder, files, shards, digest)
-    hidden_rows.recount(folder, run)
+    recount_hidden(folder, run)
     shutil.rmtree(scratch)
     return digest
 

@@ -21,7 +21,6 @@ from pipeline.books.tasks import Runner, serially
 from pipeline.records import Clip, Reject
 from pipeline.shards.commit_record import read_info
 from pipeline.shards.dataset import ShardDataset, open_folder
-from pipeline.shards.hidden_rows import recount, without
 from pipeline.shards.layout import (
     CLIPS,
     EXCLUDED,
@@ -31,9 +30,11 @@ from pipeline.shards.layout import (
     excluded,
     hidden,
     open_table,
+    recount_hidden,
     refuse_old,
     remove_index,
     taken_down,
+    without,
 )
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import read_sample
@@ -47,7 +48,7 @@ def exclude(folder: str | Path, sources: Iterable[str], run: Runner = serially) 
     """Take sources down: every reader skips their samples from the next time it opens the folder; no shard is rewritten.
 
     A name that ends in / stands for all sources below it. Returns the number of samples that are now hidden. The names are looked for in
-    one pass over the books, by tasks; readers then need none (hidden_rows.py). Raises DatasetError for a source that the folder does
+    one pass over the books, by tasks; readers then need none (layout.recount_hidden). Raises DatasetError for a source that the folder does
     not hold.
     """
     folder = Path(folder)
@@ -57,7 +58,7 @@ def exclude(folder: str | Path, sources: Iterable[str], run: Runner = serially) 
         if missing:
             raise DatasetError(f"{folder}: holds nothing of `{missing[0]}`; name sources as the table of clips does")
         write_json(folder / EXCLUDED, sorted({*excluded(folder), *wanted}))
-        hidden = recount(folder, run)
+        hidden = recount_hidden(folder, run)
     ShardDataset.open(folder)
     return hidden
 

@@ -26,8 +26,7 @@ from cluster.runtime.atomic_files import read_json
 from cluster.tables import table_list
 from cluster.tables.table_list import LIST
 from pipeline.records import Bucket, TokenSample
-from pipeline.shards.hidden_rows import HIDDEN
-from pipeline.shards.layout import CLIPS, DATASET, EXCLUDED, FORMAT, INDEX, SHARD_LIST, DatasetError, excluded
+from pipeline.shards.layout import CLIPS, DATASET, EXCLUDED, FORMAT, HIDDEN, INDEX, SHARD_LIST, DatasetError, excluded
 from pipeline.shards.reader import Member, Numbers, read_bits, read_features, read_members, read_sample_at
 from pipeline.shards.sample_window import Places, SampleWindow
 from pipeline.shards.schemas import ROWS

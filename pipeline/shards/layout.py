@@ -7,12 +7,18 @@ parquet files with a list (cluster/runtime/table_folder.py), or, in books of for
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from cluster.runtime.atomic_files import DamagedFile
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cluster.runtime.atomic_files import DamagedFile, committing
 from cluster.runtime.file_lock import FileLock
 from cluster.tables import table_list
 from cluster.tables.table_folder import TableFolder
@@ -20,6 +26,9 @@ from pipeline.records import Clip, Reject
 
 FORMAT = 1
 DATASET, EXCLUDED = "dataset.json", "excluded.json"
+HIDDEN = "excluded.parquet"
+"""How many rows of each shard excluded.json hides, so that no reader looks through the sources of all rows."""
+HIDDEN_ROWS = pa.schema([("shard", pa.string()), ("rows", pa.int64())])
 CLIPS, REJECTS, INDEX, FINGERPRINTS = "clips", "rejects", "index", ".prints"
 """Tables."""
 SHARD_LIST = "shards.parquet"
@@ -114,3 +123,62 @@ def hidden(source: str, gone: Sequence[str]) -> bool:
 def taken_down(clip: Clip) -> Reject:
     """Return the reject that records a clip whose source was taken down."""
     return Reject(clip.source, "exclude", "taken_down", "", clip.begin, clip.end, {}, clip.key)
+
+
+def without(table: pa.Table | pa.RecordBatch, gone: Sequence[str]) -> pa.Array | None:
+    """Return which rows remain when the sources `gone` are taken down; None for all. The table needs the column `source`."""
+    if not gone:
+        return None
+    sources = table["source"]
+    mask = pc.is_in(sources, value_set=pa.array([name for name in gone if not name.endswith("/")], pa.string()))
+    for name in gone:
+        if name.endswith("/"):
+            mask = pc.or_(mask, pc.starts_with(sources, name))
+    return pc.invert(mask)
+
+
+def counted_for(index: TableFolder, gone: Sequence[str]) -> str:
+    """Return what the counts for an index and these names are known by; empty for an index of format 1, which has no list of shards."""
+    listed = index.meta.get("shard_list")
+    return hashlib.sha256(json.dumps([listed["xxh3"], sorted(gone)]).encode()).hexdigest() if listed else ""
+
+
+def count_hidden(folder: Path, number: int, gone: Sequence[str]) -> dict[str, int]:
+    """Count the rows of each shard that are taken down, in one file of the index: a task of `recount_hidden`."""
+    index = open_table(folder, INDEX)
+    assert index is not None
+    table = index.file(number).read(columns=["shard", "source"], use_threads=False)
+    kept = without(table, gone)
+    lost = table["shard"].filter(pc.invert(kept)) if kept is not None else pa.chunked_array([[]], pa.string())
+    return {each["values"]: each["counts"] for each in pc.value_counts(lost).to_pylist()}
+
+
+def recount_hidden(folder: Path, run: Callable[[str, Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[Any]]) -> int:
+    """Count anew for the index and the names as they are, a task for each file, and keep the counts. Returns the rows taken down.
+
+    Nothing is kept where nothing is taken down, nor of an index of format 1.
+    """
+    gone, index = excluded(folder), open_table(folder, INDEX)
+    if not gone or index is None:
+        return 0
+    total: Counter[str] = Counter()
+    for found in run("excluded", count_hidden, [(folder, number, gone) for number in range(len(index.files))]):
+        total.update(found)
+    known = counted_for(index, gone)
+    if known:
+        names = sorted(total)
+        table = pa.table([names, [total[name] for name in names]], schema=HIDDEN_ROWS.with_metadata({META: known.encode()}))
+        with committing(folder / HIDDEN) as path:
+            pq.write_table(table, path, compression="zstd")
+    return total.total()
+
+
+def read_hidden(folder: Path, known: str) -> Counter[str] | None:
+    """Return the counts; None where there are none of this index and these names, or they cannot be read."""
+    try:
+        table = pq.read_table(folder / HIDDEN, use_threads=False)
+        if not known or (table.schema.metadata or {}).get(META) != known.encode():
+            return None
+        return Counter(dict(zip(table["shard"].to_pylist(), table["rows"].to_pylist(), strict=True)))
+    except (OSError, pa.ArrowInvalid, KeyError):
+        return None

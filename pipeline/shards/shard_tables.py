@@ -28,10 +28,8 @@ import pyarrow.parquet as pq
 
 from cluster.tables.table_folder import TableFolder
 from cluster.tables.table_list import LIST, DamagedTable, TableFile, xxh3_of
-from pipeline.shards import hidden_rows
 from pipeline.shards.commit_record import read_info
-from pipeline.shards.hidden_rows import without
-from pipeline.shards.layout import INDEX, DatasetError
+from pipeline.shards.layout import INDEX, DatasetError, counted_for, read_hidden, without
 from pipeline.shards.reader import CorruptSample, Numbers
 
 if TYPE_CHECKING:
@@ -153,7 +151,7 @@ class ShardTables:
             # Footers of format 1 describe every shard; what is beyond is in the list of shards.
             large = table.file(0).metadata.serialized_size > FOOTER if old else table.row_groups > SMALL
             columns = ["shard", *(["source"] if gone else []), "tar_sha256"]
-            hidden = hidden_rows.read(folder, hidden_rows.made_of(table, gone)) if gone else Counter[str]()
+            hidden = read_hidden(folder, counted_for(table, gone)) if gone else Counter[str]()
             if old or hidden is None:
                 self.lists = read_lists(table.runs(np.array([0]), np.array([table.rows]), columns), self._gone)
             else:

@@ -13,10 +13,9 @@ from cluster.runtime.atomic_files import write_json
 from pipeline.books import upgrade
 from pipeline.books.tasks import serially
 from pipeline.records import Bucket
-from pipeline.shards import hidden_rows, shard_tables
+from pipeline.shards import shard_tables
 from pipeline.shards.dataset import ShardDataset
-from pipeline.shards.hidden_rows import HIDDEN
-from pipeline.shards.layout import EXCLUDED, excluded
+from pipeline.shards.layout import EXCLUDED, HIDDEN, excluded, recount_hidden
 from pipeline.shards.shard_tables import ShardList
 from tests.helpers import made_books
 
@@ -44,7 +43,7 @@ def lists(folder: Path) -> dict[str, tuple[list[str], list[int], list[int], list
 def take_down(folder: Path, names: list[str]) -> int:
     """What `videoar shards exclude` does where there are no books but the index."""
     write_json(folder / EXCLUDED, sorted({*excluded(folder), *names}))
-    return hidden_rows.recount(folder, serially)
+    return recount_hidden(folder, serially)
 
 
 def known_sources(folder: Path) -> list[str]:
