@@ -100,6 +100,7 @@ def _plots(path: Path, scores: Mapping[str, Any]) -> None:
     by_scale.set(title="bit loss by scale, nats per bit", xlabel="scale")
     by_frame.plot(range(1, len(bits["by_frame"]) + 1), bits["by_frame"], marker="o")
     by_frame.set(title="bit loss by latent frame, nats per bit", xlabel="latent frame")
+    by_frame.xaxis.get_major_locator().set_params(integer=True)
     known = scores["prediction"]["known_frames"]
     for name in ("model", "copy_last_frame", "tokenizer"):
         values = scores["prediction"][name]["psnr"]["by_frame"]
