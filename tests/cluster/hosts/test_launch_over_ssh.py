@@ -115,7 +115,7 @@ def test_preflight_says_what_is_wrong_with_each_host(net: Hosts, tmp_path: Path)
 
 def test_a_host_with_other_code_is_named_and_nothing_is_trained(net: Hosts, tmp_path: Path) -> None:
     config, hostfile = training.prepare(tmp_path), net.hostfile()
-    own = training.ROOT / "cluster/launch/recipes.py"
+    own = training.ROOT / "cluster/batch/recipes.py"
     (tmp_path / "other.py").write_text(own.read_text() + "\n# newer\n")
     # Only the second host sees it: its mounts are its own.
     subprocess.run(net.inside(1, ["mount", "--bind", str(tmp_path / "other.py"), str(own)]), check=True)
