@@ -174,8 +174,11 @@ def preflight(
     from rich.table import Table
 
     from cluster.config import load
+    from cluster.launch.launcher import LaunchError
     from cluster.launch.preflight import check
 
+    if via is not None and (via == "ssh") != (hostfile is not None):
+        raise LaunchError("--via ssh needs --hostfile FILE, --via slurm takes none: it knows its nodes")
     resolved = load(config, overrides or ())
     findings = check(resolved, job_inputs(resolved), _probes(resolved), job, hostfile, slurm=via == "slurm")
     passed = all(each.ok for each in findings)

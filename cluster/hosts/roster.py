@@ -27,6 +27,12 @@ ASK_SECONDS = 15.0
 """Seconds between two questions to the hosts that are left out, where nothing else is configured."""
 MORE_SECONDS = 15.0
 """Seconds that a host has for what is done on it between two starts, beside those to connect."""
+MENDS = {
+    "ssh": "check the hostfile and the keys: `videoar preflight -c CFG --hostfile FILE` looks at each host",
+    "slurm": "`videoar preflight -c CFG --via slurm` looks at each node",
+    "ray": "`ray status` says which nodes the cluster has",
+}
+"""What to do where no host answers, by the value of --via."""
 STRIKES = 2
 """First failures in succession after which a host is left out."""
 
@@ -81,6 +87,8 @@ class Roster:
     log: Callable[[str], None]
     ask_seconds: float = ASK_SECONDS
     """Seconds between two questions to the hosts that are left out."""
+    mend: str = MENDS["ssh"]
+    """What to do where no host has ever answered."""
     now: Callable[[], float] = time.monotonic
     active: tuple[Host, ...] = ()
     _answered: bool = False
@@ -115,10 +123,7 @@ class Roster:
             self.active = self.ready(self.hosts, clear=True)
             self._answered = self._answered or bool(self.active)
             if not self._answered:
-                raise NoHost(
-                    f"none of the {len(self.hosts)} hosts answers ({self._named(self.hosts)}); check the hostfile and the keys: "
-                    "`videoar preflight -c CFG --hostfile FILE` looks at each host"
-                )
+                raise NoHost(f"none of the {len(self.hosts)} hosts answers ({self._named(self.hosts)}); {self.mend}")
             if not self.active or len(self.active) < self.least:
                 if told % 20 == 0:
                     self.log(

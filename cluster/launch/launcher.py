@@ -22,7 +22,7 @@ from typing import Literal
 
 from cluster.config import ClusterConfig, Config, ConfigError, RunConfig
 from cluster.hosts.hostfile import Host, allocated_hosts, read_hostfile, wrong_name
-from cluster.hosts.roster import Roster, kill_command, on_hosts
+from cluster.hosts.roster import MENDS, Roster, kill_command, on_hosts
 from cluster.hosts.ssh_launcher import HOST_SECONDS, REACHES
 from cluster.runtime.atomic_files import write_text
 from cluster.runtime.exit_codes import DONE, LAUNCH, RESTARTS, STOPPED
@@ -230,7 +230,7 @@ class _Launch:
         self.roster = Roster(
             job.hosts, self.cluster.min_hosts, self.cluster.host_rest_seconds,
             lambda hosts, clear: job.on_hosts(hosts, kill_command(self.token) if clear else "true"), say,
-            self.cluster.host_ask_seconds,
+            self.cluster.host_ask_seconds, MENDS.get(job.via, ""),
         )  # fmt: skip
 
     def attempt(self, restarts: int) -> Attempt | None:

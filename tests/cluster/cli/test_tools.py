@@ -32,6 +32,14 @@ def test_the_inputs_of_a_job_come_from_the_other_packages_sections(config: Path)
     assert job_inputs(load(config, ["curriculum.shards=[a, 's3://b/c']"])).shards == (Path("a"), "s3://b/c")
 
 
+@pytest.mark.parametrize("words", [["--via", "ssh"], ["--via", "slurm", "--hostfile", "hosts"]])
+def test_preflight_refuses_a_hostfile_that_is_missing_or_too_much(
+    config: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["preflight", "-c", str(config), *words]) == 2
+    assert capsys.readouterr().err == "videoar: --via ssh needs --hostfile FILE, --via slurm takes none: it knows its nodes\n"
+
+
 def test_preflight_prints_a_table_and_fails_with_what_is_missing(
     config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

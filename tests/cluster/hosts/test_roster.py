@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import pytest
 
 from cluster.hosts.hostfile import Host
-from cluster.hosts.roster import NoHost, Roster
+from cluster.hosts.roster import MENDS, NoHost, Roster
 
 HOSTS = tuple(Host(name, 2, line) for line, name in enumerate("abc", start=1))
 
@@ -71,6 +71,16 @@ def test_hosts_of_which_none_ever_answered_are_an_error_and_not_waited_for() -> 
     assert world.muster() == "a"
     world.up = set()
     assert world.muster() == "", "hosts that were there are waited for"
+
+
+@pytest.mark.parametrize(("via", "named"), [("slurm", "--via slurm"), ("ray", "`ray status`")])
+def test_what_to_look_at_fits_the_way_in_which_hosts_are_reached(via: str, named: str) -> None:
+    """A job under Slurm was told to check its hostfile and keys."""
+    world = World()
+    world.up, world.roster.mend = set(), MENDS[via]
+    with pytest.raises(NoHost, match=named) as told:
+        world.muster()
+    assert "hostfile" not in str(told.value)
 
 
 def test_hosts_that_answer_again_are_told_once_while_a_job_runs() -> None:
