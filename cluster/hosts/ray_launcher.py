@@ -9,7 +9,6 @@ line by which the ranks are held (tether.py): when this process ends, Ray ends i
 
 from __future__ import annotations
 
-import argparse
 import base64
 import contextlib
 import json
@@ -31,7 +30,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.hosts.environment import forwarded, signal_as_exit_code
 from cluster.hosts.hostfile import Host, read_hostfile
 from cluster.hosts.ray_nodes import Node, environment_of_workers, join, nodes
-from cluster.hosts.ssh_launcher import GRACE_SECONDS, HOST_SECONDS, combined_exit_code
+from cluster.hosts.ssh_launcher import GRACE_SECONDS, combined_exit_code, command_line, print_lines
 from cluster.hosts.tether import BEATS, tethered
 from cluster.runtime.exit_codes import STOPPED, UNREACHABLE
 
@@ -130,9 +129,9 @@ def follow(hosts: Sequence[Host], actors: Sequence[Any], seconds: float, grace: 
                 if ref in late:
                     raise TimeoutError(f"no answer for {seconds:g} s")
                 lines, code = ray.get(ref)
-                _print(name, lines)
+                print_lines(name, lines)
             except (RayError, TimeoutError) as error:
-                _print(name, [f"the node is lost: {str(error).strip().splitlines()[0]}".encode()])
+                print_lines(name, [f"the node is lost: {str(error).strip().splitlines()[0]}".encode()])
                 code = UNREACHABLE
             if code is None:
                 asked[actors[number].follow.remote(seconds / BEATS)] = (number, time.monotonic())
@@ -140,11 +139,6 @@ def follow(hosts: Sequence[Host], actors: Sequence[Any], seconds: float, grace: 
                 ended.append((name, code))
                 failed_at = min(failed_at, time.monotonic()) if code != 0 else failed_at
     return ended
-
-
-def _print(host: str, lines: Sequence[bytes]) -> None:
-    for line in lines:
-        os.write(1, b"[" + host.encode() + b"] " + line + b"\n")
 
 
 def run(hosts: Sequence[Host], port: int, words: Sequence[str], *, address: str, seconds: float, failed: Path | None) -> int:
@@ -180,7 +174,7 @@ def run(hosts: Sequence[Host], port: int, words: Sequence[str], *, address: str,
 
 
 def _lost(host: str, why: str, failed: Path | None) -> int:
-    _print(host or "ray", [why.encode()])
+    print_lines(host or "ray", [why.encode()])
     if host and failed is not None:
         failed.write_text(f"{host}\n")
     return UNREACHABLE
@@ -188,15 +182,7 @@ def _lost(host: str, why: str, failed: Path | None) -> int:
 
 def main() -> int:
     """Parse the command line, run, return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="cluster.hosts.ray_launcher", description="Start DeepSpeed's node launcher on Ray's nodes."
-    )
-    parser.add_argument("--hostfile", type=Path, required=True)
-    parser.add_argument("--master-addr", default="", help="address at which the other hosts reach the first one")
-    parser.add_argument("--failed", type=Path, default=None, help="file for the name of the first host that fails")
-    parser.add_argument("--master-port", type=int, required=True)
-    parser.add_argument("--host-seconds", type=float, default=HOST_SECONDS, help="after which a silent host is given up")
-    parser.add_argument("words", nargs=argparse.REMAINDER, help="the rest of DeepSpeed's own command")
+    parser = command_line("cluster.hosts.ray_launcher", "Start DeepSpeed's node launcher on Ray's nodes.")
     given = parser.parse_args()
     hosts = read_hostfile(given.hostfile)
     words = given.words[1:] if given.words[:1] == ["--"] else given.words

@@ -87,8 +87,8 @@ async def run(
             rest = b""
             while data := await process.stdout.read(65_536):
                 *lines, rest = (rest + data).split(b"\n")
-                _print(host.name, lines)
-            _print(host.name, [rest] if rest else [])
+                print_lines(host.name, lines)
+            print_lines(host.name, [rest] if rest else [])
             code = await process.wait()
             beating.cancel()
         except asyncio.CancelledError:
@@ -97,7 +97,7 @@ async def run(
             raise
         code = signal_as_exit_code(code)
         if code == UNREACHABLE and reach is ssh_command:
-            _print(host.name, [b"ssh (exit code 255): could not connect, or lost the connection"])
+            print_lines(host.name, [b"ssh (exit code 255): could not connect, or lost the connection"])
         if failed_file is not None and code not in (0, STOPPED) and not any(each not in (0, STOPPED) for each in codes):
             failed_file.write_text(f"{host.name}\n")
         codes.append(code)
@@ -129,21 +129,28 @@ async def _feed(line: asyncio.StreamWriter, given: bytes, every: float) -> None:
             given = b"\n"
 
 
-def _print(host: str, lines: Sequence[bytes]) -> None:
+def print_lines(host: str, lines: Sequence[bytes]) -> None:
+    """Print lines of a host, each with its name in front."""
     for line in lines:
         os.write(1, b"[" + host.encode() + b"] " + line + b"\n")
 
 
-def main() -> int:
-    """Parse the command line, run, return the exit code."""
-    parser = argparse.ArgumentParser(prog="cluster.hosts.ssh_launcher", description="Start DeepSpeed's launcher on every host.")
+def command_line(prog: str, description: str) -> argparse.ArgumentParser:
+    """Return the parser of what the launch tells a launcher of several hosts."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("--hostfile", type=Path, required=True)
-    parser.add_argument("--via", choices=sorted(REACHES), default="ssh", help="how the hosts are reached")
     parser.add_argument("--master-addr", default="", help="address at which the other hosts reach the first one")
     parser.add_argument("--failed", type=Path, default=None, help="file for the name of the first host that fails")
     parser.add_argument("--master-port", type=int, required=True)
     parser.add_argument("--host-seconds", type=float, default=HOST_SECONDS, help="after which a silent host is given up")
     parser.add_argument("words", nargs=argparse.REMAINDER, help="the rest of DeepSpeed's own command")
+    return parser
+
+
+def main() -> int:
+    """Parse the command line, run, return the exit code."""
+    parser = command_line("cluster.hosts.ssh_launcher", "Start DeepSpeed's launcher on every host.")
+    parser.add_argument("--via", choices=sorted(REACHES), default="ssh", help="how the hosts are reached")
     given = parser.parse_args()
     hosts = read_hostfile(given.hostfile)
     words = given.words[1:] if given.words[:1] == ["--"] else given.words
