@@ -18,8 +18,8 @@ SIDE, FPS, HELD = 64, 25.0, (6, 7, 8)
 
 
 def strips(folder: Path) -> list[Path]:
-    """Return the strips. Raises DataSetError if there are none."""
-    found = sorted(path for path in folder.glob("*/*.jpg") if path.stem.isdecimal())
+    """Return the strips in a folder, at any depth. Raises DataSetError if there are none."""
+    found = sorted(path for path in folder.glob("**/*.jpg") if path.stem.isdecimal())
     if not found:
         raise DataSetError(f"{folder}: no strips ACTION/ID.jpg of 64x64 frames here; name the folder that holds the actions")
     return found
