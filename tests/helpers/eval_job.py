@@ -2,48 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from cluster.config import Config, load
 from pipeline.corpus.fetch import content_digest
 from pipeline.records import Bucket, Clip, clip_key, clip_times
 from pipeline.shards.writer import EncodedClip
 from pipeline.video import Request, read_clips
-from pretrain.model.config import ModelConfig
-from pretrain.model.transformer import VideoAR
-from pretrain.objective.config import ObjectiveConfig
-from tests.helpers import made_shards, training
-from tokenizer.codec import VideoCodec, save
-from tokenizer.config import NetworkConfig
-from tokenizer.network.network import Network
+from tests.helpers import exported_run, made_shards, training
+from tokenizer.codec import VideoCodec
 
-NETWORK = NetworkConfig(bits=8, width=8, multipliers=(1, 1, 2, 2), blocks=1, groups=4)
-MODEL = ModelConfig(layers=1, width=16, heads=2, text_length=12)
 BUCKET = Bucket.parse("f009x32x40")
 FPS = 8.0
 
 
 def make(folder: Path, video: Path, clips: int = 8) -> Config:
     """Write all into `folder`; the configuration is FOLDER/c.yaml."""
-    torch.manual_seed(0)
-    spec = save(folder / "tokenizer", NETWORK, Network(NETWORK).state_dict(), {"made": "by a test"})
-    model = VideoAR(MODEL, 8, 256)
-    (folder / "run").mkdir()
-    save_file(model.state_dict(), folder / "run" / "model.safetensors")
-    plain = {
-        "format": 1,
-        "model": MODEL.model_dump(mode="json"),
-        "objective": ObjectiveConfig().model_dump(mode="json"),
-        "tokenizer": spec.plain(),
-        "step": 1,
-        "averaged": False,
-    }
-    (folder / "run" / "model.json").write_text(json.dumps(plain))
+    spec = exported_run.make(folder)
     made_shards.of_clips(folder / "held-out", encoded(VideoCodec.load(folder / "tokenizer"), video, clips), spec)
     (folder / "c.yaml").write_text(
         f"run: {{dir: {folder}/run}}\ntokenizer: {{weights: {folder}/tokenizer}}\n"

@@ -76,6 +76,16 @@ def test_a_folder_of_targets_that_cannot_be_written_is_one_clear_line(tmp_path: 
         Endpoint(Meter(), MetricsConfig(port=0, targets=tmp_path / "file"), tmp_path / "run", "x")
 
 
+def fetched_while_it_closes(endpoint: Endpoint) -> str:
+    """Close after a good end, and fetch half a second later."""
+    last: list[str] = []
+    timer = threading.Timer(0.5, lambda: last.append(scrape(endpoint.address)))
+    timer.start()
+    endpoint.close(well=True)
+    timer.join()
+    return last[0]
+
+
 def test_a_good_end_waits_for_the_last_values_to_be_fetched(tmp_path: Path) -> None:
     meter = Meter()
     endpoint = Endpoint(meter, MetricsConfig(port=0, linger_seconds=60), tmp_path, "x")
@@ -84,12 +94,7 @@ def test_a_good_end_waits_for_the_last_values_to_be_fetched(tmp_path: Path) -> N
     scrape(endpoint.address)
     meter.set("pipeline_progress_ratio", 1.0)
     assert not meter.linger(0.1, known=False), "nobody came"
-    last: list[str] = []
-    timer = threading.Timer(0.5, lambda: last.append(scrape(endpoint.address)))
-    timer.start()
-    endpoint.close(well=True)
-    timer.join()
-    assert "videoar_pipeline_progress_ratio 1.0" in last[0]
+    assert "videoar_pipeline_progress_ratio 1.0" in fetched_while_it_closes(endpoint)
 
 
 def test_a_good_end_does_not_wait_when_nobody_scrapes(tmp_path: Path) -> None:
@@ -104,12 +109,7 @@ def test_a_short_job_waits_for_the_first_fetch_where_prometheus_was_told(tmp_pat
     meter = Meter()
     endpoint = Endpoint(meter, MetricsConfig(port=0, linger_seconds=60, targets=tmp_path / "targets"), tmp_path, "x")
     meter.set("pipeline_progress_ratio", 1.0)
-    last: list[str] = []
-    timer = threading.Timer(0.5, lambda: last.append(scrape(endpoint.address)))
-    timer.start()
-    endpoint.close(well=True)
-    timer.join()
-    assert "videoar_pipeline_progress_ratio 1.0" in last[0]
+    assert "videoar_pipeline_progress_ratio 1.0" in fetched_while_it_closes(endpoint)
     assert not list((tmp_path / "targets").iterdir())
 
 

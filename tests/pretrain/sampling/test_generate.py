@@ -11,44 +11,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from cluster.config import Config, load
 from pipeline.video import VideoWriter, iter_frames, probe, write_video
 from pretrain.checkpoint.train_state import TrainedStage
-from pretrain.model.config import ModelConfig
-from pretrain.model.transformer import VideoAR
-from pretrain.objective.config import ObjectiveConfig
 from pretrain.sampling.clip_state import ClipState, SampledScale
 from pretrain.sampling.generate import VideoGenerator, run
 from pretrain.sampling.guidance import SampleError
 from pretrain.sampling.request import SampleRequest
+from tests.helpers import exported_run
 from tokenizer.codec import save
-from tokenizer.config import NetworkConfig
 from tokenizer.network.network import Network
 
-NETWORK = NetworkConfig(bits=8, width=8, multipliers=(1, 1, 2, 2), blocks=1, groups=4)
-MODEL = ModelConfig(layers=1, width=16, heads=2, text_length=12)
 BUCKET = "f009x32x40"
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     """A configuration whose run folder is an exported model that fits the tokenizer."""
-    torch.manual_seed(0)
-    spec = save(tmp_path / "tokenizer", NETWORK, Network(NETWORK).state_dict(), {"made": "by a test"})
-    model = VideoAR(MODEL, 8, 256)
-    (tmp_path / "run").mkdir()
-    save_file(model.state_dict(), tmp_path / "run" / "model.safetensors")
-    plain = {
-        "format": 1,
-        "model": MODEL.model_dump(mode="json"),
-        "objective": ObjectiveConfig().model_dump(mode="json"),
-        "tokenizer": spec.plain(),
-        "step": 1,
-        "averaged": False,
-    }
-    (tmp_path / "run" / "model.json").write_text(json.dumps(plain))
+    exported_run.make(tmp_path)
     (tmp_path / "c.yaml").write_text(f"run: {{dir: {tmp_path / 'run'}}}\ntokenizer: {{weights: {tmp_path / 'tokenizer'}}}\n")
     return load(tmp_path / "c.yaml")
 
@@ -124,7 +105,7 @@ def test_a_prefix_shorter_than_a_chunk_is_refused(config: Config, tmp_path: Path
 
 def test_weights_of_another_tokenizer_are_refused(config: Config, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    save(tmp_path / "tokenizer", NETWORK, Network(NETWORK).state_dict(), {})
+    save(tmp_path / "tokenizer", exported_run.NETWORK, Network(exported_run.NETWORK).state_dict(), {})
     with pytest.raises(SampleError, match=r"set tokenizer\.weights"):
         run(config, SampleRequest(["x"]), tmp_path / "out", bucket=BUCKET)
 
