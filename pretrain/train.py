@@ -26,8 +26,8 @@ from torch import Tensor
 from cluster.config import Config, MetricsConfig, RunConfig, load
 from cluster.metrics import Heartbeat, heartbeat
 from cluster.runtime.errors import ErrorReport, is_ours, one_line
-from cluster.runtime.exit_codes import DONE, STOPPED
 from cluster.runtime.file_lock import hold_run
+from cluster.runtime.job_protocol import DONE, STOPPED, StopRequest
 from cluster.runtime.process_group import Ranks, connect, disconnect, leave
 from pretrain.checkpoint.train_state import TrainedStage, TrainState
 from pretrain.checkpoint.writer import Checkpoints
@@ -47,7 +47,6 @@ from pretrain.loop.guard import Guard
 from pretrain.loop.job import Job, banner, build, enter_stage, open_datasets
 from pretrain.loop.ledger import LaunchedStep, Ledger, kind_of
 from pretrain.loop.periodic_samples import PeriodicSamples
-from pretrain.loop.preemption import StopRequest
 from pretrain.loop.step_metrics import Clock, DeviceSums, StepFlags
 from pretrain.loop.validation import Validation
 from pretrain.loop.warm_up import WarmUp

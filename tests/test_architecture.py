@@ -160,7 +160,7 @@ def test_the_command_line_starts_without_heavy_imports() -> None:
         for module, line, lazy in imports(path)
         if not lazy
         and module.split(".")[0] not in light
-        and not module.startswith(("cluster.cli", "cluster.runtime.errors", "cluster.runtime.exit_codes"))
+        and not module.startswith(("cluster.cli", "cluster.runtime.errors", "cluster.runtime.job_protocol"))
     ]
     assert not wrong, "\n".join(wrong)
 

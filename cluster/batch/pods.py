@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.config import ClusterConfig, Config, ConfigError, RunConfig
-from cluster.runtime.exit_codes import RESTARTS
+from cluster.runtime.job_protocol import RESTARTS
 from cluster.supervise import run_state
 from cluster.supervise.stacks import write_stacks
 from cluster.supervise.supervisor import Attempt, Hooks, Policy, Supervisor

@@ -31,7 +31,7 @@ from cluster.demo.budget import (
 )
 from cluster.demo.inputs import DemoError, captions_of
 from cluster.launch.ray_head import RayHead
-from cluster.runtime.exit_codes import STOPPED
+from cluster.runtime.job_protocol import STOPPED
 from cluster.tables import table_list
 from cluster.tables.table_folder import TableFolder
 

@@ -32,7 +32,7 @@ from cluster.hosts.hostfile import Host, read_hostfile
 from cluster.hosts.ray_nodes import Node, environment_of_workers, join, nodes
 from cluster.hosts.ssh_launcher import GRACE_SECONDS, combined_exit_code, command_line, print_lines
 from cluster.hosts.tether import BEATS, tethered
-from cluster.runtime.exit_codes import STOPPED, UNREACHABLE
+from cluster.runtime.job_protocol import STOPPED, UNREACHABLE
 
 PLACE_SECONDS = 60.0
 """Seconds within which the devices of all nodes must be free."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from cluster.config import ConfigError
 from cluster.hosts.hostfile import Host
 from cluster.hosts.ssh_launcher import HOST_SECONDS, Reach, ssh_command
-from cluster.runtime.exit_codes import LAUNCH
+from cluster.runtime.job_protocol import LAUNCH
 
 ASK_SECONDS = 15.0
 """Seconds between two questions to the hosts that are left out, where nothing else is configured."""

@@ -22,7 +22,7 @@ from cluster.batch.slurm import srun_command
 from cluster.hosts.environment import signal_as_exit_code, start_command, start_input
 from cluster.hosts.hostfile import Host, read_hostfile
 from cluster.hosts.tether import BEATS, tethered
-from cluster.runtime.exit_codes import STOPPED, UNREACHABLE, USAGE
+from cluster.runtime.job_protocol import STOPPED, UNREACHABLE, USAGE
 
 GRACE_SECONDS = 10.0
 """Seconds that the other hosts have to exit by themselves after the first failure."""

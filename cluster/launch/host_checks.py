@@ -25,7 +25,7 @@ from cluster.hosts.environment import start_command, start_input
 from cluster.hosts.hostfile import Host, allocated_hosts, read_hostfile
 from cluster.hosts.ssh_launcher import HOST_SECONDS as CONNECT_SECONDS
 from cluster.hosts.ssh_launcher import REACHES, Reach, ssh_command
-from cluster.runtime.exit_codes import UNREACHABLE
+from cluster.runtime.job_protocol import UNREACHABLE
 from cluster.runtime.ports import free_port
 
 CLOCK_SECONDS = 2.0

@@ -25,8 +25,8 @@ from cluster.hosts.hostfile import Host, allocated_hosts, read_hostfile, wrong_n
 from cluster.hosts.roster import MENDS, Roster, kill_command, on_hosts
 from cluster.hosts.ssh_launcher import HOST_SECONDS, REACHES
 from cluster.runtime.atomic_files import write_text
-from cluster.runtime.exit_codes import DONE, LAUNCH, RESTARTS, STOPPED
 from cluster.runtime.file_lock import FileLock, run_holder
+from cluster.runtime.job_protocol import DONE, LAUNCH, RESTARTS, STOPPED
 from cluster.runtime.ports import free_port
 from cluster.supervise import run_state
 from cluster.supervise.stacks import write_stacks

@@ -22,7 +22,7 @@ from types import FrameType, TracebackType
 
 from cluster.config import ClusterConfig, Config
 from cluster.launch.ray_head import RayError, RayHead, answers, ray_environment, ray_program
-from cluster.runtime.exit_codes import STOPPED
+from cluster.runtime.job_protocol import STOPPED
 
 
 def submit(

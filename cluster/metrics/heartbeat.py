@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 
-from cluster.runtime.exit_codes import LAUNCH
+from cluster.runtime.job_protocol import LAUNCH
 
 EVERY = 5.0
 """Seconds between two beats."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from cluster.runtime import exit_codes
+from cluster.runtime import job_protocol
 from cluster.runtime.source_tree import PACKAGES
 
 SHOW_TRACEBACKS = "VIDEOAR_TRACEBACK"
@@ -53,7 +53,7 @@ def exit_code(error: BaseException) -> int:
 
     if isinstance(error, FirstRankFailed):
         return error.code
-    return exit_codes.USAGE if isinstance(error, ConfigError) else exit_codes.FAILED
+    return job_protocol.USAGE if isinstance(error, ConfigError) else job_protocol.FAILED
 
 
 def description(error: BaseException) -> str:
@@ -75,7 +75,7 @@ class ErrorReport:
 
     def __init__(self, prefix: str, log: Callable[[], Path | None] = lambda: None) -> None:
         self.prefix, self._log = prefix, log
-        self.code = exit_codes.DONE
+        self.code = job_protocol.DONE
         self.error: BaseException | None = None
 
     def __enter__(self) -> ErrorReport:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from cluster.runtime.errors import FirstRankFailed, exit_code
-from cluster.runtime.exit_codes import FAILED
+from cluster.runtime.job_protocol import FAILED
 from cluster.runtime.malloc import keep_freed_memory
 from cluster.runtime.ports import free_port
 

@@ -1,12 +1,12 @@
 """Runs a job until it ends: forwards signals to its ranks, restarts it after a failure.
 
 In:  a function that returns the command for the n-th restart, and a policy.
-Out: the job's exit code (`cluster.runtime.exit_codes`). The job's output goes to this process's own stdout and stderr.
+Out: the job's exit code (`cluster.runtime.job_protocol`). The job's output goes to this process's own stdout and stderr.
 
 Signals go to the ranks and not to the launcher, because DeepSpeed's launcher answers SIGTERM by killing each rank after 30 s,
 which would interrupt a checkpoint. When the ranks exit by themselves, the launcher exits too. A batch system signals every process of
 a job itself, so the launcher is started with STOP_SIGNALS blocked. Its ranks inherit that and unblock them once they have handlers
-(pretrain/loop/preemption.py): what came before is then delivered, and no rank dies of a signal while it loads.
+(cluster.runtime.job_protocol.py): what came before is then delivered, and no rank dies of a signal while it loads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from types import FrameType
 
 import psutil
 
-from cluster.runtime.exit_codes import DONE, FAILED, STOPPED, UNREACHABLE, USAGE
+from cluster.runtime.job_protocol import DONE, FAILED, STOPPED, UNREACHABLE, USAGE
 from cluster.supervise.processes import parent_pid, runs_module
 from cluster.supervise.watchdog import StallLimit, Watchdog
 

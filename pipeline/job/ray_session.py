@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import ray
 
-from cluster.runtime.exit_codes import STOPPED
+from cluster.runtime.job_protocol import STOPPED
 from pipeline.config import PipelineConfig
 from pipeline.workers.errors import JobError, first_line
 

@@ -17,7 +17,7 @@ from functools import partial
 from cluster.config import Config, MetricsConfig, RunConfig
 from cluster.metrics import Endpoint, Meter
 from cluster.metrics.endpoint import TARGET
-from cluster.runtime.exit_codes import STOPPED
+from cluster.runtime.job_protocol import STOPPED
 from cluster.runtime.progress import ProgressBar
 from pipeline.books.index import finish
 from pipeline.books.tasks import Runner, serially

@@ -1,7 +1,8 @@
 """The process of the tokenizer's jobs: `python -m pipeline.tokenizer_jobs.main train -c CFG [section.key=value ...]`.
 
 In:  words of the command line. Training is started by `videoar tokenizer train`, or by the deepspeed launcher with `--module`.
-Out: a tokenizer folder, a side-by-side mp4, or scores; exit code 0 finished, 2 a configuration that cannot run, 1 any other error.
+Out: a tokenizer folder, a side-by-side mp4, or scores; exit code 0 finished, 75 stopped with a checkpoint, 2 a configuration that
+     cannot run, 1 any other error.
      The error that ends a rank of training is kept in RUN/log/tokenizer-rank-N.log too.
 """
 
@@ -18,6 +19,7 @@ import torch
 
 from cluster.config import Config, RunConfig, load
 from cluster.runtime.errors import ErrorReport
+from cluster.runtime.job_protocol import DONE
 from cluster.runtime.malloc import keep_freed_memory
 from cluster.runtime.process_group import leave
 from pipeline.config import CorpusConfig
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             keep_freed_memory()
         if given.command == "train":
             log = config.get(RunConfig).dir / "log" / f"tokenizer-rank-{rank}.log"
-            train(config)
+            report.code = train(config)
         elif given.command == "reconstruct":
             psnr = reconstruct(config, given.video, given.output, given.seconds, given.size)
             print(f"{given.output}: PSNR {psnr:.2f} dB", flush=True)
@@ -76,18 +78,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def train(config: Config) -> None:
-    """Train the tokenizer on the corpus, as one rank of the job. Returns at once when it is complete for this recipe."""
+def train(config: Config) -> int:
+    """Train the tokenizer on the corpus, as one rank of the job. Returns the exit code, at once when it is complete for this recipe."""
     from tokenizer.training.train import finished, recipe_digest
     from tokenizer.training.train import train as run
 
     tokenizer = config.get(TokenizerConfig)
     if finished(tokenizer.weights, recipe_digest(config)):
-        return
+        return DONE
     videos = [source.source for source in find(config.get(CorpusConfig))]
     training = tokenizer.training
     seed = config.get(RunConfig).seed
-    run(config, ClipSampler(videos, training.fps, seed, flip=training.mirror, augment=training.augment))
+    return run(config, ClipSampler(videos, training.fps, seed, flip=training.mirror, augment=training.augment))
 
 
 if __name__ == "__main__":

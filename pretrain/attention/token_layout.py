@@ -71,6 +71,11 @@ class Layout:
         """Return the same sequence with fewer frames, the last of which ends after `last` scales (0 = all)."""
         return replace(self, frames=frames, last=last)
 
+    def by_token(self) -> Layout:
+        """Return the same sequence with each token a step of its own, which sees what is before it: for next-token prediction."""
+        assert not self.last
+        return replace(self, scales=((1, 1),) * self.frame)
+
     def scale_of(self, device: torch.device) -> Tensor:
         """Return the scale number of each video token, int64 (video), on `device`. Kept while nothing changes."""
         return _scale_of(self, device)

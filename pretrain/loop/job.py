@@ -15,6 +15,7 @@ from torch import nn
 
 from cluster.config import Config, RunConfig
 from cluster.metrics import Heartbeat
+from cluster.runtime.job_protocol import StopRequest
 from cluster.runtime.process_group import Ranks
 from pretrain.checkpoint.writer import Checkpoints
 from pretrain.data.batch import split
@@ -28,7 +29,6 @@ from pretrain.engine.engine import Engine
 from pretrain.loop.compilation import Compilations
 from pretrain.loop.guard import Guard
 from pretrain.loop.periodic_samples import PeriodicSamples
-from pretrain.loop.preemption import StopRequest
 from pretrain.loop.validation import Validation
 from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer

@@ -23,6 +23,10 @@ class ModelConfig(Section):
     """Hidden width of the feed-forward (SwiGLU); 0 = 8/3 of the width, rounded up to a multiple of 64."""
     qk_norm: bool = True
     """Apply RMSNorm to queries and keys."""
+    order: Literal["scales", "tokens"] = "scales"
+    """What is predicted together. `scales`: all tokens of a scale, from what the coarser ones add up to (Eq. 5). `tokens`: one token
+    after the other in the order of the layout, each fed the code of the one before it: plain next-token prediction, an ablation, with
+    dense attention and without corruption."""
     rope_base: float = Field(default=10_000.0, gt=1)
     """Base of the rotary frequencies."""
     rope_split: tuple[float, float, float] = (0.25, 0.375, 0.375)

@@ -26,7 +26,7 @@ from pretrain.objective import counter_rng
 from pretrain.objective.config import ObjectiveConfig
 from pretrain.objective.packed_row import PackedRow
 from pretrain.objective.sequence_parallel import SequenceGroup, SequenceShare
-from pretrain.objective.teacher_forcing import corrected_labels, corrupts, flip_ratios, flips, token_inputs
+from pretrain.objective.teacher_forcing import corrected_labels, corrupts, flip_ratios, flips, shifted_codes, token_inputs
 from tokenizer.quantization.bit_packing import unpack
 from tokenizer.quantization.codec_spec import CodecSpec
 
@@ -80,7 +80,7 @@ class Objective(nn.Module):
         layout, mask, device = ready.layout, ready.mask, batch.bits.device
         x_BLC = model.embed(ready.text, ready.features, ready.scale, starts=True)
         positions_BLA = model.positions(layout, ready.text_length)
-        backend = resolve(model.config.attention, device, x_BLC.dtype)
+        backend = "dense" if model.config.order == "tokens" else resolve(model.config.attention, device, x_BLC.dtype)
         row = self._row(batch, mask, backend)
         if row is None:
             attend = bind_mask(backend, mask, device, x_BLC.dtype)
@@ -116,13 +116,22 @@ class Objective(nn.Module):
             raise ObjectiveError(f"{batch.bits.shape[1]} bytes per sample: grid {batch.grid} takes {expected}")
         count = batch.bits.shape[0]
         bits = unpack(batch.bits.reshape(count * frames, -1), scales, spec.bits)
+        by_token = model.config.order == "tokens"
         flipped = features = None
         if corrupts(config):
+            if by_token:
+                raise ObjectiveError(
+                    "model.order=tokens has nothing to correct: set objective.flip_min, flip_max, flip_delta to 0"
+                )
             ratios_BTK = flip_ratios(config, batch.seeds, frames, len(scales))
             flipped = flips(batch.seeds, ratios_BTK, scales, spec.bits)
             features = None if batch.features is None else batch.features.flatten(0, 1)
         mode = model.config.input_resize
-        labels, inputs, final = corrected_labels(bits, scales, flipped, features, requantize=config.requantise, mode=mode)
+        if by_token:
+            labels, fed = bits, shifted_codes(bits, frames)
+        else:
+            labels, inputs, final = corrected_labels(bits, scales, flipped, features, requantize=config.requantise, mode=mode)
+            fed = token_inputs(inputs, final, frames, scales, mode)
         text, text_length = self._condition(batch)
         layout = Layout(text=text.shape[1], frames=frames, scales=scales)
         # The mask is a matter of the host, which draws the same numbers: reading the device's would make it wait.
@@ -133,10 +142,12 @@ class Objective(nn.Module):
             layout=layout,
             text=text,
             text_length=text_length,
-            features=token_inputs(inputs, final, frames, scales, mode),
+            features=fed,
             labels=torch.cat([item.flatten(1, 2) for item in labels], dim=1).view(count, -1, spec.bits),
             scale=layout.scale_of(batch.bits.device),
-            mask=Mask((layout,), self._text_length(batch.known).unsqueeze(1), window, hidden),
+            mask=Mask(
+                (layout.by_token() if by_token else layout,), self._text_length(batch.known).unsqueeze(1), window, hidden
+            ),
         )
 
     def _row(self, batch: Batch, mask: Mask, backend: Backend) -> PackedRow | None:

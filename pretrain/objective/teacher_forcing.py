@@ -131,6 +131,16 @@ def token_inputs(inputs: Sequence[Tensor], final_NdHW: Tensor, frames: int, scal
     return tokens_NSd.reshape(count // frames, -1, d)
 
 
+def shifted_codes(bits: Sequence[Tensor], frames: int) -> Tensor:
+    """Return the code of the token before each token, float32 (B, T * S, d): the inputs of next-token prediction; 0 before the first.
+
+    bits: K bool maps (N, h, w, d), in the order of the layout.
+    """
+    bits_BNd = torch.cat([part.flatten(1, 2) for part in bits], dim=1).unflatten(0, (-1, frames)).flatten(1, 2)
+    before_BNd = codes(bits_BNd.unsqueeze(2)).squeeze(3).transpose(1, 2)
+    return torch.cat((torch.zeros_like(before_BNd[:, :1]), before_BNd[:, :-1]), dim=1)
+
+
 def _running_sums(parts: Sequence[Tensor]) -> list[Tensor]:
     sums = [parts[0]]
     for part in parts[1:]:

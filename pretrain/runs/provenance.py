@@ -17,7 +17,7 @@ from typing import Any
 from cluster.config import Config, ConfigError
 from cluster.config.differences import flat
 from cluster.runtime.atomic_files import read_json, write_text
-from cluster.runtime.exit_codes import restart_count
+from cluster.runtime.job_protocol import restart_count
 from cluster.runtime.source_tree import code_digest, source_root
 
 NUMERIC_PACKAGES = ("torch", "deepspeed", "numpy", "pyarrow", "zstandard", "safetensors")

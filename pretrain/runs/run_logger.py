@@ -26,7 +26,7 @@ from cluster.metrics import Endpoint, JsonLines, Meter, StepReport, last_step
 from cluster.runtime.atomic_files import DamagedFile, DiskFull, read_json, write_text
 from cluster.runtime.checkpoint_folders import set_aside
 from cluster.runtime.errors import one_line
-from cluster.runtime.exit_codes import restart_count
+from cluster.runtime.job_protocol import restart_count
 
 LINES = ("metrics", "validation", "skipped")
 """RUN/NAME.jsonl: a line per step, per validation of a stream, per skipped step."""

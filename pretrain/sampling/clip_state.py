@@ -6,7 +6,8 @@ Out: the scales of one latent frame after another, and each frame's packed bits 
 Legend: B captions, R rows of a forward (B, or 2 B under guidance: with condition, then without), P text tokens, K scales, d bits
 per token, S tokens of the scale being sampled, L tokens of a clip, C model width, H x W the latent grid.
 
-The first forward takes the text, the whole prefix and the first scale to sample; each later forward takes one scale. A step reads
+The first forward takes the text, the whole prefix and the first scale to sample; each later forward takes one scale, or one token if
+the model predicts token by token (model.order). A step reads
 nothing back to the host and makes no tensor from host values, so the same code runs eagerly and is recorded by CUDA graphs
 (clip_graphs.py).
 """
@@ -22,7 +23,7 @@ from torch import Tensor
 from pretrain.attention.token_layout import Layout
 from pretrain.model.transformer import VideoAR
 from pretrain.objective import counter_rng
-from pretrain.objective.teacher_forcing import corrected_labels, resize, token_inputs
+from pretrain.objective.teacher_forcing import corrected_labels, resize, shifted_codes, token_inputs
 from pretrain.sampling import guidance
 from pretrain.sampling.guidance import SampleConfig
 from pretrain.sampling.kv_cache import KVCache
@@ -72,6 +73,8 @@ class ClipState:
 
     def __init__(self, model: VideoAR, config: SampleConfig, shape: ClipShape) -> None:
         self.model, self.config, self.shape, self.layout = model, config, shape, shape.layout
+        self._by_token = model.config.order == "tokens"
+        self._steps = self.layout.by_token() if self._by_token else self.layout
         device, bits, scales = model.start.weight.device, model.bits, shape.scales
         self._device = device
         self._text_RP = torch.zeros(shape.rows, shape.text, dtype=torch.int64, device=device)
@@ -81,7 +84,8 @@ class ClipState:
         self._prefix_BNd = torch.zeros(shape.captions, shape.known * self.layout.frame, bits, device=device)
         self._start_BdHW, self._total_BdHW = (torch.zeros(shape.captions, bits, *scales[-1], device=device) for _ in range(2))
         self._children_FK = counter_rng.child_keys(range(shape.frames * len(scales))).to(device).view(shape.frames, -1)
-        self._cache = KVCache(model.config, self.layout, shape.rows, shape.window, model.dtype, device)
+        self._last_Bd = torch.zeros(shape.captions, bits, device=device)
+        self._cache = KVCache(model.config, self._steps, shape.rows, shape.window, model.dtype, device)
         self._code_2 = codes(torch.tensor([False, True]).view(2, 1, 1, 1).expand(2, 1, 1, bits))[:, 0, 0, 0].to(device)
         frame_bytes = self.layout.frame * bits // 8
         self.packed = torch.zeros(shape.frames, shape.captions, frame_bytes, dtype=torch.uint8, device=device)
@@ -99,6 +103,10 @@ class ClipState:
         if prefix is not None:
             mode = model.config.input_resize
             bits = unpack(prefix.to(self._device).reshape(shape.captions * shape.known, -1), scales, model.bits)
+            if self._by_token:
+                self._prefix_BNd.copy_(shifted_codes(bits, shape.known))
+                self._last_Bd.copy_(codes(bits[-1][shape.known - 1 :: shape.known, -1:, -1:])[:, :, 0, 0])
+                return
             _, inputs, final = corrected_labels(bits, scales, mode=mode)
             self._prefix_BNd.copy_(token_inputs(inputs, final, shape.known, scales, mode))
             self._start_BdHW.copy_(final.view(shape.captions, shape.known, *final.shape[1:])[:, -1])
@@ -106,6 +114,9 @@ class ClipState:
     @torch.no_grad()
     def frame(self, frame: int) -> Iterator[SampledScale]:
         """Run the steps of one frame; yield its scales, and after the last one keep what the next frame begins from."""
+        if self._by_token:
+            yield from self._frame_by_token(frame)
+            return
         scales, mode = self.shape.scales, self.model.config.input_resize
         self._cache.begin(frame)
         drawn_BKN = self._draws(frame)
@@ -114,11 +125,7 @@ class ClipState:
         for scale, (rows, columns) in enumerate(scales):
             inputs_BSd = resize(total_BdHW, (rows, columns), mode).flatten(2).transpose(1, 2)
             logits = self._guided(self._forward(frame, scale, inputs_BSd), frame, scale)
-            if drawn_BKN is None:
-                bits_BSd = logits > 0
-            else:
-                drawn_BSd = drawn_BKN[:, scale, : logits[0].numel()].view(logits.shape)
-                bits_BSd = drawn_BSd < (logits / self.config.temperature).sigmoid()
+            bits_BSd = self._sampled(logits, None if drawn_BKN is None else drawn_BKN[:, scale])
             maps.append(bits_BSd.unflatten(1, (rows, columns)))
             code_Bdhw = torch.where(maps[-1].permute(0, 3, 1, 2), self._code_2[1], self._code_2[0])
             added_BdHW = resize_linear(code_Bdhw, scales[-1])
@@ -127,11 +134,36 @@ class ClipState:
         self._total_BdHW.copy_(total_BdHW)
         self.packed[frame].copy_(pack(maps))
 
-    def _forward(self, frame: int, scale: int, inputs_BSd: Tensor) -> Tensor:
-        """Return logits, float32 (R, S, d)."""
-        model, layout, copies = self.model, self.layout, self.shape.rows // self.shape.captions
-        begin, end = layout.span(frame, scale)
-        if frame == self.shape.known and scale == 0:
+    def _frame_by_token(self, frame: int) -> Iterator[SampledScale]:
+        """Run the steps of one frame, each of one token, which is fed the code of the token before it; yield its scales."""
+        self._cache.begin(frame)
+        drawn_BKN = self._draws(frame)
+        maps: list[Tensor] = []
+        step = 0
+        for scale, (rows, columns) in enumerate(self.shape.scales):
+            logits: list[Tensor] = []
+            bits: list[Tensor] = []
+            for place in range(0, rows * columns * self.model.bits, self.model.bits):
+                logits.append(self._guided(self._forward(frame, step, self._last_Bd.unsqueeze(1)), frame, scale))
+                bits.append(self._sampled(logits[-1], None if drawn_BKN is None else drawn_BKN[:, scale, place:]))
+                self._last_Bd.copy_(torch.where(bits[-1][:, 0], self._code_2[1], self._code_2[0]))
+                step += 1
+            maps.append(torch.cat(bits, dim=1).unflatten(1, (rows, columns)))
+            yield SampledScale(frame, scale, torch.cat(logits, dim=1), maps[-1])
+        self.packed[frame].copy_(pack(maps))
+
+    def _sampled(self, logits_BSd: Tensor, drawn_BN: Tensor | None) -> Tensor:
+        """Return bits (B, S, d). drawn_BN: uniform numbers, of which the first S d are used; None takes the likelier value."""
+        if drawn_BN is None:
+            return logits_BSd > 0
+        drawn_BSd = drawn_BN[:, : logits_BSd[0].numel()].view(logits_BSd.shape)
+        return drawn_BSd < (logits_BSd / self.config.temperature).sigmoid()
+
+    def _forward(self, frame: int, step: int, inputs_BSd: Tensor) -> Tensor:
+        """Return logits, float32 (R, S, d). step: the number of a scale, or of a token."""
+        model, layout, copies = self.model, self._steps, self.shape.rows // self.shape.captions
+        begin, end = layout.span(frame, step)
+        if frame == self.shape.known and step == 0:
             inputs_BNd = torch.cat((self._prefix_BNd, inputs_BSd), dim=1).repeat(copies, 1, 1)
             x_RLC = model.embed(self._text_RP, inputs_BNd, self._scale_N[: end - layout.text], starts=True)
             positions_RL3, attend = self._positions_RL3[:, :end], self._cache.prefill(frame)
@@ -141,7 +173,7 @@ class ClipState:
                 x_RLC = x_RLC + model.scale(self._scale_N[begin - layout.text : end - layout.text])
             if copies > 1:
                 x_RLC = x_RLC.repeat(copies, 1, 1)
-            positions_RL3, attend = self._positions_RL3[:, begin:end], self._cache.step(frame, scale)
+            positions_RL3, attend = self._positions_RL3[:, begin:end], self._cache.step(frame, step)
         hidden_RLC = model(x_RLC, positions_RL3, attend)
         logits: Tensor = model.head(hidden_RLC[:, begin - end :])[0]
         return logits

@@ -38,7 +38,7 @@ from pretrain.model.text_tokenizer import TextTokenizer
 from pretrain.sampling.clip_graphs import ClipGraphs
 from pretrain.sampling.guidance import SampleConfig, SampleError, check
 from pretrain.sampling.request import SampleRequest, differences
-from pretrain.sampling.sampler import Sampler, forwards
+from pretrain.sampling.sampler import Sampler, steps_of
 from pretrain.sampling.video_sink import VideoSink, contact_sheet, sheet_frames
 from tokenizer.codec import DecodeState, VideoCodec
 from tokenizer.config import TokenizerConfig
@@ -173,7 +173,7 @@ class VideoGenerator:
         """Return how many forwards a clip takes that begins with `known` pixel frames."""
         latents, rows, columns = self.grid
         prefix = self.codec.spec.grid(known, self.bucket.height, self.bucket.width)[0] if known else 0
-        return forwards(latents, len(self.codec.spec.scales(rows, columns)), prefix)
+        return (latents - prefix) * steps_of(self.sampler.model.config, self.codec.spec.scales(rows, columns))
 
     def overlap(self, known: int) -> int:
         """Return the pixel frames that a next clip takes over: as many as the first prefix has, or half a clip."""

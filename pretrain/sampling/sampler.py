@@ -7,7 +7,8 @@ Out: packed bits of whole clips; or of one frame after the other, so that frames
 Legend: B captions, R rows of a forward (B, or 2 B under guidance: with condition, then without), P text tokens, K scales.
 
 Here requests are checked and turned into tensors; the steps are in clip_state.py, their CUDA graphs in clip_graphs.py. A clip costs
-(frames - prefix) x K forwards whatever the captions are, so ranks that sample together under ZeRO-3 stay in step.
+(frames - prefix) x K forwards whatever the captions are, so ranks that sample together under ZeRO-3 stay in step. (A model that predicts
+token by token takes as many forwards as a frame has tokens in the place of K.)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cluster.runtime.progress import ProgressBar
+from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import PADDING, TextTokenizer
 from pretrain.model.transformer import VideoAR
 from pretrain.objective import counter_rng
@@ -28,6 +30,7 @@ from pretrain.sampling.clip_graphs import ClipGraphs, RecordedClip
 from pretrain.sampling.clip_state import ClipShape, ClipState, SampledScale
 from pretrain.sampling.guidance import SampleConfig, SampleError
 from tokenizer.quantization.codec_spec import CodecSpec
+from tokenizer.quantization.scale_schedule import Scales
 
 TEXT_STEP = 32
 """Texts are padded to a multiple of this, so that captions of different lengths make clips of the same shape."""
@@ -85,7 +88,7 @@ class Sampler:
         graphs are recorded, before this returns.
         """
         shape, request = self._request(captions, grid, seed, first, prefix, window)
-        scales = len(shape.scales)
+        steps = steps_of(self.model.config, shape.scales)
         run: Callable[[int], None]
         if self.graphs is not None and self.config.cuda_graphs and self.model.start.weight.is_cuda:
             clip = self._recorded(self.graphs, shape, progress)
@@ -103,7 +106,7 @@ class Sampler:
             for frame in range(shape.known, shape.frames):
                 run(frame)
                 if progress is not None:
-                    progress.update(scales, note=f"frame {frame + 1} of {shape.frames}")
+                    progress.update(steps, note=f"frame {frame + 1} of {shape.frames}")
                 yield state.packed[frame].clone()
 
         return made()
@@ -199,6 +202,6 @@ class Sampler:
         return known
 
 
-def forwards(frames: int, scales: int, prefix: int = 0) -> int:
-    """Return how many forwards of the transformer a clip takes."""
-    return (frames - prefix) * scales
+def steps_of(model: ModelConfig, scales: Scales) -> int:
+    """Return how many forwards of the transformer a latent frame takes."""
+    return sum(rows * columns for rows, columns in scales) if model.order == "tokens" else len(scales)

@@ -10,7 +10,6 @@ CLUSTER: dict[str, str] = {
     "cluster/monitoring/train_panels.py": "tests/cluster/monitoring/test_dashboards.py",
     "cluster/monitoring/panels.py": "tests/cluster/monitoring/test_dashboards.py",
     "cluster/monitoring/plots.py": "tests/cluster/monitoring/test_report.py",
-    "cluster/runtime/exit_codes.py": "tests/cluster/runtime/test_errors.py",
 }
 TOKENIZER: dict[str, str] = {
     "tokenizer/network/blocks.py": "tests/tokenizer/network/test_network.py",

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from cluster.runtime.exit_codes import LAUNCH
+from cluster.runtime.job_protocol import LAUNCH
 from cluster.runtime.ports import free_port
 from tests.helpers import made_shards
 

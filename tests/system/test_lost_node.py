@@ -14,7 +14,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from cluster.runtime.exit_codes import LAUNCH
+from cluster.runtime.job_protocol import LAUNCH
 from tests.helpers import training
 
 pytestmark = pytest.mark.system

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -26,6 +27,7 @@ from torch import Tensor
 from cluster.config import ClusterConfig, Config, MetricsConfig, RunConfig
 from cluster.config.precision import hardware, settle
 from cluster.runtime.file_lock import hold_run
+from cluster.runtime.job_protocol import DONE, STOPPED, StopRequest
 from cluster.runtime.process_group import Ranks, connect, disconnect
 from cluster.runtime.progress import ProgressBar
 from tokenizer import codec
@@ -52,27 +54,28 @@ class ClipSource(Protocol):
         ...
 
 
-def train(config: Config, clips: ClipSource) -> None:
-    """Train the tokenizer of `config` to its end, from its newest checkpoint. All ranks call this.
+def train(config: Config, clips: ClipSource) -> int:
+    """Train the tokenizer of `config` from its newest checkpoint to its end, or to a request to stop. Returns the exit code.
 
-    Returns at once when `tokenizer.weights` already holds the result of this recipe. Raises TrainingError, CodecError,
-    RunFolderError, OSError or what the clip source raises.
+    All ranks call this, in their main threads. Returns at once when `tokenizer.weights` already holds the result of this recipe.
+    Raises TrainingError, CodecError, RunFolderError, OSError or what the clip source raises.
     """
     recipe = recipe_digest(config)
     if finished(config.get(TokenizerConfig).weights, recipe):
-        return
+        return DONE
+    stop = StopRequest(config.get(RunConfig).dir, 0)
     ranks = connect(COLLECTIVE_TIMEOUT)
     try:
         with ExitStack() as owned:
             lock = hold_run(config.get(RunConfig).dir)
             ranks.from_first(lambda: owned.enter_context(lock).path)
-            _run(config, clips, ranks, recipe)
+            return _run(config, clips, ranks, recipe, stop)
     finally:
         disconnect()
 
 
-def _run(config: Config, clips: ClipSource, ranks: Ranks, recipe: str) -> None:
-    """Run the loop, from the newest checkpoint to the last step."""
+def _run(config: Config, clips: ClipSource, ranks: Ranks, recipe: str, stop: StopRequest) -> int:
+    """Run the loop, from the newest checkpoint to the last step or to a request to stop. Returns the exit code."""
     tokenizer, run = config.get(TokenizerConfig), config.get(RunConfig)
     checkpoints = run.dir / CHECKPOINTS
     found = checkpoint.find(checkpoints, recipe, ranks, partial(log, ranks), recipe_values(config))
@@ -99,7 +102,8 @@ def _run(config: Config, clips: ClipSource, ranks: Ranks, recipe: str) -> None:
             scales = spec.scales(rows, columns)
             kept = kept_scales_at(step, len(scales), training, run.seed)
             compared = perceptual_frames_at(step, bucket.frames, tokenizer.loss.perceptual_frames, run.seed)
-            metrics = trainer.step(pixels(frames.to(ranks.device)), scales, kept, step, compared)
+            asked = stop.asked(step + 1)
+            metrics, stops = trainer.step(pixels(frames.to(ranks.device)), scales, kept, step, compared, stop=asked)
             if not math.isfinite(metrics["loss"]):
                 raise TrainingError(
                     f"step {step + 1}: the loss is not finite; start again with a lower tokenizer.training.learning_rate "
@@ -112,13 +116,25 @@ def _run(config: Config, clips: ClipSource, ranks: Ranks, recipe: str) -> None:
                 {"step": done, "bucket": name, "clips": bucket.batch, **metrics, "seconds": seconds},
                 write=done % training.log_every == 0 or done == training.steps,
             )
-            if done % training.checkpoint_every == 0 and done < training.steps:
+            if (stops or done % training.checkpoint_every == 0) and done < training.steps:
                 trainer.save(checkpoints, done, recipe, recipe_values(config))
             bar.update(1, note=f"PSNR {metrics['psnr']:.1f} dB")
+            if stops and done < training.steps:
+                _stopped(stop, ranks, done)
+                return STOPPED
     trainer.export(
         tokenizer,
         {"recipe": recipe, "steps": training.steps, "dtype": training.dtype, "corpus": list(_corpus(config)["videos"])},
     )
+    return DONE
+
+
+def _stopped(stop: StopRequest, ranks: Ranks, step: int) -> None:
+    """Say why training ends here, and remove the stop file, so that the next start goes on. All ranks call this."""
+    why = "; ".join(sorted({reason for reason in ranks.all_gather(stop.reason) if reason}))
+    if ranks.first:
+        stop.clear(lambda error: print(f"warning: {error}: remove it before the next start", file=sys.stderr, flush=True))
+    log(ranks, f"stopped after step {step} ({why}); run the same command to continue")
 
 
 def settled(config: Config, ranks: Ranks, recorded: str | None) -> TokenizerConfig:

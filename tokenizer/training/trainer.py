@@ -50,10 +50,13 @@ class Trainer:
 
     # One step ---------------------------------------------------------------------------------------------------------------
 
-    def step(self, x_BCTHW: Tensor, scales: Scales, kept: list[bool], step: int, frames: list[int]) -> dict[str, Any]:
-        """Update the generator and, once it has started, the discriminator; return metrics that are equal on all ranks.
+    def step(
+        self, x_BCTHW: Tensor, scales: Scales, kept: list[bool], step: int, frames: list[int], *, stop: bool = False
+    ) -> tuple[dict[str, Any], bool]:
+        """Update the generator and, once it has started, the discriminator.
 
-        kept: which scales are used. frames: those that the perceptual loss compares.
+        kept: which scales are used. frames: those that the perceptual loss compares. stop: whether this rank was asked to stop.
+        Returns metrics that are equal on all ranks, and whether any rank was asked to stop.
         """
         training, rate = self.training, learning_rate_at(step, self.training)
         adversarial = self.discriminator is not None and step >= training.discriminator_start
@@ -77,10 +80,13 @@ class Trainer:
                 share = len(real) / len(x_BCTHW)
                 last = number + 1 == len(micro_batches)
                 _add(sums, self._discriminator_step(real, fake, share, rate, last=last), share)
+        sums["stop"] = next(iter(sums.values())).new_tensor(float(stop))
         means = self.ranks.mean(torch.stack(list(sums.values())))
         metrics: dict[str, Any] = dict(zip(sums, means.tolist()))
+        stops = metrics.pop("stop") > 0
         metrics["psnr"] = 10 * math.log10(4 / max(metrics["l2"], 1e-10)) if metrics["l2"] == metrics["l2"] else math.nan
-        return metrics | {"grad_norm": norm, "learning_rate": rate} | self._bit_entropy(torch.stack(usage).mean(0), scales)
+        metrics |= {"grad_norm": norm, "learning_rate": rate} | self._bit_entropy(torch.stack(usage).mean(0), scales)
+        return metrics, stops
 
     def _generator_terms(
         self, x_BCTHW: Tensor, recon: Tensor, middle: Bottleneck, adversarial: bool, frames: list[int]

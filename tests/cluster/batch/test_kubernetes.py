@@ -15,7 +15,7 @@ from typer.main import get_command
 from cluster.batch.pods import Pod
 from cluster.cli import main
 from cluster.config import ClusterConfig, load
-from cluster.runtime.exit_codes import STOPPED, USAGE
+from cluster.runtime.job_protocol import STOPPED, USAGE
 
 HERE = Path(__file__).parents[3]
 FILES = sorted((HERE / "cluster/kubernetes").glob("*.yaml"))

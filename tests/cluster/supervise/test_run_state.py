@@ -6,8 +6,8 @@ import pytest
 
 from cluster.metrics import Heartbeat, heartbeat
 from cluster.runtime import checkpoint_folders
-from cluster.runtime.exit_codes import LAUNCH
 from cluster.runtime.file_lock import hold_run
+from cluster.runtime.job_protocol import LAUNCH
 from cluster.supervise import run_state
 from cluster.supervise.run_state import newest_step, orphan, take_over, why_unfinished, write_owner
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.runtime.exit_codes import STOPPED
+from cluster.runtime.job_protocol import STOPPED
 from cluster.supervise.supervisor import Attempt, Hooks, Policy, Supervisor, describe
 
 UNREACHED = "exit code 255 (a host could not be reached or was lost, or a process ended with -1)"

@@ -175,6 +175,20 @@ def test_bad_input_is_named() -> None:
         _objective()(_batch(grid=(1, 8, 8)), 0, 0.0)
 
 
+def test_next_token_prediction_feeds_the_token_before_and_sees_nothing_later() -> None:
+    objective, batch = _objective(model=MODEL.model_copy(update={"order": "tokens"})), _batch()
+    ready = objective.prepare(batch, 0, 0.0)
+    assert torch.equal(ready.features[:, 1:] > 0, ready.labels[:, :-1]) and not ready.features[:, 0].any()
+    assert torch.allclose(ready.features[:, 1:].square().sum(-1), torch.ones(()))
+    allowed = ready.mask.dense()[0, 0, 5:, 5:]
+    assert torch.equal(allowed, torch.ones(90, 90, dtype=torch.bool).tril())
+    out = objective(batch, 0, 0.0)
+    out["loss"].backward()
+    assert out["scale_loss"].shape == (4,) and out["frame_loss"].shape == (3,)
+    with pytest.raises(ObjectiveError, match="order=tokens has nothing to correct: set"):
+        _objective(ObjectiveConfig(), MODEL.model_copy(update={"order": "tokens"}))(batch, 0, 0.0)
+
+
 def test_a_few_steps_learn_random_bits() -> None:
     objective, batch = _objective(), _batch()
     optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)

@@ -16,7 +16,7 @@ from pretrain.model.transformer import VideoAR
 from pretrain.objective.config import ObjectiveConfig
 from pretrain.objective.objective import Objective
 from pretrain.sampling.guidance import SampleConfig
-from pretrain.sampling.sampler import SampleError, Sampler, forwards
+from pretrain.sampling.sampler import SampleError, Sampler
 from tokenizer.quantization.bit_packing import pack
 from tokenizer.quantization.codec_spec import CodecSpec
 
@@ -49,7 +49,11 @@ def _teacher_forced(model: VideoAR, bits: torch.Tensor, captions: list[str], win
     return model.head(hidden[:, ready.layout.text :])[0]
 
 
-@pytest.mark.parametrize("options", [{}, {"rope": "flat"}, {"rope_spatial": "aligned", "input_resize": "area"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"rope": "flat"}, {"rope_spatial": "aligned", "input_resize": "area"}, {"order": "tokens"}],
+    ids=["plain", "flat", "aligned", "tokens"],
+)
 @pytest.mark.parametrize("window", [0, 2])
 @pytest.mark.parametrize("known", [0, 1, 3])
 @torch.no_grad()
@@ -94,9 +98,19 @@ def test_forwards_are_frames_times_scales(frames: int, known: int, monkeypatch: 
     prefix = torch.zeros(1, known * size, dtype=torch.uint8) if known else None
     out = Sampler(model, SPEC, TEXT, SampleConfig()).sample(["x"], (frames, 8, 8), prefix=prefix, seed=0)
     assert out.shape == (1, frames * size)
-    assert len(calls) == forwards(frames, 6, known) == (frames - known) * 6
-    if not known and frames == 5:
-        assert len(calls) == 30
+    assert len(calls) == (frames - known) * 6  # 30 for a clip of 5 latent frames, as the paper has it
+
+
+def test_a_model_that_predicts_token_by_token_takes_a_forward_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = _model(CONFIG.model_copy(update={"order": "tokens"})), []
+    plain = VideoAR.forward
+    monkeypatch.setattr(VideoAR, "forward", lambda *args: (calls.append(1), plain(*args))[1])
+    ours = Sampler(model, SPEC, TEXT, SampleConfig())
+    with ProgressBar("sampling", 2 * 30, enabled=False) as progress:
+        whole = torch.cat(list(ours.frames(CAPTIONS, (2, 4, 4), seed=5, progress=progress)), dim=1)
+        assert progress.done == len(calls) == 2 * 30
+    alone = ours.sample(CAPTIONS[:1], (2, 4, 4), seed=5)
+    assert torch.equal(alone, whole[:1])
 
 
 def test_a_sample_depends_on_seed_and_number_only() -> None:

@@ -16,6 +16,7 @@ import torch
 
 from cluster.config import load
 from cluster.config.precision import DtypeError, Hardware
+from cluster.runtime.job_protocol import STOPPED
 from cluster.runtime.ports import free_port
 from cluster.runtime.process_group import Ranks
 from tokenizer.training import train as train_module
@@ -127,6 +128,29 @@ def test_a_run_that_died_continues_to_the_last_digit_past_damaged_checkpoints(st
     third = run([str(config), "0"])
     assert third.returncode == 0, third.stderr
     assert "nothing to do" in third.stdout
+
+
+@pytest.mark.system
+def test_a_preempted_run_keeps_the_steps_that_it_made(tmp_path: Path) -> None:
+    """One of two ranks gets SIGTERM between checkpoints: both stop after the same step, with a checkpoint, and go on to equal weights."""
+    whole, config = configure(tmp_path / "whole"), configure(tmp_path / "stopped")
+    done = run([str(whole), "-1", "tokenizer.training.checkpoint_every=100"], ranks=2)
+    assert done.returncode == 0, done.stderr
+    words = [str(config), "term", "tokenizer.training.checkpoint_every=100"]
+    stopped = run(words, ranks=2)
+    assert stopped.returncode == STOPPED, stopped.stderr
+    assert "(SIGTERM); run the same command to continue" in stopped.stdout
+    (kept,) = (tmp_path / "stopped" / "run" / "tokenizer-checkpoints").iterdir()
+    step = int(kept.name.removeprefix("step-"))
+    assert 1 <= step <= 4
+    (tmp_path / "stopped" / "run" / "stop").touch()  # as an operator asks for it
+    again = run([*words[:1], "-1", *words[2:]], ranks=2)
+    assert again.returncode == STOPPED and f"stopped after step {step + 1} (" in again.stdout, again.stderr
+    assert not (tmp_path / "stopped" / "run" / "stop").exists()
+    again = run([*words[:1], "-1", *words[2:]], ranks=2)
+    assert again.returncode == 0 and f"resuming at step {step + 1}" in again.stdout, again.stderr
+    want, found = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert all(torch.equal(want[name], found[name]) for name in want)
 
 
 @pytest.mark.system

@@ -1,15 +1,39 @@
-"""Requests to stop: SIGTERM or SIGUSR1 (preemption), SIGINT, the file RUN/stop, train.stop_after.
+"""What a job and its launcher tell each other: requests to stop, the exit codes of every command and rank, token, restarts.
 
-Out: `asked()`. The loop adds it to each step's all-reduce, so that all ranks stop after the same step, with a checkpoint: the step
-     that is under way when the sum is read, one after the one that carried it. `planned()` needs no sum, all ranks know it.
+A request to stop is SIGTERM or SIGUSR1 (preemption), SIGINT, the file RUN/stop, or train.stop_after. A loop adds `asked()` to each
+step's all-reduce, so that all ranks stop after the same step, with a checkpoint. `planned()` needs no sum, all ranks know it.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+
+DONE = 0
+"""The job is finished."""
+FAILED = 1
+"""Any failure that has no code of its own."""
+USAGE = 2
+"""A wrong command line, or a configuration that cannot run; a restart would fail the same way."""
+STOPPED = 75
+"""Stopped cleanly with a checkpoint (EX_TEMPFAIL); the same command continues from it."""
+
+UNREACHABLE = 255
+"""Exit code of ssh when it cannot connect, or loses the connection."""
+
+LAUNCH = "VIDEOAR_LAUNCH"
+"""Environment variable of all processes of a launch: its token."""
+RESTARTS = "VIDEOAR_RESTARTS"
+"""Environment variable that tells a job how many times its launcher has restarted it (metric train_restarts_total)."""
+
+
+def restart_count() -> int:
+    """Return how many times the launcher has restarted this job; 0 without a launcher."""
+    return int(os.environ.get(RESTARTS, "0"))
+
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """SIGUSR1 is what `sbatch --signal=USR1@300` sends to every process of a step."""

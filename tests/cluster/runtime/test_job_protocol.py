@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from pretrain.loop.preemption import SIGNALS, StopRequest
+from cluster.runtime.job_protocol import SIGNALS, StopRequest
 
 
 def test_stop_requests(tmp_path: Path) -> None:
