@@ -9,7 +9,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 UNIT = $(TEST_ENV) $(BIN)/python -m pytest -m "not system" -n $(JOBS) --maxprocesses 8 --dist loadfile
 SYSTEM = $(TEST_ENV) $(BIN)/python -m pytest -m system
 
-.PHONY: help setup demo test lint unit system bench lock clean proof-tokenizer proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume proof-hosts proof-pythons proof-kernels proof-seek proof-failing proof-learning
+.PHONY: help setup demo test lint unit system bench lock clean proof-tokenizer proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume proof-hosts proof-pythons proof-kernels proof-seek proof-failing proof-learning proof-ablation results
 .NOTPARALLEL:
 
 help:
@@ -50,7 +50,7 @@ BENCHMARKS := bench_codec bench_tokenize bench_corpus bench_scale shard_size loa
 bench: .venv/.ready
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-## proof-NAME       slow proofs: proof-tokenizer proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume proof-hosts proof-pythons proof-kernels proof-seek proof-failing proof-learning (ON="python3.12 python3.13" for proof-pythons)
+## proof-NAME       slow proofs: proof-tokenizer proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume proof-hosts proof-pythons proof-kernels proof-seek proof-failing proof-learning proof-ablation (ON="python3.12 python3.13" for proof-pythons)
 proof-tokenizer: .venv/.ready
 	$(BIN)/python benchmarks/proof_tokenizer.py --out runs/proof-tokenizer
 proof-hosts: .venv/.ready
@@ -60,8 +60,13 @@ proof-kernels: .venv/.ready
 	PYTHONPATH=runs/proof-kernels $(BIN)/python benchmarks/proof_kernels.py
 proof-pythons: .venv/.ready
 	$(BIN)/python benchmarks/proof_pythons.py $(if $(ON),$(foreach each,$(ON),--python $(each)))
-proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume proof-seek proof-failing proof-learning: .venv/.ready
+proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume proof-seek proof-failing proof-learning proof-ablation: .venv/.ready
 	$(BIN)/python benchmarks/$(subst -,_,$@).py
+
+## results          tables, curves, grids and videos of finished proofs (PROOFS="runs/proof-learning ..."), in runs/results
+PROOFS ?= runs/proof-learning
+results: .venv/.ready
+	$(BIN)/python benchmarks/results.py $(PROOFS)
 
 ## lock             resolve requirements.in anew into requirements.lock, on PYTHONS="python3.11 python3.12 python3.13" (paths will do); KEEP=1 only adds
 PYTHONS ?= python3.11 python3.12 python3.13

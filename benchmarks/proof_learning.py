@@ -1,13 +1,12 @@
 """Proof: it learns. Tokenizer and transformer from scratch through two stages under ZeRO-3, then scores on held-out clips.
 
-    python benchmarks/proof_learning.py [--data moving-mnist|freeway] [--out runs/proof-learning] [--minutes 120]
+    python benchmarks/proof_learning.py [--data moving-mnist|freeway|weizmann] [--out runs/proof-learning] [--minutes 120]
 
 A series of `videoar` commands with proof_learning.yaml: data, tokenizer train, tokenize (train and held-out clips), launch, eval. Each goes
 on where it was stopped, so the whole may be stopped at any moment and started again; after --minutes of one start no new command begins,
-and one that trains is stopped with a checkpoint (exit code 75: start again). Planned for two hours on two quiet cores; which steps fit is
-not measured yet. `steps.json` has the seconds of each command, all starts together; the last line is one JSON object: of `videoar eval`,
-with whether the bars hold: predictions better than copying the last frame in PSNR and in LPIPS, FVD of samples below that of shuffled and
-of frozen real clips. Exit code 1 when a bar is missed.
+and one that trains is stopped with a checkpoint (exit code 75: start again). `steps.json` has the seconds of each command, all starts
+together; the last line is one JSON object: of `videoar eval`, with whether the bars hold: predictions better than copying the last frame
+in PSNR and in LPIPS, FVD of samples below that of shuffled and of frozen real clips. Exit code 1 when a bar is missed.
 """
 
 from __future__ import annotations
@@ -24,6 +23,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = 75
+RATES = {"moving-mnist": 8, "freeway": 15, "weizmann": 25}
+"""Frames per second at which each data set is read."""
 GRACE = 180
 """Seconds that a command has to stop after its time."""
 
@@ -55,7 +56,8 @@ class Series:
             process.wait(timeout=GRACE)
             code = STOPPED
         except KeyboardInterrupt:
-            process.wait(timeout=GRACE)  # the terminal's signal reached it too
+            process.send_signal(signal.SIGTERM)  # a terminal's signal reached it too; within two seconds both are one
+            process.wait(timeout=GRACE)
             code = STOPPED
         self._count(name, time.monotonic() - began)
         if code == STOPPED:
@@ -89,7 +91,8 @@ def verdict(scores: dict) -> dict[str, bool]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=("moving-mnist", "freeway"), default="moving-mnist")
+    parser.add_argument("--data", choices=tuple(RATES), default="moving-mnist")
+    parser.add_argument("--strips", type=Path, default=ROOT.parent / "shared" / "data" / "weizmann64", help="for weizmann")
     parser.add_argument("--out", type=Path, default=Path("runs/proof-learning"))
     parser.add_argument("--minutes", type=float, default=120.0)
     parser.add_argument("--train", type=int, default=4000, help="training clips")
@@ -103,10 +106,19 @@ def main() -> int:
     data, config = out / "data", out / "learning.yaml"
     text = (ROOT / "benchmarks" / "proof_learning.yaml").read_text().replace("DATA", str(data)).replace("OUT", str(out))
     config.write_text(text)
-    rate = [] if asked.data == "moving-mnist" else ["pipeline.fps=15", "tokenizer.training.fps=15", "sample.fps=15"]
-    given = ["-c", str(config), *rate, *asked.overrides]
+    fps = RATES[asked.data]
+    given = [
+        "-c",
+        str(config),
+        *(f"{key}={fps}" for key in ("pipeline.fps", "tokenizer.training.fps", "sample.fps")),
+        *asked.overrides,
+    ]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     series = Series(out, time.monotonic() + 60 * asked.minutes)
-    series.run("data", "data", asked.data, str(data), "--train", str(asked.train), "--test", str(asked.test))
+    made = (
+        ["--train", str(asked.train), "--test", str(asked.test)] if asked.data != "weizmann" else ["--from", str(asked.strips)]
+    )
+    series.run("data", "data", asked.data, str(data), *made)
     series.run("tokenizer", "tokenizer", "train", *given)
     series.run("tokenize", "tokenize", *given)
     series.run("tokenize-test", "tokenize", *given, f"corpus.videos=[{data}/test]", f"pipeline.output={out}/shards-test")

@@ -6,6 +6,7 @@ all are tied to this one's life, and a host's processes end with its first. What
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -33,6 +34,8 @@ class Hosts:
     folder: Path
     """Keys, settings and logs of ssh."""
     bridge: str
+    gateway: str
+    """Address of this process on the bridge."""
     names: list[str] = field(default_factory=list)
     addresses: list[str] = field(default_factory=list)
     inits: list[int] = field(default_factory=list)
@@ -50,6 +53,13 @@ class Hosts:
         path.write_text("".join(f"{address} slots={slots}\n" for address in self.addresses))
         return path
 
+    def known(self) -> Path:
+        """Write a file of their names, as in /etc/hosts."""
+        path = self.folder / "etc-hosts"
+        lines = [f"{address} host-{number}" for number, address in enumerate(self.addresses)]
+        path.write_text("\n".join(("127.0.0.1 localhost", *lines)) + "\n")
+        return path
+
     def cut(self, number: int) -> None:
         """Cut a host off: packets to and from it go nowhere."""
         _call("ip", "link", "set", f"{self.bridge}p{number}", "down")
@@ -64,18 +74,28 @@ class Hosts:
 
     def processes(self, number: int) -> list[str]:
         """Command lines of what runs on a host, without its sshd."""
-        pids = subprocess.run(
-            ["ip", "netns", "pids", self.names[number]], env=_env(), capture_output=True, text=True, check=True
-        )
         found = []
-        for pid in map(int, pids.stdout.split()):
-            try:
+        for process in self._running(number):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append(" ".join(command_line(process)))
+        return found
+
+    def kill(self, number: int) -> None:
+        """Kill what runs on a host, all but its sshd."""
+        doomed = list(self._running(number))
+        for process in doomed:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(doomed, timeout=30)
+
+    def _running(self, number: int) -> Iterator[psutil.Process]:
+        words = ["ip", "netns", "pids", self.names[number]]
+        pids = subprocess.run(words, env=_env(), capture_output=True, text=True, check=True).stdout
+        for pid in map(int, pids.split()):
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process = psutil.Process(pid)
                 if process.status() != psutil.STATUS_ZOMBIE and not {"sshd", "unshare"} & {process.name()}:
-                    found.append(" ".join(command_line(process)))
-            except psutil.NoSuchProcess:
-                continue
-        return found
+                    yield process
 
 
 def _env() -> dict[str, str]:
@@ -133,8 +153,8 @@ def several(count: int, folder: Path) -> Iterator[Hosts]:
         lacking("the right to make network namespaces (root)", "nothing; run the tests as root")
     folder.mkdir(parents=True)
     _sweep()
-    hosts = Hosts(folder, f"vh{os.getpid()}")
     subnet = _free_subnet()
+    hosts = Hosts(folder, f"vh{os.getpid()}", f"{subnet}.1")
     Path("/run/sshd").mkdir(exist_ok=True)
     _ssh(folder)
     with ExitStack() as undo:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from cluster.runtime.ports import free_port
 from tests.helpers.tools import lacking
 
@@ -38,9 +40,22 @@ def started(words: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]
             server.terminate()
 
 
+def hurried(folder: Path, alerts: str) -> Path:
+    """Shorten every interval of the written files to what a test can wait for; returns Prometheus's file."""
+    config = folder / "prometheus.yml"
+    config.write_text(config.read_text().replace("10s", "500ms").replace("15s", "1s").replace("127.0.0.1:9093", alerts))
+    rules = yaml.safe_load((folder / "alerts.yml").read_text())
+    for rule in rules["groups"][0]["rules"]:
+        rule["for"] = "2s" if rule["alert"] == "VideoarJobDead" else rule["for"]
+    (folder / "alerts.yml").write_text(yaml.safe_dump(rules, width=1000))
+    routes = folder / "alertmanager.yml"
+    routes.write_text(routes.read_text().replace("30s", "1s").replace("5s", "1s").replace("5m", "1s"))
+    return config
+
+
 @contextmanager
-def prometheus(config: Path, folder: Path) -> Iterator[str]:
-    """Run Prometheus; yields its URL."""
+def prometheus(config: Path, folder: Path, names: Path | None = None) -> Iterator[str]:
+    """Run Prometheus; yields its URL. names: read in the place of /etc/hosts (needs root)."""
     url = f"127.0.0.1:{free_port()}"
     words = [
         program("prometheus"),
@@ -48,6 +63,8 @@ def prometheus(config: Path, folder: Path) -> Iterator[str]:
         f"--web.listen-address={url}",
         f"--storage.tsdb.path={folder}/db",
     ]
+    if names is not None:
+        words = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(names), *words]
     with started(words, folder / "prometheus.log"):
         yield f"http://{url}"
 

@@ -109,17 +109,17 @@ def rank_process(process: subprocess.Popen[str], rank: int) -> psutil.Process:
 
 
 @contextlib.contextmanager
-def standing(run: Path) -> Iterator[None]:
-    """Stop rank 0 of the run while this is open, so that its few steps last until something else has happened; on any host of this machine."""
+def standing(run: Path, rank: int = 0) -> Iterator[None]:
+    """Stop a rank of the run while this is open, so that its few steps last until something else has happened; on any host of this machine."""
     token = json.loads((run / "launch.json").read_text())["launch"]
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             env = process.environ()
-            if env.get(LAUNCH) == token and env.get("RANK") == "0" and "pretrain.train" in process.cmdline():
+            if env.get(LAUNCH) == token and env.get("RANK") == str(rank) and "pretrain.train" in process.cmdline():
                 process.suspend()
                 break
     else:
-        raise AssertionError(f"rank 0 of {run} is not running")
+        raise AssertionError(f"rank {rank} of {run} is not running")
     try:
         yield
     finally:

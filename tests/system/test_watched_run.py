@@ -18,7 +18,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import yaml
 
 from cluster.config import MetricsConfig
 from cluster.metrics import Endpoint, Meter, heartbeat
@@ -26,7 +25,7 @@ from cluster.monitoring.dashboards import write
 from cluster.monitoring.train_panels import CHECKPOINTS, RANKS, SCALES, TRAINING
 from cluster.runtime.ports import free_port
 from tests.helpers import training
-from tests.helpers.prometheus import PATIENCE, alertmanager, prometheus, until
+from tests.helpers.prometheus import PATIENCE, alertmanager, hurried, prometheus, until
 from tests.helpers.step_report import REPORT
 
 pytestmark = pytest.mark.system
@@ -54,19 +53,6 @@ def pager() -> Iterator[tuple[str, queue.Queue[tuple[str, str, str]]]]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/", arrived
         server.shutdown()
-
-
-def hurried(folder: Path, alerts: str) -> Path:
-    """Shorten every interval of the written files to what a test can wait for; returns Prometheus's file."""
-    config = folder / "prometheus.yml"
-    config.write_text(config.read_text().replace("10s", "500ms").replace("15s", "1s").replace("127.0.0.1:9093", alerts))
-    rules = yaml.safe_load((folder / "alerts.yml").read_text())
-    for rule in rules["groups"][0]["rules"]:
-        rule["for"] = "2s" if rule["alert"] == "VideoarJobDead" else rule["for"]
-    (folder / "alerts.yml").write_text(yaml.safe_dump(rules, width=1000))
-    routes = folder / "alertmanager.yml"
-    routes.write_text(routes.read_text().replace("30s", "1s").replace("5s", "1s").replace("5m", "1s"))
-    return config
 
 
 def wait_for(arrived: queue.Queue[tuple[str, str, str]], wanted: tuple[str, str, str]) -> list[tuple[str, str, str]]:
