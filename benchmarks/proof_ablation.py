@@ -2,6 +2,7 @@
 
     python benchmarks/proof_ablation.py [--learned runs/proof-learning] [--out runs/proof-ablation] [--seeds 3] [--minutes 240]
     python benchmarks/proof_ablation.py --variants mine.yaml --only baseline --only "my idea"
+    python benchmarks/proof_ablation.py --first-seed 4 --merge earlier/ablation.json      # more seeds for an earlier comparison
 
 Takes data, tokenizer and shards of a finished proof_learning.py, and for each seed and variant runs `videoar launch` and `videoar eval`. Each
 goes on where it was stopped; after --minutes of one start no new command begins (exit code 75: start again). All variants of a seed come
@@ -17,7 +18,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,16 +85,25 @@ def configured(base: Mapping[str, Any], common: Mapping[str, Any], keys: Mapping
     return made
 
 
-def summary(found: Mapping[str, Mapping[int, Scores]], variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return for each variant its figures by seed, their means with intervals, and the paired differences from the first variant."""
+def figures(scores: Scores) -> dict[str, float]:
+    """Return what is compared of one scores.json."""
+    return {key: read(scores) for key, (_, read) in FIGURES.items()}
+
+
+def summary(
+    found: Mapping[str, Mapping[int, Mapping[str, float]]], variants: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return for each variant its figures by seed, their means with intervals, and the paired differences from the first variant.
+
+    found: variant -> seed -> `figures`.
+    """
     first = next(iter(found))
     rows: dict[str, Any] = {}
     for name, by_seed in found.items():
         row: dict[str, Any] = {"seeds": sorted(by_seed), "paper": variants[name].get("paper")}
-        for key, (_, read) in FIGURES.items():
-            values = {seed: read(scores) for seed, scores in by_seed.items()}
-            both = [seed for seed in values if seed in found[first]]
-            less = [values[seed] - read(found[first][seed]) for seed in both]
+        for key in FIGURES:
+            values = {seed: each[key] for seed, each in by_seed.items()}
+            less = [value - found[first][seed][key] for seed, value in values.items() if seed in found[first]]
             row[key] = {
                 "mean": float(np.mean(list(values.values()))),
                 "seeds": values,
@@ -155,6 +165,11 @@ def main() -> int:
     parser.add_argument("--variants", type=Path, default=ROOT / "benchmarks" / "proof_ablation.yaml")
     parser.add_argument("--only", action="append", default=[], metavar="VARIANT", help="may be given several times")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=0, help="of training, in the place of what the file says")
+    parser.add_argument(
+        "--merge", type=Path, action="append", default=[], metavar="JSON", help="ablation.json with other seeds"
+    )
     parser.add_argument("--minutes", type=float, default=240.0)
     parser.add_argument("--clips", type=int, default=48, help="clips to score")
     parser.add_argument("--drift-clips", type=int, default=24, help="videos to extend to four times the length")
@@ -170,7 +185,10 @@ def main() -> int:
     chosen = [name for name in variants if not asked.only or name in asked.only]
     out.mkdir(parents=True, exist_ok=True)
     series = Series(out, time.monotonic() + 60 * asked.minutes)
-    for seed in range(1, asked.seeds + 1):
+    for stage in plan["common"]["curriculum.stages"][-1:] if asked.steps else ():
+        stage["steps"] = asked.steps
+    merged = [json.loads(path.read_text())["values"] for path in asked.merge]
+    for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
         for name in chosen:
             folder = out / f"{name.replace(' ', '-')}-{seed}"
             folder.mkdir(exist_ok=True)
@@ -182,21 +200,31 @@ def main() -> int:
                 f"{folder.name}-eval", "eval", "-c", str(config), "--output", str(folder / "scores"),
                 "--clips", str(asked.clips), "--seeds", "1", "--drift-clips", str(asked.drift_clips),
             )  # fmt: skip
-            report(out, chosen, variants)
-    print(json.dumps({"name": "proof_ablation", "seeds": asked.seeds, **report(out, chosen, variants)}))
+            report(out, chosen, variants, merged)
+    print(json.dumps({"name": "proof_ablation", "seeds": asked.seeds, **report(out, chosen, variants, merged)}))
     return 0
 
 
-def report(out: Path, chosen: list[str], variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Write what is known so far to OUT, and return mean FVD and drift by variant."""
-    found: dict[str, dict[int, Scores]] = {}
+def report(
+    out: Path,
+    chosen: list[str],
+    variants: Mapping[str, Mapping[str, Any]],
+    merged: Sequence[Mapping[str, Mapping[str, Mapping[str, float]]]] = (),
+) -> dict[str, Any]:
+    """Write what is known so far to OUT, and return mean FVD and drift by variant. merged: `values` of other ablation.json."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    references: dict[str, float] = {}
     for name in chosen:
         for path in sorted(out.glob(f"{name.replace(' ', '-')}-*/scores/scores.json")):
-            found.setdefault(name, {})[int(path.parents[1].name.rsplit("-", 1)[1])] = json.loads(path.read_text())
+            scores = json.loads(path.read_text())
+            found.setdefault(name, {})[int(path.parents[1].name.rsplit("-", 1)[1])] = figures(scores)
+            references = {key: _value(each["fvd"]) for key, each in scores["references"].items() if isinstance(each, dict)}
+        for values in merged:
+            for seed, each in values.get(name, {}).items():
+                found.setdefault(name, {}).setdefault(int(seed), dict(each))
     rows = summary(found, variants)
-    scores = next(iter(next(iter(found.values())).values()))
-    references = {name: _value(each["fvd"]) for name, each in scores["references"].items() if isinstance(each, dict)}
-    (out / "ablation.json").write_text(json.dumps({"variants": rows, "references": references}, indent=1) + "\n")
+    written = {"values": found, "variants": rows, "references": references}
+    (out / "ablation.json").write_text(json.dumps(written, indent=1) + "\n")
     text = table(rows, references)
     (out / "ablation.md").write_text(text)
     print(text, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,8 +65,8 @@ def _scores(fvd: float | None, last: float) -> dict[str, Any]:
 
 def test_differences_are_paired_by_seed(proof: ModuleType, tmp_path: Path) -> None:
     found = {
-        "baseline": {seed: _scores(fvd, 9.0) for seed, fvd in ((1, 100.0), (2, 200.0), (3, 300.0))},
-        "idea": {seed: _scores(fvd, 5.0) for seed, fvd in ((1, 90.0), (2, 191.0), (3, 289.0))},
+        "baseline": {seed: proof.figures(_scores(fvd, 9.0)) for seed, fvd in ((1, 100.0), (2, 200.0), (3, 300.0))},
+        "idea": {seed: proof.figures(_scores(fvd, 5.0)) for seed, fvd in ((1, 90.0), (2, 191.0), (3, 289.0))},
     }
     rows = proof.summary(found, {"baseline": {"paper": 96.04}, "idea": {}})
     assert rows["idea"]["fvd"]["mean"] == pytest.approx(190)
@@ -81,6 +82,22 @@ def test_differences_are_paired_by_seed(proof: ModuleType, tmp_path: Path) -> No
 
 
 def test_a_score_whose_network_is_not_here_is_left_open(proof: ModuleType) -> None:
-    rows = proof.summary({"baseline": {1: _scores(None, 9.0)}}, {"baseline": {}})
+    rows = proof.summary({"baseline": {1: proof.figures(_scores(None, 9.0))}}, {"baseline": {}})
     assert rows["baseline"]["fvd"]["mean"] != rows["baseline"]["fvd"]["mean"]
     assert "nan" in proof.table(rows, {})
+
+
+def test_seeds_of_an_earlier_comparison_count_too(proof: ModuleType, tmp_path: Path) -> None:
+    for number, fvd in ((4, 100.0), (5, 110.0)):
+        path = tmp_path / f"my-idea-{number}" / "scores" / "scores.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(
+            json.dumps({**_scores(fvd, 9.0), "references": {"of": "other clips", "frozen": {"fvd": {"mean": 900.0}}}})
+        )
+    first = proof.report(tmp_path, ["my idea"], {"my idea": {}})
+    assert first["my idea"]["fvd"] == 105
+    values = json.loads((tmp_path / "ablation.json").read_text())["values"]
+    (tmp_path / "my-idea-4" / "scores" / "scores.json").unlink()
+    assert proof.report(tmp_path, ["my idea"], {"my idea": {}})["my idea"]["fvd"] == 110
+    assert proof.report(tmp_path, ["my idea"], {"my idea": {}}, [values]) == first
+    assert "frozen 900" in (tmp_path / "ablation.md").read_text()
