@@ -124,11 +124,11 @@ def curves(folder: Path, path: Path) -> None:
         )
     left.set(title="tokenizer: PSNR of training clips, dB (mean of 10)", xlabel="step")
     found = [row for row in rows_of(folder / "run" / "metrics.jsonl") if "loss" in row]
-    for stage in dict.fromkeys(row["stage"] for row in found):
-        rows = [row for row in found if row["stage"] == stage]
+    for stage in dict.fromkeys(row["stage_name"] for row in found):
+        rows = [row for row in found if row["stage_name"] == stage]
         width = min(5, len(rows))
         losses = smooth(np.array([row["loss"] for row in rows]), width)
-        right.plot([row["step"] for row in rows][width - 1 :], losses, label=str(stage))
+        right.plot([row["step"] for row in rows][width - 1 :], losses, label=stage)
     right.set(title="transformer: bit loss, nats (mean of 5)", xlabel="step")
     for axis in (left, right):
         axis.grid(alpha=0.3)

@@ -156,7 +156,8 @@ def preflight(
     job: Annotated[Literal["tokenize", "train"], typer.Option("--for", help="The job to check for.")] = "train",
     hostfile: Annotated[Path | None, typer.Option(help="File with one line `HOST slots=N` per host.")] = None,
     via: Annotated[
-        Literal["ssh", "slurm"] | None, typer.Option(help="slurm: also ask the nodes of this allocation, by srun.")
+        Literal["ssh", "slurm", "ray"] | None,
+        typer.Option(help="slurm: also ask the nodes of this allocation, by srun; ray: those of a Ray cluster, through it."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
@@ -165,6 +166,8 @@ def preflight(
     Example: videoar preflight -c configs/demo.yaml --for tokenize
 
     Example: videoar preflight -c configs/demo.yaml --hostfile hosts --json
+
+    Example: RAY_ADDRESS=head:6379 videoar preflight -c configs/demo.yaml --via ray
     """
     import json
     from dataclasses import asdict
@@ -178,9 +181,9 @@ def preflight(
     from cluster.launch.preflight import check
 
     if via is not None and (via == "ssh") != (hostfile is not None):
-        raise LaunchError("--via ssh needs --hostfile FILE, --via slurm takes none: it knows its nodes")
+        raise LaunchError("--via ssh needs --hostfile FILE, --via slurm and --via ray take none: they know their nodes")
     resolved = load(config, overrides or ())
-    findings = check(resolved, job_inputs(resolved), _probes(resolved), job, hostfile, slurm=via == "slurm")
+    findings = check(resolved, job_inputs(resolved), _probes(resolved), job, hostfile, via=via)
     passed = all(each.ok for each in findings)
     if as_json:
         typer.echo(json.dumps({"job": job, "ok": passed, "findings": [asdict(each) for each in findings]}))
@@ -199,6 +202,7 @@ def job_inputs(resolved: Config) -> JobInputs:
     from cluster.launch.preflight import JobInputs, StageInputs
     from pipeline.config import PipelineConfig
     from pretrain.data.config import CurriculumConfig
+    from pretrain.engine.config import TrainConfig
     from tokenizer.config import TokenizerConfig
 
     pipeline, curriculum = resolved.get(PipelineConfig), resolved.get(CurriculumConfig)
@@ -208,6 +212,7 @@ def job_inputs(resolved: Config) -> JobInputs:
         min_free_gb=pipeline.min_free_gb,
         shards=curriculum.shards or (pipeline.output,),
         stages=tuple(StageInputs(stage.name, tuple(mix.bucket for mix in stage.mix)) for stage in curriculum.stages),
+        makes_samples=resolved.get(TrainConfig).sample_every > 0,
     )
 
 

@@ -111,8 +111,33 @@ def hosts_of(live: Sequence[Node], ranks: int) -> tuple[Host, ...]:
 
 
 def _run(command: str) -> str:
-    done = subprocess.run(["sh", "-c", command], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    done = _complete(command, b"")
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    return "" if done.returncode == 0 else (said or [f"exit code {done.returncode}"])[-1]
+
+
+def _complete(command: str, given: bytes) -> subprocess.CompletedProcess[bytes]:
+    # Ray hides the GPUs from what did not ask for any; the command is not scheduled, it looks at what is there.
+    env = {key: value for key, value in os.environ.items() if (key, value) != ("CUDA_VISIBLE_DEVICES", "")}
+    return subprocess.run(["sh", "-c", command], input=given, capture_output=True, env=env, check=False)
+
+
+def complete(host: Host, command: str, given: bytes, seconds: float) -> subprocess.CompletedProcess[bytes]:
+    """Run a shell command on the node of a host, with `given` on its standard input.
+
+    Raises subprocess.TimeoutExpired when it takes longer, RayError or RayClusterError when the node is lost.
+    """
+    where = {node.name: node.id for node in nodes()}.get(host.name)
+    if where is None:
+        raise RayClusterError(f"{host.name} is not in the Ray cluster")
+    task = ray.remote(num_cpus=0, max_retries=0, runtime_env=environment_of_workers())(_complete)
+    asked = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(where, soft=False)).remote(command, given)
+    try:
+        found: subprocess.CompletedProcess[bytes] = ray.get(asked, timeout=seconds)
+    except ray.exceptions.GetTimeoutError as error:
+        ray.cancel(asked, force=True)
+        raise subprocess.TimeoutExpired(command, seconds) from error
+    return found
 
 
 def on_nodes(hosts: Sequence[Host], command: str, seconds: float) -> list[str]:

@@ -1,8 +1,9 @@
 """The part of `videoar preflight` that looks at several hosts: each by itself, and whether they are alike and see each other.
 
-In:  a hostfile or a Slurm allocation, the configuration's file, the folders that they must share. Out: findings.
+In:  a hostfile, a Slurm allocation or a Ray cluster, the configuration's file, the folders that they must share. Out: findings.
 
-Each host is asked as ranks are started on it: over ssh or by srun, in this folder, by this Python, with the environment that ranks would get.
+Each host is asked as ranks are started on it: over ssh, by srun or through Ray, in this folder, by this Python, with the environment that ranks
+would get.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from cluster.config import ConfigError
 from cluster.hosts.environment import start_command, start_input
 from cluster.hosts.hostfile import Host, allocated_hosts, read_hostfile
 from cluster.hosts.ssh_launcher import HOST_SECONDS as CONNECT_SECONDS
-from cluster.hosts.ssh_launcher import REACHES, Reach, ssh_command
+from cluster.hosts.ssh_launcher import REACHES
 from cluster.runtime.job_protocol import UNREACHABLE
 from cluster.runtime.ports import free_port
 
@@ -32,6 +34,11 @@ CLOCK_SECONDS = 2.0
 """Largest difference between the clocks of two hosts; log lines are compared by time."""
 HOST_SECONDS = 120.0
 """Time limit of one host's answer; most of it is loading torch and measuring data types."""
+
+
+Via = Literal["ssh", "slurm", "ray"]
+Run = Callable[[Host, str, bytes, float], "subprocess.CompletedProcess[bytes]"]
+"""Runs a shell command on a host with its standard input; raises TimeoutExpired after some seconds, ConfigError where it cannot."""
 
 
 @dataclass(frozen=True)
@@ -57,23 +64,64 @@ class Answer:
     """Seconds by which the host's clock is off at least."""
 
 
-def check_hosts(hostfile: Path | None, config: Path, folders: Sequence[Path], address: str = "") -> Iterator[Finding]:
-    """Yield the findings on the hosts of a hostfile, or of this Slurm allocation.
+@dataclass(frozen=True)
+class _Party:
+    """The hosts of a job, how they are asked, and where the others reach the first one."""
 
-    address: where the other hosts reach the first one (cluster.master_addr).
-    """
-    reach = REACHES["ssh" if hostfile else "slurm"]
+    hosts: Sequence[Host]
+    run: Run
+    address: str
+    via: Via
+
+
+def _party(via: Via, hostfile: Path | None, ranks: int, address: str) -> _Party:
+    """Return the hosts of a job. ranks: per node of a Ray cluster. Raises ValueError or ConfigError."""
+    if via == "ray":
+        from cluster.hosts import ray_nodes
+
+        ray_nodes.join()
+        live = ray_nodes.nodes()
+        hosts = ray_nodes.hosts_of(live, ranks)
+        return _Party(hosts, _through_ray, address or next(node.address for node in live if node.name == hosts[0].name), via)
+    hosts = read_hostfile(hostfile) if hostfile else allocated_hosts(os.environ)
+    reach = REACHES[via]
+
+    def run(host: Host, command: str, given: bytes, seconds: float) -> subprocess.CompletedProcess[bytes]:
+        words = reach(host.name, command, CONNECT_SECONDS)
+        return subprocess.run(words, input=given, capture_output=True, timeout=seconds, check=False)
+
+    return _Party(hosts, run, address or hosts[0].name, via)
+
+
+def _through_ray(host: Host, command: str, given: bytes, seconds: float) -> subprocess.CompletedProcess[bytes]:
+    from ray.exceptions import RayError
+
+    from cluster.hosts.ray_nodes import complete
+
     try:
-        hosts = read_hostfile(hostfile) if hostfile else allocated_hosts(os.environ)
-    except ValueError as error:
-        yield Finding("hostfile", False, str(error))
+        return complete(host, command, given, seconds)
+    except RayError as error:
+        raise ConfigError(str(error).strip().splitlines()[0]) from error
+
+
+def check_hosts(
+    hostfile: Path | None, config: Path, folders: Sequence[Path], address: str = "", *, via: Via = "ssh", ranks: int = 0
+) -> Iterator[Finding]:
+    """Yield the findings on the hosts of a hostfile, of this Slurm allocation, or on the nodes of a Ray cluster.
+
+    address: where the other hosts reach the first one (cluster.master_addr). ranks: per node of a Ray cluster (cluster.ranks_per_host).
+    """
+    try:
+        party = _party(via, hostfile, ranks, address)
+    except (ValueError, ConfigError) as error:
+        yield Finding("hostfile" if hostfile else f"--via {via}", False, str(error))
         return
     if hostfile and shutil.which("ssh") is None:
         yield Finding("hostfile", False, "no ssh on this machine", "apt-get install openssh-client")
         return
     with _marked(folders[0]) as (mark, token), ThreadPoolExecutor(max_workers=64) as pool:
         asked = {"config": str(config), "folders": [str(folder.absolute()) for folder in folders], "mark": str(mark)}
-        answers = list(pool.map(lambda host: _ask(host, asked, reach), hosts))
+        answers = list(pool.map(lambda host: _ask(host, asked, party), party.hosts))
     for answer in answers:
         yield _alone(answer)
     known = [answer for answer in answers if answer.facts]
@@ -86,7 +134,7 @@ def check_hosts(hostfile: Path | None, config: Path, folders: Sequence[Path], ad
     if known and all(answer.facts["mark"] == token for answer in known):
         yield Finding("shared folder", True, f"{folders[0]} is one on {len(known)} host(s)")
     if len(known) > 1:
-        yield _reduce([answer.host for answer in known], address, reach)
+        yield _reduce([answer.host for answer in known], party)
 
 
 @contextlib.contextmanager
@@ -104,18 +152,17 @@ def _marked(folder: Path) -> Iterator[tuple[Path, str]]:
         mark.unlink(missing_ok=True)
 
 
-def _ask(host: Host, asked: Mapping[str, Any], reach: Reach, seconds: float = HOST_SECONDS) -> Answer:
+def _ask(host: Host, asked: Mapping[str, Any], party: _Party, seconds: float = HOST_SECONDS) -> Answer:
     words = [sys.executable, "-m", "cluster.launch.host_facts", json.dumps(asked)]
     began = time.time()
     try:
-        done = subprocess.run(
-            reach(host.name, start_command(Path.cwd()), CONNECT_SECONDS), input=start_input(words, os.environ), capture_output=True,
-            timeout=seconds, check=False,
-        )  # fmt: skip
+        done = party.run(host, start_command(Path.cwd()), start_input(words, os.environ), seconds)
     except subprocess.TimeoutExpired:
         return Answer(host, {}, f"no answer in {seconds:g} s", "is it up, and is it busy?")
+    except ConfigError as error:
+        return Answer(host, {}, str(error), "see `ray status`; start its node again")
     ended, said = time.time(), done.stderr.decode(errors="replace").strip().splitlines() or ["no error message"]
-    if done.returncode == UNREACHABLE and reach is ssh_command:
+    if done.returncode == UNREACHABLE and party.via == "ssh":
         return Answer(host, {}, f"ssh: {said[-1]}", f"make `ssh {host.name} true` work without a password")
     if done.returncode:
         fix = f"install the project with {sys.executable} at the same path on every host, and share {Path.cwd()}"
@@ -167,12 +214,12 @@ def _alike(answers: Sequence[Answer]) -> Iterator[Finding]:
     )
 
 
-def _reduce(hosts: Sequence[Host], address: str, reach: Reach) -> Finding:
+def _reduce(hosts: Sequence[Host], party: _Party) -> Finding:
     """Let one process a host meet at the first one, as the ranks will."""
-    port, where = free_port(), address or hosts[0].name
+    port, where = free_port(), party.address
     asked = [{"reduce": {"rank": r, "world": len(hosts), "port": port, "address": where}} for r in range(len(hosts))]
     with ThreadPoolExecutor(max_workers=len(hosts)) as pool:
-        answers = list(pool.map(_ask, hosts, asked, [reach] * len(hosts)))
+        answers = list(pool.map(_ask, hosts, asked, [party] * len(hosts)))
     failed = [answer for answer in answers if not answer.facts]
     if failed:
         fix = f"can they reach {where}? set cluster.master_addr, GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME, or open the firewall"

@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 from cluster import supported
 from cluster.config import ClusterConfig, Config, MetricsConfig, RunConfig
 from cluster.config.precision import describe
-from cluster.launch.host_checks import Finding, check_hosts
+from cluster.launch.host_checks import Finding, Via, check_hosts
 from cluster.launch.launcher import accelerators
 from cluster.runtime import checkpoint_folders
 from cluster.runtime.ports import PortError, is_free
@@ -56,6 +56,8 @@ class JobInputs:
     """SHARDS folders or URLs that training reads."""
     stages: tuple[StageInputs, ...]
     """The curriculum."""
+    makes_samples: bool = True
+    """Whether training decodes videos (train.sample_every): else it needs no tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +90,22 @@ def check(
     job: JobKind = "train",
     hostfile: Path | None = None,
     *,
-    slurm: bool = False,
+    via: Via | None = None,
 ) -> list[Finding]:
-    """Run every check that matters to `job`; with a hostfile, also on its hosts; slurm: also on the nodes of this allocation."""
+    """Run every check that matters to `job`; with a hostfile, also on its hosts; via slurm or ray, also on the nodes that a launch would take."""
     findings = [*_software(), *_devices(config), *_folders(config, inputs, job), *_ports(config)]
-    findings += _tokenizer(inputs, probes)
+    findings += _tokenizer(inputs, probes, needed=job == "tokenize" or inputs.makes_samples)
     findings += (
         _corpus(probes)
         if job == "tokenize"
         else [*_shards(inputs, probes), *_checkpoint(config.get(RunConfig).dir, inputs, probes)]
     )
-    if hostfile is not None or slurm:
+    if hostfile is not None or via is not None:
         shared = [config.get(RunConfig).dir, *(Path(each) for each in inputs.shards if "://" not in str(each))]
-        findings += check_hosts(hostfile, config.source.resolve(), shared, config.get(ClusterConfig).master_addr)
+        cluster = config.get(ClusterConfig)
+        findings += check_hosts(
+            hostfile, config.source.resolve(), shared, cluster.master_addr, via=via or "ssh", ranks=cluster.ranks_per_host
+        )
     return findings
 
 
@@ -165,11 +170,14 @@ def _ports(config: Config) -> Iterator[Finding]:
             yield Finding(key, free, f"{host}:{port} is {'free' if free else 'in use'}", f"set {key} to a free port, or to 0")
 
 
-def _tokenizer(inputs: JobInputs, probes: Probes) -> Iterator[Finding]:
+def _tokenizer(inputs: JobInputs, probes: Probes, *, needed: bool) -> Iterator[Finding]:
     try:
         yield Finding("tokenizer", True, f"{inputs.tokenizer}: {probes.tokenizer(inputs.tokenizer)[:12]}")
     except (ValueError, OSError) as error:
-        yield Finding("tokenizer", False, str(error))
+        if needed or inputs.tokenizer.exists():
+            yield Finding("tokenizer", False, str(error))
+        else:
+            yield Finding("tokenizer", True, f"none at {inputs.tokenizer}; training needs none while train.sample_every is 0")
 
 
 def _corpus(probes: Probes) -> Iterator[Finding]:
@@ -191,11 +199,11 @@ def _shards(inputs: JobInputs, probes: Probes) -> Iterator[Finding]:
             continue
         for bucket, count in facts.samples.items():
             samples[bucket] = samples.get(bucket, 0) + count
+        found = f"{folder}: {sum(facts.samples.values())} samples by tokenizer {facts.tokenizer[:12]}"
         try:
             digest = probes.tokenizer(inputs.tokenizer)
         except (ValueError, OSError):
-            continue  # the tokenizer's own finding reports it
-        found = f"{folder}: {sum(facts.samples.values())} samples by tokenizer {facts.tokenizer[:12]}"
+            digest = facts.tokenizer  # the tokenizer's own finding reports it
         fix = f"tokenizer.weights is {digest[:12]}: use the tokenizer that made the shards, or tokenize again"
         yield Finding("shards", digest == facts.tokenizer, found, fix)
     if not inputs.stages:

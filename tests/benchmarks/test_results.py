@@ -32,7 +32,7 @@ def proof(tmp_path: Path) -> Path:
     (folder / "steps.json").write_text(json.dumps({"data": 60.0, "train": 600.0}))
     lines = [{"step": step, "bucket": "f009x64x64", "psnr": 10.0 + step} for step in range(1, 30)]
     (folder / "run" / "tokenizer-metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    lines = [{"step": step, "stage": "one" if step < 9 else "two", "loss": 1 / step} for step in range(1, 20)]
+    lines = [{"step": step, "stage_name": "one" if step < 9 else "two", "loss": 1 / step} for step in range(1, 20)]
     (folder / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     frame = {key: {"mean": 20.0, "interval_clips": None, "interval_seeds": None} for key in ("psnr", "ssim")}
     scores = {

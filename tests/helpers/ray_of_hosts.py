@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -36,11 +37,17 @@ class RayOfHosts:
 
     net: Hosts
     folder: Path
+    token: str = field(default_factory=lambda: secrets.token_hex(32))
+    """Of this cluster: one that an earlier Ray left in the home folder would be asked for by some of its processes, not by all."""
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"RAY_ADDRESS": f"{self.net.gateway}:{PORT}", "RAY_TMPDIR": str(self.folder)}
+        return {"RAY_ADDRESS": f"{self.net.gateway}:{PORT}", **self._own}
+
+    @property
+    def _own(self) -> dict[str, str]:
+        return {"RAY_TMPDIR": str(self.folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
 
     def node(self, number: int) -> None:
         """Start the node of a host, and wait for it."""
@@ -69,7 +76,7 @@ class RayOfHosts:
         log = self.folder / f"{name}-{len(self.started)}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                tied([str(shutil.which(words[0])), *words[1:]], os.getpid()), env={**ray_environment(), **QUICK, "RAY_TMPDIR": str(self.folder)},
+                tied([str(shutil.which(words[0])), *words[1:]], os.getpid()), env={**ray_environment(), **QUICK, **self._own},
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
         self.started.append(process)

@@ -6,6 +6,7 @@ has no CPU for ranks. No ssh is used.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -27,11 +28,36 @@ def ranks(net: hosts.Hosts, number: int) -> list[str]:
     return [line for line in net.processes(number) if "pretrain.train" in line or "node_launcher" in line]
 
 
+def preflight_sees_them(config: Path, run: Path, env: dict[str, str]) -> None:
+    """Each node is asked through Ray, and they meet over their own network."""
+    words = [
+        sys.executable,
+        "-m",
+        "cluster.cli.main",
+        "preflight",
+        "-c",
+        str(config),
+        f"run.dir={run}",
+        "--via",
+        "ray",
+        "--json",
+    ]
+    asked = subprocess.run(
+        words, env=env, cwd=config.parent, text=True, capture_output=True, timeout=training.PATIENCE, check=False
+    )
+    assert asked.returncode == 0, asked.stdout + asked.stderr
+    found = {row["check"]: row["found"] for row in json.loads(asked.stdout.splitlines()[-1])["findings"]}
+    assert all(found[f"host host-{number}"].startswith("1 slot(s), no GPU, ") for number in range(3))
+    assert found["hosts' code"].endswith("on all 3 hosts") and found["shared folder"].endswith("is one on 3 host(s)")
+    assert found["all-reduce"].startswith("3 hosts, 64 MiB: ")
+
+
 def test_a_node_that_is_cut_off_is_left_out_and_taken_back(tmp_path: Path) -> None:
     config, run = training.prepare(tmp_path), tmp_path / "run"
     training.train(config, 1, tmp_path / "quiet")
     words = [sys.executable, "-m", "cluster.cli.main", "launch", "-c", str(config), f"run.dir={run}", "--via", "ray", *LIMITS]
     with hosts.several(3, tmp_path / "net") as net, ray_of_hosts(net) as cluster:
+        preflight_sees_them(config, run, {**training.environment(), **cluster.environment, "GLOO_SOCKET_IFNAME": "eth0"})
         env = {**training.environment(), **cluster.environment, "GLOO_SOCKET_IFNAME": "eth0", "AWS_SECRET_ACCESS_KEY": SECRET}
         with subprocess.Popen(words, env=env, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as job:
             try:

@@ -37,7 +37,10 @@ def test_preflight_refuses_a_hostfile_that_is_missing_or_too_much(
     config: Path, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.run(["preflight", "-c", str(config), *words]) == 2
-    assert capsys.readouterr().err == "videoar: --via ssh needs --hostfile FILE, --via slurm takes none: it knows its nodes\n"
+    assert (
+        capsys.readouterr().err
+        == "videoar: --via ssh needs --hostfile FILE, --via slurm and --via ray take none: they know their nodes\n"
+    )
 
 
 def test_preflight_prints_a_table_and_fails_with_what_is_missing(
@@ -45,7 +48,7 @@ def test_preflight_prints_a_table_and_fails_with_what_is_missing(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "250")
     made_shards.make(config.parent / "shards", {"f005x32x32": 3})
-    assert main.run(["preflight", "-c", str(config)]) == 1
+    assert main.run(["preflight", "-c", str(config), "train.sample_every=5"]) == 1
     rows = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if line.startswith("│")}
     assert "FAIL" in rows["stage both"] and "f005x32x32 (3), f009x48x48 (0)" in rows["stage both"]
     assert "add f009x48x48 to pipeline.buckets" in rows["stage both"]

@@ -93,3 +93,12 @@ def test_only_the_search_path_stands_where_ray_shows_it(monkeypatch: pytest.Monk
     assert environment_of_workers() == {"env_vars": {"PYTHONPATH": "/clone"}}
     monkeypatch.delenv("PYTHONPATH")
     assert environment_of_workers() == {}
+
+
+def test_a_command_looks_at_a_node_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray hides GPUs by an empty list from tasks that asked for none; a list that is not empty is the operator's."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = ray_nodes._complete("cat; echo ${CUDA_VISIBLE_DEVICES-unset}; echo wrong >&2; exit 3", b"given\n")
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"given\nunset\n", b"wrong\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert ray_nodes._complete("echo $CUDA_VISIBLE_DEVICES", b"").stdout == b"1\n"

@@ -1,10 +1,13 @@
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.hosts import ray_nodes
+from cluster.hosts.ray_nodes import RayClusterError
 from cluster.launch import host_checks
 from cluster.launch.host_checks import Finding, check_hosts
 
@@ -102,3 +105,29 @@ def test_what_differs_is_named_with_its_host(
 def test_a_wrong_hostfile_is_one_finding(hostfile: Path, tmp_path: Path) -> None:
     found = rows(hostfile, tmp_path, "good", slots=0)
     assert list(found) == ["hostfile"] and found["hostfile"].found.startswith(f"{hostfile}:1: host good has no slots")
+
+
+def test_no_ray_cluster_is_one_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RayClusterError("--via ray: cannot join a Ray cluster at auto: run this on a node of it")
+
+    monkeypatch.setattr(ray_nodes, "join", refuse)
+    (row,) = check_hosts(None, tmp_path / "job.yaml", [tmp_path], via="ray")
+    assert not row.ok and row.check == "--via ray" and "cannot join a Ray cluster" in row.found
+
+
+def test_a_node_that_is_lost_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two nodes, one leaves the cluster before it is asked; the other answers too late."""
+    live = [ray_nodes.Node("a", "0", "10.0.0.1", 1.0, 0), ray_nodes.Node("b", "1", "10.0.0.2", 1.0, 0)]
+
+    def complete(host: host_checks.Host, command: str, given: bytes, seconds: float) -> None:
+        if host.name == "a":
+            raise RayClusterError("a is not in the Ray cluster")
+        raise subprocess.TimeoutExpired(command, seconds)
+
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setattr(ray_nodes, "join", lambda: None)
+    monkeypatch.setattr(ray_nodes, "nodes", lambda: live)
+    monkeypatch.setattr(ray_nodes, "complete", complete)
+    found = {row.check: row.found for row in check_hosts(None, tmp_path / "job.yaml", [tmp_path], via="ray", ranks=2)}
+    assert found == {"host a": "a is not in the Ray cluster", "host b": "no answer in 120 s"}

@@ -69,12 +69,30 @@ def test_what_cannot_be_looked_at_is_a_row_with_its_reason(config: Config) -> No
     def absent(*_: object) -> str:
         raise ValueError("no such thing; make it")
 
-    rows = failed(check(config, Probes(absent, absent, absent, lambda: "")))  # type: ignore[arg-type]
+    sampling = load(config.source, ["train.sample_every=5"])
+    rows = failed(check(sampling, Probes(absent, absent, absent, lambda: "")))  # type: ignore[arg-type]
     assert rows["tokenizer"].found == rows["shards"].found == "no such thing; make it"
     assert (
         failed(check(config, Probes(absent, absent, absent, lambda: ""), "tokenize"))["corpus"].found
         == "no such thing; make it"
     )  # type: ignore[arg-type]
+
+
+def test_training_that_makes_no_samples_needs_no_tokenizer(config: Config, tmp_path: Path) -> None:
+    def absent(folder: Path) -> str:
+        raise ValueError(f"{folder}: no tokenizer there")
+
+    probes = Probes(absent, fine().shards, fine().videos, lambda: "")
+    silent = load(config.source, [f"tokenizer.weights={tmp_path / 'none'}", "train.sample_every=0"])
+    rows = {row.check: row for row in check(silent, probes)}
+    assert not [row for row in rows.values() if not row.ok]
+    assert "training needs none" in rows["tokenizer"].found and "12 samples by tokenizer aaaaaaaaaaaa" in rows["shards"].found
+    assert list(failed(check(silent, probes, "tokenize"))) == ["tokenizer"]
+    assert list(
+        failed(check(load(silent.source, ["train.sample_every=5", f"tokenizer.weights={tmp_path / 'none'}"]), probes))
+    ) == ["tokenizer"]
+    (tmp_path / "none").mkdir()
+    assert list(failed(check(silent, probes))) == ["tokenizer"], "one that is damaged is no absent one"
 
 
 def test_no_videos(config: Config) -> None:
