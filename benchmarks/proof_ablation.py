@@ -215,9 +215,12 @@ def report(
     found: dict[str, dict[int, dict[str, float]]] = {}
     references: dict[str, float] = {}
     for name in chosen:
-        for path in sorted(out.glob(f"{name.replace(' ', '-')}-*/scores/scores.json")):
+        for path in sorted(out.glob("*/scores/scores.json")):
+            slug, _, seed = path.parents[1].name.rpartition("-")
+            if slug != name.replace(" ", "-"):
+                continue
             scores = json.loads(path.read_text())
-            found.setdefault(name, {})[int(path.parents[1].name.rsplit("-", 1)[1])] = figures(scores)
+            found.setdefault(name, {})[int(seed)] = figures(scores)
             references = {key: _value(each["fvd"]) for key, each in scores["references"].items() if isinstance(each, dict)}
         for values in merged:
             for seed, each in values.get(name, {}).items():

@@ -5,8 +5,9 @@
 A series of `videoar` commands with proof_learning.yaml: data, tokenizer train, tokenize (train and held-out clips), launch, eval. Each goes
 on where it was stopped, so the whole may be stopped at any moment and started again; after --minutes of one start no new command begins,
 and one that trains is stopped with a checkpoint (exit code 75: start again). `steps.json` has the seconds of each command, all starts
-together; the last line is one JSON object: of `videoar eval`, with whether the bars hold: predictions better than copying the last frame
-in PSNR and in LPIPS, FVD of samples below that of shuffled and of frozen real clips. Exit code 1 when a bar is missed.
+together, `machines.json` where they ran; the last line is one JSON object: of `videoar eval`, with whether the bars hold: predictions
+better than copying the last frame in PSNR and in LPIPS, FVD of samples below that of shuffled and of frozen real clips. Exit code 1 when a
+bar is missed.
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from proof_clips import shared
+
+from cluster.config.precision import hardware
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = 75
@@ -74,6 +81,14 @@ class Series:
         path.write_text(json.dumps(known, indent=1) + "\n")
 
 
+def processor() -> str:
+    """Return the name of this machine's processor, its kind as torch sees it, and torch's version."""
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
+    ]
+    return f"{names[0] if names else platform.machine()}, {len(names)} cores, {hardware('cpu').name}, torch {torch.__version__}"
+
+
 def verdict(scores: dict) -> dict[str, bool]:
     """Which bars hold; a score that could not be computed holds none."""
     model, copy = scores["prediction"]["model"], scores["prediction"]["copy_last_frame"]
@@ -92,7 +107,7 @@ def verdict(scores: dict) -> dict[str, bool]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=tuple(RATES), default="moving-mnist")
-    parser.add_argument("--strips", type=Path, default=ROOT.parent / "shared" / "data" / "weizmann64", help="for weizmann")
+    parser.add_argument("--strips", type=Path, default=shared() / "data" / "weizmann64", help="for weizmann")
     parser.add_argument("--out", type=Path, default=Path("runs/proof-learning"))
     parser.add_argument("--minutes", type=float, default=120.0)
     parser.add_argument("--train", type=int, default=4000, help="training clips")
@@ -103,6 +118,9 @@ def main() -> int:
     asked = parser.parse_args()
     out = asked.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
+    machines = out / "machines.json"
+    known = json.loads(machines.read_text()) if machines.exists() else []
+    machines.write_text(json.dumps(sorted({*known, processor()})) + "\n")
     data, config = out / "data", out / "learning.yaml"
     text = (ROOT / "benchmarks" / "proof_learning.yaml").read_text().replace("DATA", str(data)).replace("OUT", str(out))
     config.write_text(text)

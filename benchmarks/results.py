@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
 import shutil
 import sys
 from collections.abc import Mapping
@@ -26,7 +25,6 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cluster.config.precision import hardware
 from pipeline.video.writer import write_video
 from pretrain.sampling.video_sink import contact_sheet, sheet_frames
 
@@ -34,14 +32,6 @@ GRID = (3, 4)
 """Rows and columns of clips in a video of samples."""
 SETS = (("fvd", "FVD"), ("fvd_extrapolated", "FVD, N to inf"), ("kvd", "KVD"), ("frechet_vgg16_frames", "Frechet VGG16 frames"),
         ("motion", "motion"))  # fmt: skip
-
-
-def processor() -> str:
-    """Return the name of this machine's processor and its kind as torch sees it."""
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
-    ]
-    return f"{names[0] if names else platform.machine()}, {len(names)} cores, {hardware('cpu').name}, torch {torch.__version__}"
 
 
 def cell(found: Mapping[str, Any] | None) -> str:
@@ -57,10 +47,11 @@ def table(folder: Path, scores: Mapping[str, Any]) -> str:
     """Return the scores of one proof in Markdown."""
     data = json.loads((folder / "data" / "dataset.json").read_text())
     seconds = json.loads((folder / "steps.json").read_text())
+    machines = json.loads((folder / "machines.json").read_text())
     lines = [
         f"Data: {data['name']}, {data['clips']['train']} clips to train, {data['clips']['test']} held out, digest {data['digest'][:12]}.",
         f"Model {scores['model'][:12]}, tokenizer {scores['tokenizer'][:12]}. Scored on {scores['samples']['clips']} held-out clips, "
-        f"seeds {', '.join(map(str, scores['seeds']))}. Machine: {processor()}.",
+        f"seeds {', '.join(map(str, scores['seeds']))}. Machine: {'; '.join(machines)}.",
         "Minutes: " + ", ".join(f"{name} {value / 60:.1f}" for name, value in seconds.items())
         + f"; together {sum(seconds.values()) / 60:.0f}.",
         "",

@@ -125,7 +125,7 @@ def _complete(command: str, given: bytes) -> subprocess.CompletedProcess[bytes]:
 def complete(host: Host, command: str, given: bytes, seconds: float) -> subprocess.CompletedProcess[bytes]:
     """Run a shell command on the node of a host, with `given` on its standard input.
 
-    Raises subprocess.TimeoutExpired when it takes longer, RayError or RayClusterError when the node is lost.
+    Raises subprocess.TimeoutExpired when it takes longer, RayClusterError when the node is lost.
     """
     where = {node.name: node.id for node in nodes()}.get(host.name)
     if where is None:
@@ -137,6 +137,8 @@ def complete(host: Host, command: str, given: bytes, seconds: float) -> subproce
     except ray.exceptions.GetTimeoutError as error:
         ray.cancel(asked, force=True)
         raise subprocess.TimeoutExpired(command, seconds) from error
+    except RayError as error:
+        raise RayClusterError(str(error).strip().splitlines()[0]) from error
     return found
 
 

@@ -75,14 +75,16 @@ class _Party:
 
 
 def _party(via: Via, hostfile: Path | None, ranks: int, address: str) -> _Party:
-    """Return the hosts of a job. ranks: per node of a Ray cluster. Raises ValueError or ConfigError."""
+    """Return the hosts of a job. ranks: per node of a Ray cluster. Raises ValueError."""
     if via == "ray":
         from cluster.hosts import ray_nodes
 
         ray_nodes.join()
         live = ray_nodes.nodes()
         hosts = ray_nodes.hosts_of(live, ranks)
-        return _Party(hosts, _through_ray, address or next(node.address for node in live if node.name == hosts[0].name), via)
+        return _Party(
+            hosts, ray_nodes.complete, address or next(node.address for node in live if node.name == hosts[0].name), via
+        )
     hosts = read_hostfile(hostfile) if hostfile else allocated_hosts(os.environ)
     reach = REACHES[via]
 
@@ -91,17 +93,6 @@ def _party(via: Via, hostfile: Path | None, ranks: int, address: str) -> _Party:
         return subprocess.run(words, input=given, capture_output=True, timeout=seconds, check=False)
 
     return _Party(hosts, run, address or hosts[0].name, via)
-
-
-def _through_ray(host: Host, command: str, given: bytes, seconds: float) -> subprocess.CompletedProcess[bytes]:
-    from ray.exceptions import RayError
-
-    from cluster.hosts.ray_nodes import complete
-
-    try:
-        return complete(host, command, given, seconds)
-    except RayError as error:
-        raise ConfigError(str(error).strip().splitlines()[0]) from error
 
 
 def check_hosts(
@@ -113,7 +104,7 @@ def check_hosts(
     """
     try:
         party = _party(via, hostfile, ranks, address)
-    except (ValueError, ConfigError) as error:
+    except ValueError as error:  # ConfigError is one
         yield Finding("hostfile" if hostfile else f"--via {via}", False, str(error))
         return
     if hostfile and shutil.which("ssh") is None:

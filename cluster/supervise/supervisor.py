@@ -6,7 +6,7 @@ Out: the job's exit code (`cluster.runtime.job_protocol`). The job's output goes
 Signals go to the ranks and not to the launcher, because DeepSpeed's launcher answers SIGTERM by killing each rank after 30 s,
 which would interrupt a checkpoint. When the ranks exit by themselves, the launcher exits too. A batch system signals every process of
 a job itself, so the launcher is started with STOP_SIGNALS blocked. Its ranks inherit that and unblock them once they have handlers
-(cluster.runtime.job_protocol.py): what came before is then delivered, and no rank dies of a signal while it loads.
+(cluster/runtime/job_protocol.py): what came before is then delivered, and no rank dies of a signal while it loads.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from pretrain.model.config import ModelConfig
 from pretrain.model.text_tokenizer import TextTokenizer
 from pretrain.model.transformer import VideoAR
 from pretrain.objective.config import ObjectiveConfig, stage_objective
-from pretrain.objective.objective import Objective
+from pretrain.objective.objective import Objective, check_order
 from pretrain.objective.sequence_parallel import SequenceGroups
 from pretrain.runs.run_logger import RunLogger
 from tokenizer.quantization.codec_spec import CodecSpec
@@ -73,7 +73,9 @@ def open_datasets(config: Config) -> TokenDatasets:
 
 
 def build(config: Config, spec: CodecSpec, text: TextTokenizer) -> nn.Module:
-    """Return the Objective around a new VideoAR; its weights come from torch's seed."""
+    """Return the Objective around a new VideoAR; its weights come from torch's seed. Raises ObjectiveError for what a stage cannot train on."""
+    for stage in config.get(CurriculumConfig).stages:
+        check_order(config.get(ModelConfig), stage_objective(stage, config.get(ObjectiveConfig)))
     model = VideoAR(config.get(ModelConfig), spec.bits, text.vocabulary)
     return Objective(model, config.get(ObjectiveConfig), spec)
 

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cluster.config import ConfigError
 from pretrain.attention.attention import VARLEN, Backend, Mask, bind_mask, resolve, spare
 from pretrain.attention.token_layout import Layout
 from pretrain.data.batch import Batch, Host
 from pretrain.model.bit_loss import token_weights
+from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import VideoAR
 from pretrain.objective import counter_rng
 from pretrain.objective.config import ObjectiveConfig
@@ -34,7 +36,7 @@ ROW_MULTIPLE = 64
 """A row's length on a GPU is a multiple of this."""
 
 
-class ObjectiveError(ValueError):
+class ObjectiveError(ConfigError):
     """A batch or a configuration that this objective cannot train on; the message names the key or the shape."""
 
 
@@ -118,11 +120,8 @@ class Objective(nn.Module):
         bits = unpack(batch.bits.reshape(count * frames, -1), scales, spec.bits)
         by_token = model.config.order == "tokens"
         flipped = features = None
+        check_order(model.config, config)
         if corrupts(config):
-            if by_token:
-                raise ObjectiveError(
-                    "model.order=tokens has nothing to correct: set objective.flip_min, flip_max, flip_delta to 0"
-                )
             ratios_BTK = flip_ratios(config, batch.seeds, frames, len(scales))
             flipped = flips(batch.seeds, ratios_BTK, scales, spec.bits)
             features = None if batch.features is None else batch.features.flatten(0, 1)
@@ -183,6 +182,12 @@ class Objective(nn.Module):
         if self.config.condition_drop:
             dropped = dropped | (counter_rng.uniform(seeds_B, counter_rng.DROP, (1,))[:, 0] < self.config.condition_drop)
         return dropped
+
+
+def check_order(model: ModelConfig, config: ObjectiveConfig) -> None:
+    """Raise ObjectiveError for corruption of a model that predicts token by token: it has no scales whose labels could be corrected."""
+    if model.order == "tokens" and corrupts(config):
+        raise ObjectiveError("model.order=tokens has nothing to correct: set objective.flip_min, flip_max, flip_delta to 0")
 
 
 def places(layout: Layout, like_BN: Tensor, row: PackedRow | None) -> tuple[Tensor, Tensor]:

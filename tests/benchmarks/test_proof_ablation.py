@@ -88,8 +88,8 @@ def test_a_score_whose_network_is_not_here_is_left_open(proof: ModuleType) -> No
 
 
 def test_seeds_of_an_earlier_comparison_count_too(proof: ModuleType, tmp_path: Path) -> None:
-    for number, fvd in ((4, 100.0), (5, 110.0)):
-        path = tmp_path / f"my-idea-{number}" / "scores" / "scores.json"
+    for folder, fvd in (("my-idea-4", 100.0), ("my-idea-5", 110.0), ("my-idea-two-4", 900.0)):
+        path = tmp_path / folder / "scores" / "scores.json"
         path.parent.mkdir(parents=True)
         path.write_text(
             json.dumps({**_scores(fvd, 9.0), "references": {"of": "other clips", "frozen": {"fvd": {"mean": 900.0}}}})

@@ -29,6 +29,7 @@ def proof(tmp_path: Path) -> Path:
         (folder / part).mkdir(parents=True)
     described = {"name": "moving-mnist", "clips": {"train": 30, "test": 24}, "digest": "ab" * 32}
     (folder / "data" / "dataset.json").write_text(json.dumps(described))
+    (folder / "machines.json").write_text(json.dumps(["a fast CPU", "a slow CPU"]))
     (folder / "steps.json").write_text(json.dumps({"data": 60.0, "train": 600.0}))
     lines = [{"step": step, "bucket": "f009x64x64", "psnr": 10.0 + step} for step in range(1, 30)]
     (folder / "run" / "tokenizer-metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -61,6 +62,7 @@ def test_tables_pictures_and_videos(proof: Path, tmp_path: Path, monkeypatch: py
     text = (out / "moving-mnist.md").read_text()
     assert "| **samples** | 123.4 (120.4 to 126.4) |" in text, "the wider interval"
     assert "| shuffled real clips | 800 (797 to 803) |" in text and "| 17 to 34 | 210 (207 to 213) |" in text
+    assert "Machine: a fast CPU; a slow CPU." in text, "where the proof ran, not where its results are shown"
     assert "together 11." in text and "30 forwards and 0.50 s a clip" in text and "abababababab" in text
     assert "| **model** | 20 | 20 | – |" in text, "a score whose network is not here"
     for name, frames in (("samples", 17), ("extended", 68)):

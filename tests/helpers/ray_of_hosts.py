@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.launch.ray_head import ray_environment, ray_program
+from cluster.runtime.ports import free_port
 from cluster.supervise.processes import tied
 from tests.helpers.hosts import Hosts
 
-PORT = 6399
-"""Of the head, on the bridge's own address."""
 PATIENCE = 180.0
 """Seconds after which a node does not start any more."""
 COMMON = ("--block", "--disable-usage-stats", "--object-store-memory=80000000", "--min-worker-port=0", "--max-worker-port=0")
@@ -39,11 +38,13 @@ class RayOfHosts:
     folder: Path
     token: str = field(default_factory=lambda: secrets.token_hex(32))
     """Of this cluster: one that an earlier Ray left in the home folder would be asked for by some of its processes, not by all."""
+    port: int = 0
+    """Of the head, on the bridge's own address."""
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"RAY_ADDRESS": f"{self.net.gateway}:{PORT}", **self._own}
+        return {"RAY_ADDRESS": f"{self.net.gateway}:{self.port}", **self._own}
 
     @property
     def _own(self) -> dict[str, str]:
@@ -54,7 +55,7 @@ class RayOfHosts:
         address = self.net.addresses[number]
         words = [
             "start",
-            f"--address={self.net.gateway}:{PORT}",
+            f"--address={self.net.gateway}:{self.port}",
             f"--node-ip-address={address}",
             f"--node-name=host-{number}",
             "--num-cpus=1",
@@ -62,10 +63,12 @@ class RayOfHosts:
         self._start(self.net.inside(number, [ray_program(), *words, *COMMON]), f"node-{number}")
 
     def head(self) -> None:
+        """Start the head, and wait for it."""
+        self.port = free_port(self.net.gateway)
         words = [
             "start",
             "--head",
-            f"--port={PORT}",
+            f"--port={self.port}",
             f"--node-ip-address={self.net.gateway}",
             "--num-cpus=0",
             "--include-dashboard=false",

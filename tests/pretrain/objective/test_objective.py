@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from cluster.config import load
+from cluster.runtime.errors import exit_code
+from cluster.runtime.job_protocol import USAGE
 from pretrain.attention.attention import bind_mask
 from pretrain.data.batch import Batch
+from pretrain.loop.job import build
 from pretrain.model.bit_loss import token_weights
 from pretrain.model.config import ModelConfig
+from pretrain.model.text_tokenizer import TextTokenizer
 from pretrain.model.transformer import VideoAR
 from pretrain.objective.config import ObjectiveConfig
 from pretrain.objective.objective import Objective, ObjectiveError
@@ -200,3 +206,20 @@ def test_a_few_steps_learn_random_bits() -> None:
         optimizer.zero_grad()
         losses.append(float(out["loss"]))
     assert losses[0] > 0.65 and losses[-1] < 0.6
+
+
+def test_a_stage_that_cannot_be_trained_on_ends_the_start_as_a_wrong_configuration(tmp_path: Path) -> None:
+    """Not the step, maybe days later, that enters the stage; and not with restarts, which would fail the same way."""
+    path = tmp_path / "run.yaml"
+    stages = "[{name: a, steps: 1, mix: [{bucket: f009x64x64, batch: 1}]}, {name: b, steps: 1, mix: [{bucket: f009x64x64, batch: 1}], FLIPS}]"
+    path.write_text(
+        "model: {layers: 1, width: 32, heads: 4, text_length: 8, order: tokens}\n"
+        f"objective: {{flip_max: 0, flip_delta: 0}}\ncurriculum: {{stages: {stages}}}\n".replace("FLIPS", "flip_max: 0.1")
+    )
+    config = load(path)
+    text = TextTokenizer.make(config.get(ModelConfig))
+    with pytest.raises(ObjectiveError, match="order=tokens has nothing to correct") as found:
+        build(config, SPEC, text)
+    assert exit_code(found.value) == USAGE
+    path.write_text(path.read_text().replace("flip_max: 0.1", "flip_max: 0"))
+    build(load(path), SPEC, text)
