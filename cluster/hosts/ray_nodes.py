@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.config import ConfigError
 from cluster.hosts.hostfile import Host, wrong_name
 from cluster.hosts.roster import MORE_SECONDS
+from cluster.runtime.ports import refusal
 
 
 class RayClusterError(ConfigError):
@@ -46,14 +47,14 @@ def join() -> None:
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS", "auto")
+    remedy = "run this on a node of it (ray start), or give it to `ray job submit`, or set RAY_ADDRESS=HOST:6379"
+    if why := refusal(address):  # Ray itself asks for minutes
+        raise RayClusterError(f"--via ray: cannot join a Ray cluster at {address}: {why}; {remedy}")
     try:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
     except (ConnectionError, RayError, ValueError, RuntimeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RayClusterError(
-            f"--via ray: cannot join a Ray cluster at {address}: {first}; run this on a node of it (ray start), or give it to "
-            "`ray job submit`, or set RAY_ADDRESS=HOST:6379"
-        ) from error
+        raise RayClusterError(f"--via ray: cannot join a Ray cluster at {address}: {first}; {remedy}") from error
 
 
 def environment_of_workers() -> dict[str, Any]:

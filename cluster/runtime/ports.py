@@ -1,4 +1,4 @@
-"""Free TCP ports for servers that need to know their port number before they start.
+"""Free TCP ports for servers that need to know their port number before they start, and whether anybody listens at one.
 
 Ports are drawn from below the kernel's ephemeral range, so that no outgoing connection and no `bind(0)` of another process
 takes one between this call and the server's own bind.
@@ -9,11 +9,16 @@ from __future__ import annotations
 import errno
 import random
 import socket
+import time
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST = 20_000
+CONNECT_SECONDS = 5.0
+"""Seconds that a server may take to begin to listen."""
+_PAUSE = 0.25
 
 
 class PortError(OSError):
@@ -64,6 +69,27 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
                 return False
             raise PortError(f"{host}:{port}: {error.strerror}") from error
     return True
+
+
+def refusal(address: str) -> str:
+    """Return why HOST:PORT takes no connection within CONNECT_SECONDS; empty where it does, and for names that only Ray can resolve."""
+    try:
+        parts = urlsplit(address if "://" in address else f"ray://{address}")
+        place = (parts.hostname or "", parts.port or 0)
+    except ValueError:
+        return ""
+    if not all(place):
+        return ""
+    end = time.monotonic() + CONNECT_SECONDS
+    while True:
+        try:
+            socket.create_connection(place, timeout=max(_PAUSE, end - time.monotonic())).close()
+        except OSError as error:
+            if time.monotonic() + _PAUSE > end:
+                return f"nothing answers there ({error.strerror or error})"
+            time.sleep(_PAUSE)
+        else:
+            return ""
 
 
 def _end() -> int:

@@ -9,25 +9,20 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from urllib.parse import urlsplit
 
 import ray
 
 from cluster.runtime.job_protocol import STOPPED
+from cluster.runtime.ports import refusal
 from pipeline.config import PipelineConfig
 from pipeline.workers.errors import JobError, first_line
 
-_CONNECT_SECONDS = 5.0
-"""Seconds that a cluster's head gets to accept a connection; Ray itself tries for minutes before it reports anything."""
-_PAUSE = 0.25
 _START_SECONDS = "300"
 """Seconds that Ray's servers on this machine get to start (its own default of 30 is too short on a busy machine)."""
 
@@ -117,34 +112,13 @@ def _join(address: str) -> None:
             f"{address}), or set RAY_ADDRESS=HOST:6379, the address that `ray start --head` names, or unset it"
         )
     remedy = "start it with `ray start --head`, correct RAY_ADDRESS, or unset it to run on this machine alone"
-    if refusal := _refusal(address):
-        raise JobError(f"cannot join the Ray cluster at RAY_ADDRESS={address}: {refusal}; {remedy}")
+    if why := refusal(address):  # Ray itself tries for minutes before it reports anything
+        raise JobError(f"cannot join the Ray cluster at RAY_ADDRESS={address}: {why}; {remedy}")
     try:
         ray.init(address="auto", log_to_driver=True)
     except Exception as error:  # Ray raises many kinds, `Exception` itself among them
         raise JobError(f"cannot join the Ray cluster at RAY_ADDRESS={address}: {first_line(error)}; {remedy}") from error
     print(f"ray: joined the cluster at {address}", flush=True)
-
-
-def _refusal(address: str) -> str:
-    """Return why HOST:PORT takes no connection; empty where it does, and for names that only Ray can resolve."""
-    try:
-        parts = urlsplit(address if "://" in address else f"ray://{address}")
-        place = (parts.hostname or "", parts.port or 0)
-    except ValueError:
-        return ""
-    if not all(place):
-        return ""
-    end = time.monotonic() + _CONNECT_SECONDS
-    while True:
-        try:
-            socket.create_connection(place, timeout=max(_PAUSE, end - time.monotonic())).close()
-        except OSError as error:
-            if time.monotonic() + _PAUSE > end:
-                return f"nothing answers there ({error.strerror or error})"
-            time.sleep(_PAUSE)
-        else:
-            return ""
 
 
 def _start(config: PipelineConfig, folder: str) -> None:

@@ -5,6 +5,7 @@ import ray
 
 from cluster.hosts import ray_nodes
 from cluster.hosts.ray_nodes import Node, RayClusterError, environment_of_workers, hosts_of, join, nodes
+from cluster.runtime.ports import free_port
 
 HEAD, WORKER, CPUS = (
     Node("head", "0", "10.0.0.1", 4.0, 0),
@@ -78,13 +79,18 @@ def test_no_cluster_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     def refuse(**given: object) -> None:
         raise ConnectionError("Could not find any running Ray instance.\nMore.")
 
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:6379")
     monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(
-        RayClusterError, match=r"cannot join a Ray cluster at 10.0.0.9:6379: Could not find .* set RAY_ADDRESS"
-    ) as said:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(RayClusterError, match=r"cannot join a Ray cluster at auto: Could not find .* set RAY_ADDRESS") as said:
         join()
     assert "\n" not in str(said.value)
+    monkeypatch.setattr(ray, "init", lambda **given: pytest.fail("Ray asks such an address for minutes"))
+    address = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(
+        RayClusterError, match=f"cannot join a Ray cluster at {address}: nothing answers there .* set RAY_ADDRESS"
+    ):
+        join()
 
 
 def test_only_the_search_path_stands_where_ray_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:

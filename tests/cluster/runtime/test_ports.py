@@ -1,8 +1,9 @@
 import socket
+import time
 
 import pytest
 
-from cluster.runtime.ports import free_port, free_ports, is_free
+from cluster.runtime.ports import CONNECT_SECONDS, free_port, free_ports, is_free, refusal
 
 
 def test_ports_are_different_and_can_be_bound_together() -> None:
@@ -28,3 +29,13 @@ def test_a_port_in_use_is_not_free() -> None:
 def test_an_address_of_another_machine_is_named() -> None:
     with pytest.raises(OSError, match=r"203\.0\.113\.1"):
         free_port("203.0.113.1")
+
+
+def test_whether_anybody_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert refusal(address) == refusal(f"ray://{address}") == ""
+    began = time.monotonic()
+    assert refusal(address) == "nothing answers there (Connection refused)"
+    assert time.monotonic() - began < 2 * CONNECT_SECONDS
+    assert [refusal(name) for name in ("auto", "local", "host:port")] == ["", "", ""], "these only Ray can resolve"

@@ -69,10 +69,6 @@ def test_servers_that_do_not_come_up(kind: type[Exception], monkeypatch: pytest.
             pytest.fail("there is no Ray")
 
 
-def test_names_that_only_ray_resolves_are_left_to_it() -> None:
-    assert [ray_session._refusal(name) for name in ("auto", "local", "host:port")] == ["", "", ""]
-
-
 def test_a_card_that_ray_does_not_have(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Its workers would wait for ever: an error on this machine, a line on a cluster, which may grow."""
     look, cards = ray_session._check_gpus, {"CPU": 2.0}
