@@ -225,7 +225,7 @@ class _Launch:
             around=self.around if several else None,
         )
         self.supervisor = Supervisor(
-            _policy(self.cluster, job, folder), hooks=hooks, rank_module=job.module, holds_signals=job.module == TRAIN
+            _policy(self.cluster, job, folder), hooks=hooks, rank_module=job.module, holds_signals=True
         )
         self.roster = Roster(
             job.hosts, self.cluster.min_hosts, self.cluster.host_rest_seconds,

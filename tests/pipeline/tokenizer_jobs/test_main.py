@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
+from cluster.supervise.processes import runs_module
 from pipeline.tokenizer_jobs.main import main
 from tests.helpers.training import until
 from tokenizer.codec import VideoCodec
@@ -87,18 +89,28 @@ def test_an_error_of_a_training_rank_is_one_line_there_and_in_its_log(
 
 
 @pytest.mark.system
-def test_training_that_is_stopped_ends_with_75_and_names_its_checkpoint(config: Path, root: Path, tmp_path: Path) -> None:
-    """The launch looked for checkpoints of the transformer: it said that there was none to continue from, and ended with 1."""
+def test_training_that_is_stopped_ends_with_75_and_goes_on_from_its_checkpoint(
+    config: Path, root: Path, tmp_path: Path
+) -> None:
+    """The first stop is a polite one. At the second, the rank hangs: the launch looked for checkpoints of the transformer, and ended with 1."""
     words = ["tokenizer", "train", "-c", str(config), f"tokenizer.weights={tmp_path / 'new'}", "metrics.enabled=false"]
     words += ["tokenizer.training.steps=100000", "tokenizer.training.checkpoint_every=1", "tokenizer.training.log_every=1"]
-    command = [sys.executable, "-m", "cluster.cli.main", *words]
+    command = [sys.executable, "-m", "cluster.cli.main", *words, "cluster.stop_grace_seconds=15"]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
-        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as job:
-        said = until(job, "PSNR")
-        job.terminate()
-        rest, _ = job.communicate(timeout=300)
-    assert job.returncode == 75, said + rest
-    found = re.search(r"the same command continues from (step-\d+)", rest)
-    assert found and (tmp_path / "tokenizer-checkpoints" / found[1]).is_dir(), said + rest
+    checkpoints = tmp_path / "tokenizer-checkpoints"
+    for hangs in (False, True):
+        with subprocess.Popen(
+            command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as job:
+            said = until(job, "PSNR")
+            if hangs:
+                below = psutil.Process(job.pid).children(recursive=True)
+                (rank,) = [each for each in below if runs_module(each, "pipeline.tokenizer_jobs.main")]
+                rank.suspend()
+            job.terminate()
+            rest, _ = job.communicate(timeout=300)
+        assert job.returncode == 75, said + rest
+        wanted = r"the same command continues from step-(\d+)" if hangs else r"stopped after step (\d+) \(SIGTERM\)"
+        found = re.search(wanted, rest)
+        assert found and (checkpoints / f"step-{int(found[1]):08d}").is_dir(), said + rest
+        assert ("resuming at step" in said) == hangs, said
