@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cluster.runtime.malloc import keep_freed_memory
+from cluster.runtime.memory import keep_freed_memory
 from tokenizer.codec import VideoCodec, save
 from tokenizer.config import NetworkConfig
 from tokenizer.network import causal_conv

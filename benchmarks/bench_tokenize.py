@@ -33,7 +33,7 @@ import numpy as np
 import psutil
 import torch
 
-from cluster.runtime.malloc import keep_freed_memory
+from cluster.runtime.memory import keep_freed_memory
 from cluster.tables import table_list
 from pipeline.records import clip_times
 from pipeline.shards.layout import INDEX

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.bench_codec import best, convolution_peak, flops_of, torch_norms
-from cluster.runtime.malloc import keep_freed_memory
+from cluster.runtime.memory import keep_freed_memory
 from tokenizer.config import NetworkConfig, TokenizerConfig
 from tokenizer.network import causal_conv
 from tokenizer.quantization.scale_schedule import scales

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cluster.runtime.malloc import keep_freed_memory
+from cluster.runtime.memory import keep_freed_memory
 from pretrain.attention.attention import Mask
 from pretrain.attention.token_layout import Layout
 from pretrain.data.batch import Batch

@@ -20,9 +20,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from cluster.config.precision import describe
+from cluster.runtime.memory import free_memory
 from cluster.runtime.source_tree import code_digest
 
 PACKAGES = ("torch", "deepspeed", "numpy", "pyarrow", "zstandard", "ray", "safetensors")
@@ -50,7 +49,7 @@ def facts(asked: Mapping[str, Any]) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "gpus": [torch.cuda.get_device_name(number) for number in range(gpus)],
         "dtype": describe(),
-        "memory_gb": round(psutil.virtual_memory().available / 1e9, 1),
+        "memory_gb": round(free_memory() / 1e9, 1),
         "free_gb": {folder: _free(Path(folder)) for folder in asked["folders"]},
         "mark": mark.read_text() if mark.is_file() else "",
     }

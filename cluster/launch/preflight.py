@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import psutil
 from packaging.requirements import Requirement
 
 from cluster import supported
@@ -27,6 +26,7 @@ from cluster.config.precision import describe
 from cluster.launch.host_checks import Finding, Via, check_hosts
 from cluster.launch.launcher import accelerators
 from cluster.runtime import checkpoint_folders
+from cluster.runtime.memory import free_memory
 from cluster.runtime.ports import PortError, is_free
 
 DISTRIBUTION = "videoar-pretrain"
@@ -140,7 +140,7 @@ def _devices(config: Config) -> Iterator[Finding]:
         yield Finding("devices", ranks <= gpus, found, f"set cluster.ranks_per_host to {gpus} or less")
     else:
         yield Finding("devices", True, f"no GPU: {ranks or 1} rank(s) on {cores} CPU core(s)")
-    yield Finding("memory", True, f"{psutil.virtual_memory().available / 1e9:.1f} GB free")
+    yield Finding("memory", True, f"{free_memory() / 1e9:.1f} GB free")
     yield Finding("dtype", True, describe())
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from cluster.config import ConfigError, MetricsConfig
 from cluster.metrics.meter import Meter
 from cluster.runtime.atomic_files import write_text
+from cluster.runtime.job_protocol import ranks_here
 
 ADDRESS, TARGET = "metrics-address", "metrics-target.json"
 EVERYWHERE = "0.0.0.0"
@@ -36,9 +37,8 @@ def bind_host(config: MetricsConfig, environ: Mapping[str, str]) -> str:
     """Return the address to listen at: `metrics.host`; without one, every address where other hosts take part or did, else loopback."""
     if config.host:
         return config.host
-    world = environ.get("WORLD_SIZE", "1")
-    # torchrun says LOCAL_WORLD_SIZE, DeepSpeed's launcher LOCAL_SIZE.
-    several = world != (environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or world)
+    world = int(environ.get("WORLD_SIZE", "1"))
+    several = world != (ranks_here(environ) or world)
     # Of several hosts only one may be left; the job is still not that of a machine on which someone sits.
     several |= environ.get("MASTER_ADDR", LOOPBACK[0]) not in LOOPBACK or "SLURM_JOB_ID" in environ
     return EVERYWHERE if several or "KUBERNETES_SERVICE_HOST" in environ else "127.0.0.1"

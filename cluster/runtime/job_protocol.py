@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -33,6 +33,12 @@ RESTARTS = "VIDEOAR_RESTARTS"
 def restart_count() -> int:
     """Return how many times the launcher has restarted this job; 0 without a launcher."""
     return int(os.environ.get(RESTARTS, "0"))
+
+
+def ranks_here(environ: Mapping[str, str]) -> int:
+    """Return how many ranks this host has, as the launcher said it; 0 without a launcher."""
+    # torchrun says LOCAL_WORLD_SIZE, DeepSpeed's launcher LOCAL_SIZE.
+    return int(environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or "0")
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from cluster.runtime.errors import FirstRankFailed, exit_code
-from cluster.runtime.job_protocol import FAILED
-from cluster.runtime.malloc import keep_freed_memory
+from cluster.runtime.job_protocol import FAILED, ranks_here
+from cluster.runtime.memory import keep_freed_memory
 from cluster.runtime.ports import free_port
 
 _MEETINGS = itertools.count()
@@ -152,8 +152,7 @@ def connect(timeout: float, threads: int = 0) -> Ranks:
     if accelerator.device_name() == "cpu":
         device = torch.device("cpu")
         # Divide the cores among the ranks of a host: with as many threads as cores on every rank, all are many times slower.
-        here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")
-        torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // max(1, here)))
+        torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // (ranks_here(os.environ) or 1)))
         keep_freed_memory()
         # Only inference uses the shared-memory op, and building it needs a compiler at run time.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

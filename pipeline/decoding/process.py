@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cluster.runtime.malloc import ENVIRONMENT
+from cluster.runtime.memory import ENVIRONMENT
 from pipeline.analysis.fingerprint import SIDE
 from pipeline.analysis.scan import PART, Scan
 from pipeline.analysis.shots import marks

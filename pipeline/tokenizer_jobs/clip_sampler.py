@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cluster.runtime.memory import free_memory
 from pipeline.corpus.fetch import local
 from pipeline.video import VideoError, iter_frames, probe, read_frames
 from tokenizer.config import AugmentConfig, TrainingBucket
@@ -31,13 +32,26 @@ from tokenizer.config import AugmentConfig, TrainingBucket
 ATTEMPTS = 64
 """Videos drawn for one clip until the corpus counts as unusable for the bucket."""
 
+CACHE_BYTES = 512_000_000
+"""Memory for decoded videos of a process, at the least."""
+SHORT_BYTES = 128_000_000
+"""Largest video that is decoded whole for one clip of it, since others will follow."""
+
+
+def cache_room(ranks: int) -> int:
+    """Return the bytes that each of a host's ranks may fill with decoded videos: an eighth of what is free, at least CACHE_BYTES.
+
+    A corpus that does not fit is decoded anew again and again: on two cores that took 40 % of them (docs/log.md).
+    """
+    return max(CACHE_BYTES, free_memory() // 8 // ranks)
+
 
 class ClipError(ValueError):
     """A corpus or bucket that yields no clip; the message says how to fix it."""
 
 
 class ClipSampler:
-    """`ClipSource` over video files. Short videos are decoded once per size and kept in memory, up to `cache_mb`.
+    """`ClipSource` over video files. Short videos are decoded once per size and kept in memory, up to `cache_bytes`.
 
     flip: half of the clips are mirrored.
     """
@@ -48,13 +62,13 @@ class ClipSampler:
         fps: float,
         seed: int,
         *,
-        cache_mb: float = 512.0,
+        cache_bytes: int = CACHE_BYTES,
         flip: bool = True,
         augment: AugmentConfig | None = None,
     ) -> None:
         self.videos, self.fps, self.seed, self.flip = list(videos), fps, seed, flip
         self.augment = augment if augment is not None and augment.active else None
-        self._room = int(cache_mb * 1e6)
+        self._room = cache_bytes
         self._used = 0
         self._cache: OrderedDict[tuple[str, int, int], NDArray[np.uint8]] = OrderedDict()
         self._frames: dict[str, int] = {}
@@ -120,7 +134,7 @@ class ClipSampler:
         """Return the frames of a clip, `zoom` times as large as the bucket: the smallest crop of them still has its pixels."""
         height, width = round(bucket.height * zoom), round(bucket.width * zoom)
         length, size = self._length(video), height * width * 3
-        if length * size > self._room // 4:
+        if length * size > min(SHORT_BYTES, self._room):
             times = [(start + i) / self.fps for i in range(bucket.frames)]
             with local(video) as path:
                 return read_frames(path, times, height, width)

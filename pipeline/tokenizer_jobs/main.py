@@ -19,12 +19,12 @@ import torch
 
 from cluster.config import Config, RunConfig, load
 from cluster.runtime.errors import ErrorReport
-from cluster.runtime.job_protocol import DONE
-from cluster.runtime.malloc import keep_freed_memory
+from cluster.runtime.job_protocol import DONE, ranks_here
+from cluster.runtime.memory import keep_freed_memory
 from cluster.runtime.process_group import leave
 from pipeline.config import CorpusConfig
 from pipeline.corpus.listing import find
-from pipeline.tokenizer_jobs.clip_sampler import ClipSampler
+from pipeline.tokenizer_jobs.clip_sampler import ClipSampler, cache_room
 from pipeline.tokenizer_jobs.evaluate import evaluate, reconstruct
 from tokenizer.config import TokenizerConfig
 
@@ -89,7 +89,10 @@ def train(config: Config) -> int:
     videos = [source.source for source in find(config.get(CorpusConfig))]
     training = tokenizer.training
     seed = config.get(RunConfig).seed
-    return run(config, ClipSampler(videos, training.fps, seed, flip=training.mirror, augment=training.augment))
+    room = cache_room(max(1, ranks_here(os.environ)))
+    return run(
+        config, ClipSampler(videos, training.fps, seed, cache_bytes=room, flip=training.mirror, augment=training.augment)
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from ray.exceptions import RayTaskError
 
 from cluster.config import ClusterConfig, Config
 from cluster.metrics import Meter
-from cluster.runtime.malloc import ENVIRONMENT
+from cluster.runtime.memory import ENVIRONMENT
 from pipeline.config import PipelineConfig
 from pipeline.encoding.encoder import GroupReport
 from pipeline.workers.encode_actor import EncodeActor

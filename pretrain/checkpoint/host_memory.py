@@ -1,4 +1,4 @@
-"""Memory of the host: how much is free, and pages that are resident, or on disk, and of which a tensor is a view.
+"""Memory of the host for checkpoints: whether it is enough, and pages that are resident, or on disk, and of which a tensor is a view.
 
 In:  sizes in bytes. Out: tensors of bytes, each with a storage of its own.
 """
@@ -13,25 +13,11 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 
 SPARE = 1.2
 """Host memory is enough if this multiple of what checkpoints need is free."""
-
-
-def free_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes of host memory that this process could still take: of the machine, and of its container's limit.
-
-    group: folder of the container's control group (version 2).
-    """
-    free, limit = int(psutil.virtual_memory().available), group / "memory.max"
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(statistics["inactive_file"])
-        free = min(free, int(text) - used)
-    return free
 
 
 def lacks_memory(told: Sequence[tuple[str, int, int]]) -> dict[str, tuple[int, int]]:

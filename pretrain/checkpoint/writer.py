@@ -37,11 +37,12 @@ from torch import Tensor
 from cluster.runtime import checkpoint_folders
 from cluster.runtime.atomic_files import DiskFull, write_text
 from cluster.runtime.checkpoint_folders import Keeper, folder_of, partial_of
+from cluster.runtime.memory import free_memory
 from cluster.runtime.process_group import Ranks
 from pretrain.checkpoint.deepspeed_io import TAG, recovery_scripts, state_files
 from pretrain.checkpoint.host_buffers import CHUNK, Copies, CudaSideStream, HostBuffers, SideStream
 from pretrain.checkpoint.host_copy import copied, on_host, write_slices, write_torch
-from pretrain.checkpoint.host_memory import free_memory, lacks_memory
+from pretrain.checkpoint.host_memory import lacks_memory
 from pretrain.checkpoint.train_state import ResumeError, TrainState
 from pretrain.engine.ema import Ema
 from pretrain.engine.engine import Engine

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.tokenizer_jobs.clip_sampler import ClipError, ClipSampler, augment
+from pipeline.tokenizer_jobs import clip_sampler
+from pipeline.tokenizer_jobs.clip_sampler import CACHE_BYTES, ClipError, ClipSampler, augment, cache_room
 from tokenizer.config import AugmentConfig, TrainingBucket
 
 BUCKET = TrainingBucket(frames=5, height=32, width=48, batch=4)
@@ -37,7 +38,7 @@ def test_ranks_share_one_global_batch(clips: Path) -> None:
 
 def test_the_cache_changes_no_pixel(clips: Path) -> None:
     videos = [str(clips / "carphone_pristine.mp4")]
-    cached, direct = ClipSampler(videos, 10.0, seed=3), ClipSampler(videos, 10.0, seed=3, cache_mb=0.0)
+    cached, direct = ClipSampler(videos, 10.0, seed=3), ClipSampler(videos, 10.0, seed=3, cache_bytes=0)
     assert torch.equal(cached.batch(0, BUCKET, 0, 1), direct.batch(0, BUCKET, 0, 1))
 
 
@@ -117,3 +118,11 @@ def test_the_sampler_varies_its_clips_as_a_function_of_the_step(clips: Path) -> 
     assert torch.equal(
         ClipSampler(videos, 8.0, seed=1, augment=AugmentConfig()).batch(3, bucket, 0, 1), plain.batch(3, bucket, 0, 1)
     )
+
+
+def test_memory_for_decoded_videos_follows_what_the_host_has_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """512 MB a rank, whatever the host: 6,000 short clips were decoded anew at every step."""
+    monkeypatch.setattr(clip_sampler, "free_memory", lambda: 64_000_000_000)
+    assert cache_room(2) == 4_000_000_000
+    monkeypatch.setattr(clip_sampler, "free_memory", lambda: 1_000_000_000)
+    assert cache_room(1) == CACHE_BYTES

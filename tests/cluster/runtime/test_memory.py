@@ -1,4 +1,4 @@
-"""Freed memory stays with the process. In a process of its own, since the setting cannot be taken back."""
+"""What is free; freed memory stays with the process: in a process of its own, since the setting cannot be taken back."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
 
-from cluster.runtime.malloc import ENVIRONMENT
+from cluster.runtime.memory import ENVIRONMENT, free_memory
 
 PROGRAM = """
 import resource, sys, threading
 import numpy as np
-from cluster.runtime.malloc import keep_freed_memory
+from cluster.runtime.memory import keep_freed_memory
 def work():
     faults = []
     for _ in range(4):
@@ -51,3 +53,13 @@ def test_a_second_round_faults_no_pages_in() -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_the_environment_does_it_for_threads() -> None:
     assert faults("thread", **ENVIRONMENT) < 100
+
+
+def test_free_memory_knows_the_limit_of_a_container(tmp_path: Path) -> None:
+    assert 0 < free_memory(tmp_path) <= psutil.virtual_memory().total
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory(tmp_path) > 1000
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("4500\n")
+    (tmp_path / "memory.stat").write_text("anon 4000\ninactive_file 300\n")
+    assert free_memory(tmp_path) == 800
