@@ -7,7 +7,7 @@ TEST_ENV := PYTHONHASHSEED=0 OMP_NUM_THREADS=1
 # Unit tests run on all cores, one file of tests on one worker; system tests start clusters and run one after the other.
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 UNIT = $(TEST_ENV) $(BIN)/python -m pytest -m "not system" -n $(JOBS) --maxprocesses 8 --dist loadfile
-SYSTEM = $(TEST_ENV) $(BIN)/python -m pytest -m system
+SYSTEM = $(TEST_ENV) $(BIN)/python -m pytest -m "system and not proof"
 
 .PHONY: help setup demo test lint unit system bench lock clean proof-tokenizer proof-fvd proof-overfit proof-pipeline proof-odd proof-s3 proof-resume proof-hosts proof-pythons proof-kernels proof-seek proof-failing proof-learning proof-ablation results
 .NOTPARALLEL:
@@ -54,7 +54,7 @@ bench: .venv/.ready
 proof-tokenizer: .venv/.ready
 	$(BIN)/python benchmarks/proof_tokenizer.py --out runs/proof-tokenizer
 proof-hosts: .venv/.ready
-	VIDEOAR_NO_SKIP=1 $(BIN)/python -m pytest tests/cluster/hosts/test_launch_over_ssh.py tests/system/test_lost_host.py
+	VIDEOAR_NO_SKIP=1 $(BIN)/python -m pytest tests/cluster/hosts/test_launch_over_ssh.py tests/system/test_lost_host.py tests/system/test_lost_node.py
 proof-kernels: .venv/.ready
 	$(BIN)/pip install --quiet --no-deps --upgrade --target runs/proof-kernels triton
 	PYTHONPATH=runs/proof-kernels $(BIN)/python benchmarks/proof_kernels.py

@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.config import ConfigError
 from cluster.hosts.hostfile import Host, wrong_name
 from cluster.hosts.roster import MORE_SECONDS
-from cluster.runtime.ports import refusal
+from cluster.runtime.ports import refusal, token_remedy
 
 
 class RayClusterError(ConfigError):
@@ -54,7 +54,9 @@ def join() -> None:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
     except (ConnectionError, RayError, ValueError, RuntimeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RayClusterError(f"--via ray: cannot join a Ray cluster at {address}: {first}; {remedy}") from error
+        raise RayClusterError(
+            f"--via ray: cannot join a Ray cluster at {address}: {first}; {remedy}{token_remedy()}"
+        ) from error
 
 
 def environment_of_workers() -> dict[str, Any]:

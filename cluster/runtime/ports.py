@@ -7,6 +7,7 @@ takes one between this call and the server's own bind.
 from __future__ import annotations
 
 import errno
+import os
 import random
 import socket
 import time
@@ -90,6 +91,15 @@ def refusal(address: str) -> str:
             time.sleep(_PAUSE)
         else:
             return ""
+
+
+def token_remedy() -> str:
+    """Return what else may keep this process out of a Ray cluster; empty where its environment already says so.
+
+    A head asks for the token in the home folder where one is, a client does not give it unless told, and Ray's error hides that.
+    """
+    told = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+    return "" if told else "; if its head asks for a token (as it does where ~/.ray/auth_token is), set RAY_AUTH_MODE=token"
 
 
 def _end() -> int:

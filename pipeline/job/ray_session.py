@@ -19,7 +19,7 @@ from types import FrameType
 import ray
 
 from cluster.runtime.job_protocol import STOPPED
-from cluster.runtime.ports import refusal
+from cluster.runtime.ports import refusal, token_remedy
 from pipeline.config import PipelineConfig
 from pipeline.workers.errors import JobError, first_line
 
@@ -117,7 +117,9 @@ def _join(address: str) -> None:
     try:
         ray.init(address="auto", log_to_driver=True)
     except Exception as error:  # Ray raises many kinds, `Exception` itself among them
-        raise JobError(f"cannot join the Ray cluster at RAY_ADDRESS={address}: {first_line(error)}; {remedy}") from error
+        raise JobError(
+            f"cannot join the Ray cluster at RAY_ADDRESS={address}: {first_line(error)}; {remedy}{token_remedy()}"
+        ) from error
     print(f"ray: joined the cluster at {address}", flush=True)
 
 

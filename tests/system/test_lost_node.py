@@ -1,7 +1,7 @@
 """Three hosts of a Ray cluster train with ZeRO-3 through launcher actors; one is cut off in the middle, and comes back.
 
 The hosts are network namespaces with a Ray node in each (tests/helpers/ray_of_hosts.py); the launch runs beside them, on the head, which
-has no CPU for ranks. No ssh is used.
+has no CPU for ranks. No ssh is used. `make proof-hosts` runs it: test_lost_host.py is the same over ssh, and in `make test`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 from tests.helpers import hosts, training
 from tests.helpers.ray_of_hosts import ray_of_hosts
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.proof]
 LIMITS = ["cluster.host_seconds=8", "cluster.host_ask_seconds=1", "cluster.restart_wait_seconds=0", "train.checkpoint_every=2"]
 SECRET = "hush-of-this-test"
 

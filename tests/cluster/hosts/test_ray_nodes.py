@@ -80,10 +80,14 @@ def test_no_cluster_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None
         raise ConnectionError("Could not find any running Ray instance.\nMore.")
 
     monkeypatch.setattr(ray, "init", refuse)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(RayClusterError, match=r"cannot join a Ray cluster at auto: Could not find .* set RAY_ADDRESS") as said:
         join()
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(said.value) and str(said.value).endswith("set RAY_AUTH_MODE=token")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with pytest.raises(RayClusterError, match=r"set RAY_ADDRESS=HOST:6379$"):
+        join()
     monkeypatch.setattr(ray, "init", lambda **given: pytest.fail("Ray asks such an address for minutes"))
     address = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv("RAY_ADDRESS", address)
