@@ -1,6 +1,6 @@
-"""What a clip costs in a large corpus: list, merge, index, start, read, verify, later videos. And what a video costs in a tar, a caption in a table.
+"""What a clip costs in a large corpus: list, merge, index, start, read, verify, exclude, later videos. And a video in a tar, a caption in a table.
 
-    python benchmarks/bench_corpus.py --clips 1000000 [--stage list|merge|index|start|read|verify|later] [--shard-rows 64] [--out DIR]
+    python benchmarks/bench_corpus.py --clips 1000000 [--stage list|merge|index|start|read|verify|exclude|later] [--shard-rows 64] [--out DIR]
     python benchmarks/bench_corpus.py
 
 With --clips: synthetic books of so many clips, no pixels. Each stage (benchmarks/corpus_stages) runs in a process of its own on a Ray
@@ -35,7 +35,7 @@ from pipeline.corpus import fetch
 from pipeline.corpus.caption_table import CaptionTable
 from pipeline.corpus.listing import find
 
-STAGES = ("list", "merge", "index", "start", "read", "verify", "later")
+STAGES = ("list", "merge", "index", "start", "read", "verify", "exclude", "later")
 SIZES = {"tar": (100, 10_000), "jsonl": (1_000, 100_000), "csv": (1_000, 100_000)}
 
 

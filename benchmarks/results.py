@@ -26,21 +26,13 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.video.writer import write_video
+from pretrain.evaluation import report
+from pretrain.evaluation.report import cell
 from pretrain.sampling.video_sink import contact_sheet, sheet_frames
 
 GRID = (3, 4)
 """Rows and columns of clips in a video of samples."""
-SETS = (("fvd", "FVD"), ("fvd_extrapolated", "FVD, N to inf"), ("kvd", "KVD"), ("frechet_vgg16_frames", "Frechet VGG16 frames"),
-        ("motion", "motion"))  # fmt: skip
-
-
-def cell(found: Mapping[str, Any] | None) -> str:
-    """Return a mean with the wider of its intervals."""
-    if found is None:
-        return "–"
-    spans = [span for span in (found.get("interval_clips"), found.get("interval_seeds")) if span]
-    low, high = max(spans, key=lambda span: span[1] - span[0], default=(found["mean"],) * 2)
-    return f"{found['mean']:.4g}" if low == high else f"{found['mean']:.4g} ({low:.4g} to {high:.4g})"
+SETS = report.SETS[:-1]
 
 
 def table(folder: Path, scores: Mapping[str, Any]) -> str:

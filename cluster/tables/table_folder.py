@@ -9,7 +9,7 @@ Opening a table of a thousand files reads that list alone.
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -124,6 +124,21 @@ class TableFolder:
             with self._reporting(entry.name):
                 yield from self.file(number).iter_batches(rows, columns=None if columns is None else list(columns))
 
+    def matching(self, number: int, column: str, wanted: Sequence[str], columns: Sequence[str]) -> pa.Table:
+        """Return some columns of the row groups of file `number` that may hold one of the `wanted` values of a column of text.
+
+        A value that ends in / stands for all that begin with it. A row group is left out where its least and greatest value say so; of
+        files without these statistics, which earlier versions wrote, every row group may hold anything.
+        """
+        with self._reporting(self.files[number].name):
+            file, sought = self.file(number), _Sought(wanted)
+            footer = file.metadata
+            leaves = [footer.schema.column(leaf).path for leaf in range(len(footer.schema.names))]
+            place = leaves.index(column)  # columns of lists before it have leaves of their own
+            every = range(footer.num_row_groups)
+            groups = [group for group in every if sought.may_be_in(footer.row_group(group).column(place).statistics)]
+            return file.read_row_groups(groups, columns=list(columns), use_threads=False).replace_schema_metadata(None)
+
     def take(self, places: Sequence[tuple[int, int]], columns: Sequence[str] | None) -> pa.Table:
         """Return runs of rows, each given by its first row and length, one after the other. A run lies in one file.
 
@@ -228,3 +243,21 @@ def _single(path: Path, mend: str) -> TableFolder:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedTable(f"{path}: damaged ({' '.join(str(error).split())}); {mend}") from error
     return TableFolder(path.parent, (TableFile(path.name, footer.num_rows, footer.num_row_groups),), meta, 1, mend)
+
+
+class _Sought:
+    """Names that are looked for, and those of them that stand for all that begins with them (they end in /)."""
+
+    def __init__(self, wanted: Iterable[str]) -> None:
+        self._names = sorted(set(wanted))
+        self._above = {name for name in self._names if name.endswith("/")}
+
+    def may_be_in(self, statistics: pq.Statistics | None) -> bool:
+        """Whether one of them can lie between the least and the greatest value of a row group; parquet orders text as Python does."""
+        if statistics is None or not statistics.has_min_max:
+            return True
+        low, high = statistics.min, statistics.max
+        at = bisect_left(self._names, low)
+        if at < len(self._names) and self._names[at] <= high:
+            return True
+        return any(low[: end + 1] in self._above for end, letter in enumerate(low) if letter == "/")

@@ -79,7 +79,7 @@ def held_by(folder: Path, table: str, number: int, wanted: Sequence[str]) -> lis
     """Return which of some names a file of the table of clips or of rejects holds something of."""
     opened = open_table(folder, table)
     assert opened is not None
-    sources = opened.file(number).read(columns=["source"], use_threads=False)["source"].unique()
+    sources = opened.matching(number, "source", wanted, ["source"])["source"].unique()
     names = pa.table({"source": sources})
     return [name for name in wanted if pc.any(pc.invert(without(names, [name]))).as_py()]
 

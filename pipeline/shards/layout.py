@@ -147,7 +147,7 @@ def count_hidden(folder: Path, number: int, gone: Sequence[str]) -> dict[str, in
     """Count the rows of each shard that are taken down, in one file of the index: a task of `recount_hidden`."""
     index = open_table(folder, INDEX)
     assert index is not None
-    table = index.file(number).read(columns=["shard", "source"], use_threads=False)
+    table = index.matching(number, "source", gone, ["shard", "source"])
     kept = without(table, gone)
     lost = table["shard"].filter(pc.invert(kept)) if kept is not None else pa.chunked_array([[]], pa.string())
     return {each["values"]: each["counts"] for each in pc.value_counts(lost).to_pylist()}

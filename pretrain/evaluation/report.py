@@ -54,22 +54,22 @@ def tables(scores: Mapping[str, Any]) -> list[Table]:
         *(title for _, title in SETS),
         title=f"{scores['bucket']}: {scores['samples']['clips']} clips x {len(scores['seeds'])} seeds",
     )
-    clips.add_row("samples", *(_cell(scores["samples"][key]) for key, _ in SETS))
+    clips.add_row("samples", *(cell(scores["samples"][key]) for key, _ in SETS))
     for name, found in scores["references"].items():
         if isinstance(found, Mapping):
             clips.add_row(
                 f"{name} ({scores['references']['of']})" if name in ("shuffled", "frozen") else name,
-                *(_cell(found[key]) for key, _ in SETS),
+                *(cell(found[key]) for key, _ in SETS),
             )
     frames = Table("", "PSNR dB", "SSIM", "LPIPS alex", title=f"frames {scores['prediction']['known_frames']} and later")
     for name in ("model", "copy_last_frame", "tokenizer"):
         found = scores["prediction"][name]
-        frames.add_row(name.replace("_", " "), *(_cell(found.get(key)) for key in ("psnr", "ssim", "lpips_alex")))
+        frames.add_row(name.replace("_", " "), *(cell(found.get(key)) for key in ("psnr", "ssim", "lpips_alex")))
     made = [clips, frames]
     if "drift" in scores:
         drift = Table("frames", *(title for _, title in SETS), title=f"extended videos, {scores['drift'][0]['clips']} clips")
         for segment in scores["drift"]:
-            drift.add_row("{} to {}".format(*segment["frames"]), *(_cell(segment[key]) for key, _ in SETS))
+            drift.add_row("{} to {}".format(*segment["frames"]), *(cell(segment[key]) for key, _ in SETS))
         made.append(drift)
     return made
 
@@ -78,7 +78,7 @@ def _mean(value: Mapping[str, Any] | None) -> float | None:
     return None if value is None else float(value["mean"])
 
 
-def _cell(value: Mapping[str, Any] | None) -> str:
+def cell(value: Mapping[str, Any] | None) -> str:
     """Return a mean, with the wider of its 95 % intervals."""
     if value is None:
         return "-"

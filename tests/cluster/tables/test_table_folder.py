@@ -84,3 +84,32 @@ def test_a_table_of_format_1_is_one_file(tmp_path: Path) -> None:
     (tmp_path / "table.parquet").write_bytes(b"")
     with pytest.raises(DamagedTable, match=r"table\.parquet: damaged"):
         TableFolder.open(tmp_path / "table")
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_row_groups_that_cannot_hold_what_is_sought_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statistics: bool
+) -> None:
+    """Files of earlier versions have no statistics: all of their rows are looked through, and the same is found."""
+    if not statistics:
+        monkeypatch.setattr(table_writer, "OPTIONS", {**table_writer.OPTIONS, "write_statistics": False})
+    schema = pa.schema([("texts", pa.list_(pa.struct([("at", pa.int64()), ("of", pa.string())]))), ("source", pa.string())])
+    names = [f"{folder}/{number}.mp4" for folder in ("a", "a/b", "a/\u00e9", "b", "c") for number in range(4)]
+    groups = [pa.table({"texts": [[]] * 4, "source": names[at : at + 4]}, schema) for at in range(0, len(names), 4)]
+    table_writer.write_list(tmp_path, [table_writer.write_file(tmp_path / "0.parquet", schema, groups)])
+    table = TableFolder.open(tmp_path)
+    for wanted, rows in (
+        (["b/2.mp4"], 4),
+        (["b/9.mp4", "0", "zz"], 0),
+        (["a/"], 12),
+        (["a/b/"], 4),
+        (["a/\u00e9/"], 4),
+        (["b/", "c/0.mp4"], 8),
+        (["c/3.mp4/"], 0),
+        ([], 0),
+    ):
+        found = table.matching(0, "source", wanted, ["source"])
+        assert found.column_names == ["source"]
+        held = {name for name in names for each in wanted if name == each or (each.endswith("/") and name.startswith(each))}
+        assert held <= set(found["source"].to_pylist())
+        assert found.num_rows == (rows if statistics else len(names)), wanted
