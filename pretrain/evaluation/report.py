@@ -83,10 +83,8 @@ def cell(value: Mapping[str, Any] | None) -> str:
     if value is None:
         return "-"
     spans = [span for span in (value.get("interval_clips"), value.get("interval_seeds")) if span]
-    if not spans:
-        return f"{value['mean']:.4g}"
-    low, high = max(spans, key=lambda span: span[1] - span[0])
-    return f"{value['mean']:.4g} [{low:.4g}, {high:.4g}]"
+    low, high = max(spans, key=lambda span: span[1] - span[0], default=(value["mean"],) * 2)
+    return f"{value['mean']:.4g}" if low == high else f"{value['mean']:.4g} ({low:.4g} to {high:.4g})"
 
 
 def _plots(path: Path, scores: Mapping[str, Any]) -> None:
