@@ -64,7 +64,7 @@ def test_tables_pictures_and_videos(proof: Path, tmp_path: Path, monkeypatch: py
     assert "| shuffled real clips | 800 (797 to 803) |" in text and "| 17 to 34 | 210 (207 to 213) |" in text
     assert "Machine: a fast CPU; a slow CPU." in text, "where the proof ran, not where its results are shown"
     assert "together 11." in text and "30 forwards and 0.50 s a clip" in text and "abababababab" in text
-    assert "| **model** | 20 | 20 | – |" in text, "a score whose network is not here"
+    assert "| **model** | 20 | 20 | - |" in text, "a score whose network is not here"
     for name, frames in (("samples", 17), ("extended", 68)):
         with av.open(str(out / "videos" / f"moving-mnist-{name}.mp4")) as video:
             assert sum(1 for _ in video.decode(video=0)) == frames
