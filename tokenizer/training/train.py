@@ -119,9 +119,10 @@ def _run(config: Config, clips: ClipSource, ranks: Ranks, recipe: str, stop: Sto
             if (stops or done % training.checkpoint_every == 0) and done < training.steps:
                 trainer.save(checkpoints, done, recipe, recipe_values(config))
             bar.update(1, note=f"PSNR {metrics['psnr']:.1f} dB")
-            if stops and done < training.steps:
-                _stopped(stop, ranks, done)
-                return STOPPED
+            if stops:
+                _heeded(stop, ranks)
+                if done < training.steps:
+                    return _stopped(stop, ranks, done)
     trainer.export(
         tokenizer,
         {"recipe": recipe, "steps": training.steps, "dtype": training.dtype, "corpus": list(_corpus(config)["videos"])},
@@ -129,12 +130,17 @@ def _run(config: Config, clips: ClipSource, ranks: Ranks, recipe: str, stop: Sto
     return DONE
 
 
-def _stopped(stop: StopRequest, ranks: Ranks, step: int) -> None:
-    """Say why training ends here, and remove the stop file, so that the next start goes on. All ranks call this."""
-    why = "; ".join(sorted({reason for reason in ranks.all_gather(stop.reason) if reason}))
+def _heeded(stop: StopRequest, ranks: Ranks) -> None:
+    """Remove the stop file, so that the next start goes on, and so does the next job in the same folder."""
     if ranks.first:
         stop.clear(lambda error: print(f"warning: {error}: remove it before the next start", file=sys.stderr, flush=True))
+
+
+def _stopped(stop: StopRequest, ranks: Ranks, step: int) -> int:
+    """Say why training ends here; return the exit code. All ranks call this."""
+    why = "; ".join(sorted({reason for reason in ranks.all_gather(stop.reason) if reason}))
     log(ranks, f"stopped after step {step} ({why}); run the same command to continue")
+    return STOPPED
 
 
 def settled(config: Config, ranks: Ranks, recorded: str | None) -> TokenizerConfig:

@@ -154,6 +154,16 @@ def test_a_preempted_run_keeps_the_steps_that_it_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.system
+def test_a_stop_that_comes_with_the_last_step_does_not_stop_the_next_job_in_the_folder(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "stop").touch()
+    done = run([str(config), "-1", "tokenizer.training.steps=1"])
+    assert done.returncode == 0 and (tmp_path / "tokenizer").is_dir(), done.stderr
+    assert not (tmp_path / "run" / "stop").exists()
+
+
+@pytest.mark.system
 def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     """A run of the code before checkpoints were hashed, stopped at step 5, and the losses that it would have had."""
     shutil.copytree(OLD / "tokenizer-run", tmp_path / "tokenizer-run")
