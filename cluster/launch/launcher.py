@@ -224,8 +224,9 @@ class _Launch:
             dump_stacks=lambda processes: write_stacks(folder, processes),
             around=self.around if several else None,
         )
+        # Tokenizer training lists its corpus before it listens: until then a signal ends it at once.
         self.supervisor = Supervisor(
-            _policy(self.cluster, job, folder), hooks=hooks, rank_module=job.module, holds_signals=True
+            _policy(self.cluster, job, folder), hooks=hooks, rank_module=job.module, holds_signals=job.module == TRAIN
         )
         self.roster = Roster(
             job.hosts, self.cluster.min_hosts, self.cluster.host_rest_seconds,
