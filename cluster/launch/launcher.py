@@ -224,7 +224,6 @@ class _Launch:
             dump_stacks=lambda processes: write_stacks(folder, processes),
             around=self.around if several else None,
         )
-        # Tokenizer training lists its corpus before it listens: until then a signal ends it at once.
         self.supervisor = Supervisor(
             _policy(self.cluster, job, folder), hooks=hooks, rank_module=job.module, holds_signals=job.module == TRAIN
         )
