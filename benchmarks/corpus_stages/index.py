@@ -26,7 +26,7 @@ from pipeline.shards.layout import CLIPS, DATASET, FORMAT, INDEX
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.schemas import CLIPS as CLIP_SCHEMA
 from pipeline.workers.book_tasks import on_ray
-from tests.helpers.made_books import rows_of
+from tests.helpers.made_books import rows_of, source_of
 from tests.helpers.made_shards import SPEC
 
 BUCKET = "f017x256x256"
@@ -43,7 +43,7 @@ def prepare(folder: Path, clips: int, options: argparse.Namespace) -> None:
         pool.starmap(_shard, calls, chunksize=64)
     files = []
     for at in range(0, len(calls), FILE_SHARDS):
-        tables = [_planned(number, end - number * size) for _, number, _, end in calls[at : at + FILE_SHARDS]]
+        tables = [_planned(number, number * size, end) for _, number, _, end in calls[at : at + FILE_SHARDS]]
         files.append(table_writer.write_file(folder / CLIPS / f"0001-{len(files):06d}.parquet", CLIP_SCHEMA, tables))
     table_writer.write_list(folder / CLIPS, files)
 
@@ -56,10 +56,12 @@ def _shard(folder: Path, number: int, size: int, end: int) -> None:
     pq.write_table(table.replace_schema_metadata(record), folder / f"{shard}.parquet", compression="zstd")
 
 
-def _planned(number: int, count: int) -> pa.Table:
-    """Return rows of the table of clips with group and shard alone."""
+def _planned(number: int, begin: int, end: int) -> pa.Table:
+    """Return rows of the table of clips with group, shard and source alone."""
+    count = end - begin
     cells = {field.name: pa.nulls(count, field.type) for field in CLIP_SCHEMA}
     cells |= {"group": pa.array(np.full(count, number)), "shard": pa.array([f"{BUCKET}/shard-{number:06d}"] * count)}
+    cells["source"] = pa.array([source_of(clip) for clip in range(begin, end)])
     return pa.table(cells, schema=CLIP_SCHEMA)
 
 

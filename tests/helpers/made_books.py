@@ -41,6 +41,11 @@ def make(folder: Path, counts: dict[str, int], *, shard_rows: int = 64, salt: in
     return folder
 
 
+def source_of(sample: int) -> str:
+    """Return the source of a sample: four samples have one."""
+    return f"videos/{sample // 4:09d}.mp4"
+
+
 def rows_of(shard: str, bucket: str, begin: int, end: int, salt: int) -> pa.Table:
     """Return the rows of a shard that holds samples begin to end."""
     count = end - begin
@@ -51,7 +56,7 @@ def rows_of(shard: str, bucket: str, begin: int, end: int, salt: int) -> pa.Tabl
         "shard": [shard] * count,
         "bucket": [bucket] * count,
         "bits_raw": np.full(count, 15630),
-        "source": [f"videos/{number // 4:09d}.mp4" for number in range(begin, end)],
+        "source": [source_of(number) for number in range(begin, end)],
         "source_digest": keys,
         "begin": np.zeros(count),
         "end": np.ones(count),
