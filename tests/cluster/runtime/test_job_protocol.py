@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from cluster.runtime.job_protocol import SIGNALS, StopRequest
+from cluster.runtime.job_protocol import SIGNALS, StopRequest, ranks_here
 
 
 def test_stop_requests(tmp_path: Path) -> None:
@@ -34,3 +34,7 @@ def test_stop_requests(tmp_path: Path) -> None:
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
+
+
+def test_the_ranks_of_a_host_are_what_either_launcher_says() -> None:
+    assert [ranks_here(said) for said in ({}, {"LOCAL_SIZE": "2"}, {"LOCAL_WORLD_SIZE": "8", "LOCAL_SIZE": "2"})] == [0, 2, 8]
