@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class ProgressBar:
-    """Context manager over `total` units of work; `update` advances it.
+    """Context manager over `total` units of work, 0 where nobody knows; `update` advances it.
 
     On a terminal it draws a bar; elsewhere (the log of a Ray job, a file) it prints a line at most every `every` seconds and one
     at the end. done: units that an earlier start finished. `enabled=False` prints nothing, for ranks other than 0. stderr: for commands
@@ -42,7 +42,7 @@ class ProgressBar:
                 console=console,
             )
             self._bar.start()
-            self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, note="")
+            self._task = self._bar.add_task(self.label, total=self.total or None, completed=self.done, note="")
         return self
 
     def update(self, amount: int = 1, note: str = "") -> None:
@@ -60,9 +60,9 @@ class ProgressBar:
         elapsed = now - self._start
         rate = (self.done - self._began_at) / elapsed if elapsed > 0 else 0.0
         left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 and self.done < self.total else ""
-        share = 100 * self.done / self.total if self.total else 100.0
+        share = f"/{self.total} ({100 * self.done / self.total:.0f} %)" if self.total else ""
         note = f", {self._note}" if self._note else ""
-        line = f"{self.label}: {self.done}/{self.total} ({share:.0f} %), {elapsed:.0f} s{left}{note}"
+        line = f"{self.label}: {self.done}{share}, {elapsed:.0f} s{left}{note}"
         print(line, flush=True, file=sys.stderr if self._stderr else sys.stdout)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

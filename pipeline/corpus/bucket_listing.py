@@ -6,14 +6,15 @@ Out: the names of all files, streamed, sorted as one listing of the whole prefix
 A store gives a thousand names a request, one request after the other, but many prefixes at the same time. Folders are opened level by
 level until there are enough of them, and then listed side by side; each request is tried again by itself. What a folder holds goes to
 disk at once: a listing that is interrupted asks only for folders that it has not finished, and in memory are the names of the folders
-that are being listed, at most one per connection.
+that are being listed, at most one per connection. Of a folder in S3 that is large (store_pages.py), every 65,536 names go to disk.
 """
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 from cluster.runtime.progress import ProgressBar
 from cluster.runtime.remote_files import retried
 from pipeline.corpus.spilled_names import Entry, SpilledNames
+from pipeline.corpus.store_pages import OutOfOrder, pages_of
 
 CONNECTIONS = 16
 """Listings at a time."""
@@ -64,11 +66,21 @@ def _uncached(filesystem: Any) -> Iterator[None]:
 def _list(filesystem: Any, root: str, kept: SpilledNames) -> set[str]:
     """Put on disk what every folder holds. Returns the folders that were opened; of the others all files below are there."""
 
-    def opened(folder: str) -> int:
-        return kept.write(OPENED, folder, _entries(filesystem, folder))
+    lock = threading.Lock()
 
-    def below(folder: str) -> int:
-        return kept.write(BELOW, folder, _names(retried(lambda: filesystem.find(folder))))
+    def said(names: int) -> None:
+        with lock:
+            progress.update(names)
+
+    def left(folders: int) -> None:
+        with lock:
+            progress.update(0, note=f"names; {folders} folders left")
+
+    def opened(folder: str) -> None:
+        _keep(filesystem, folder, kept, OPENED, lambda: _entries(filesystem, folder), said)
+
+    def below(folder: str) -> None:
+        _keep(filesystem, folder, kept, BELOW, lambda: _names(retried(lambda: filesystem.find(folder))), said)
 
     levels: set[str] = set()
     folders = [root]
@@ -77,10 +89,10 @@ def _list(filesystem: Any, root: str, kept: SpilledNames) -> set[str]:
         for level in range(DEEPEST):
             if level and (len(folders) >= ENOUGH or not folders):
                 break
-            _each(pool, opened, [folder for folder in folders if kept.rows(OPENED, folder) is None], progress)
+            _each(pool, opened, [folder for folder in folders if kept.rows(OPENED, folder) is None], left)
             levels.update(folders)
             folders = [name.rstrip("/") for folder in folders for name, is_folder in kept.read(OPENED, folder) if is_folder]
-        _each(pool, below, [folder for folder in folders if kept.rows(BELOW, folder) is None], progress)
+        _each(pool, below, [folder for folder in folders if kept.rows(BELOW, folder) is None], left)
     return levels
 
 
@@ -93,13 +105,32 @@ def _pool() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _each(pool: ThreadPoolExecutor, work: Any, folders: Iterable[str], progress: ProgressBar) -> None:
-    """Do the work of each folder; of those that fail, raise the error of the first that is seen."""
-    running: set[Future[int]] = {pool.submit(work, folder) for folder in folders}
+def _each(pool: ThreadPoolExecutor, work: Callable[[str], None], folders: Iterable[str], left: Callable[[int], None]) -> None:
+    """Do the work of each folder; of those that fail, raise the error of the first that is seen. left: told how many are to come."""
+    running: set[Future[None]] = {pool.submit(work, folder) for folder in folders}
     while running:
         done, running = wait(running, return_when=FIRST_COMPLETED)
         for each in done:
-            progress.update(each.result(), note=f"names; {len(running)} folders left")
+            each.result()
+        left(len(running))
+
+
+def _keep(
+    filesystem: Any,
+    folder: str,
+    kept: SpilledNames,
+    kind: str,
+    whole: Callable[[], Iterable[Entry]],
+    said: Callable[[int], None],
+) -> None:
+    """Put on disk what a folder holds: in pages where its store has them, otherwise all at once. said: told of new names."""
+    if (pages := pages_of(filesystem, folder, deep=kind == BELOW)) is not None:
+        try:
+            if kept.write_pages(kind, folder, pages, said):
+                return
+        except OutOfOrder:
+            kept.forget(kind, folder)
+    said(kept.write(kind, folder, whole()))  # also what is a file, or not there
 
 
 def _files(kept: SpilledNames, folder: str, opened: set[str]) -> Iterator[str]:

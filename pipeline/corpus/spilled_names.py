@@ -1,6 +1,6 @@
 """What a listing has found so far, on disk: a file for every folder that is listed, and a record of which corpus is being listed.
 
-In:  names of a folder of a store, as they come.
+In:  names of a folder of a store, as they come; where a store lists in pages, a folder has a file for every 65,536 names.
 Out: the same names sorted, streamed. A listing that is interrupted goes on with what is here; one that ends removes it.
 
 A store does not say whether it has changed, so what is here serves only to end the listing that was interrupted: one of the same
@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count, islice, takewhile
 from pathlib import Path
 
 import pyarrow as pa
@@ -57,9 +57,10 @@ class SpilledNames:
             shutil.rmtree(path, ignore_errors=True)
             write_json(path / RECORD, {"format": FORMAT, "corpus": corpus, "began": time.time()})
         made = cls(path)
-        if count := made.files:
+        if made.files:
             print(
-                f"corpus: a listing that was interrupted goes on, {count} folders are listed; to list anew, remove {path}",
+                f"corpus: a listing that was interrupted goes on, {made.files} folders or parts of them are listed; "
+                f"to list anew, remove {path}",
                 flush=True,
             )
         return made
@@ -70,7 +71,7 @@ class SpilledNames:
 
     @property
     def files(self) -> int:
-        """Number of folders that are listed."""
+        """Number of folders, and of parts of large ones, that are listed."""
         return sum(1 for _ in self.path.glob("*.parquet"))
 
     def rows(self, kind: str, folder: str) -> int | None:
@@ -85,9 +86,42 @@ class SpilledNames:
         held = iter(sorted(set(entries)))
         return table_writer.write_file(self._file(kind, folder), SCHEMA, _tables(held)).rows
 
+    def write_pages(
+        self, kind: str, folder: str, pages: Callable[[str], Iterable[Sequence[Entry]]], said: Callable[[int], None]
+    ) -> int:
+        """Keep the names of a folder that come sorted, ROWS at a time; what is here of them already is not asked for again.
+
+        pages: the pages after a name, "" for all. said: told the number of names whenever some are on disk. Returns the number of
+        all. Raises DiskFull, and what the pages raise.
+        """
+        number, rows, last = 0, 0, ""
+        while (known := self.rows(_part(kind, number), folder)) is not None:
+            number, rows = number + 1, rows + known
+        if number:
+            *_, (last, _folder) = self._entries(self._file(_part(kind, number - 1), folder))
+        self.forget(kind, folder, number)  # what follows a damaged part
+        said(rows)
+        held: list[Entry] = []
+        for page in pages(last):
+            held += page
+            if len(held) >= ROWS:
+                rows += self.write(_part(kind, number), folder, held)
+                said(len(held))
+                number, held = number + 1, []
+        said(len(held))
+        return rows + self.write(kind, folder, held)
+
     def read(self, kind: str, folder: str) -> Iterator[Entry]:
         """Yield the names of a folder, sorted. Raises DamagedFile."""
-        path = self._file(kind, folder)
+        parts = (self._file(_part(kind, number), folder) for number in count())
+        last: Entry | None = None
+        for path in (*takewhile(Path.exists, parts), self._file(kind, folder)):
+            for entry in self._entries(path):
+                if entry != last:  # a folder's name may come at the end of a part and again at the next one's begin
+                    yield entry
+                last = entry
+
+    def _entries(self, path: Path) -> Iterator[Entry]:
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(ROWS, use_threads=False):
@@ -98,6 +132,15 @@ class SpilledNames:
                 f"{path}: damaged ({' '.join(str(error).split())}); remove {path.parent} and run again"
             ) from error
 
+    def forget(self, kind: str, folder: str, part: int = 0) -> None:
+        """Remove what is known of a folder, from one of its parts on."""
+        for number in count(part):
+            path = self._file(_part(kind, number), folder)
+            if not path.exists():
+                break
+            path.unlink()
+        self._file(kind, folder).unlink(missing_ok=True)
+
     def remove(self) -> None:
         """Remove all of it: the listing has ended. The record goes last, so that a kill leaves nothing without one."""
         for path in self.path.glob("*.parquet"):
@@ -107,6 +150,11 @@ class SpilledNames:
     def _file(self, kind: str, folder: str) -> Path:
         key = json.dumps([self._entry, kind, folder])
         return self.path / f"{xxhash.xxh3_128_hexdigest(key.encode())}.parquet"
+
+
+def _part(kind: str, number: int) -> str:
+    """Return how a part of a folder's names is kept, before the last one, which is kept under the kind alone."""
+    return f"{kind} {number}"
 
 
 def _tables(entries: Iterator[Entry]) -> Iterator[pa.Table]:

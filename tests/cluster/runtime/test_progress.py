@@ -34,6 +34,13 @@ def test_resumed_work_counts_from_where_it_was(clock: Clock, capsys: pytest.Capt
     assert capsys.readouterr().out.splitlines()[0] == "encode: 95/100 (95 %), 5 s, 5 s left"
 
 
+def test_work_of_unknown_length_has_no_share(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressBar("list", 0, every=5.0) as bar:
+        clock.now += 6.0
+        bar.update(2000, note="names")
+    assert capsys.readouterr().out.splitlines()[0] == "list: 2000, 6 s, names"
+
+
 def test_other_ranks_print_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressBar("train", 2, enabled=False, every=0.0) as bar:
         clock.now += 9.0

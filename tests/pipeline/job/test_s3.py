@@ -10,11 +10,14 @@ from pathlib import Path
 import fsspec
 import pytest
 import s3fs
+from moto.backends import get_backend
+from moto.core import DEFAULT_ACCOUNT_ID
 
 from cluster.runtime import remote_files
 from pipeline.config import CorpusConfig
-from pipeline.corpus import fetch
+from pipeline.corpus import bucket_listing, fetch, spilled_names
 from pipeline.corpus.listing import CorpusError, find
+from pipeline.corpus.spilled_names import SpilledNames
 from pipeline.video import VideoError
 from tests.helpers import s3_server
 
@@ -71,3 +74,35 @@ def test_what_a_dead_or_foreign_server_says(server: s3_server.Unreliable, monkey
     with pytest.raises(VideoError) as dead, fetch.local("s3://here/a.mp4"):
         pass
     assert dead.value.reason == "unreachable" and "s3://here/a.mp4" in str(dead.value) and time.monotonic() - began < 20
+
+
+def test_a_flat_prefix_is_listed_page_by_page_and_goes_on_after_a_failure(
+    server: s3_server.Unreliable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A thousand names a page, as a real server cuts them: what is on disk when the keys expire is not asked for again."""
+    monkeypatch.setattr(spilled_names, "ROWS", 1000)
+    names = [f"v{number:04d}é.mp4" for number in range(3500)]
+    s3_server.fill("flat", [])
+    for name in names:  # past HTTP, which takes 30 s
+        get_backend("s3")[DEFAULT_ACCOUNT_ID]["aws"].put_object("flat", name, b"")
+    filesystem = s3fs.S3FileSystem()
+    real, asked = s3fs.S3FileSystem.call_s3, [0]
+
+    def call(self: s3fs.S3FileSystem, method: str, **request: str) -> object:
+        asked[0] += method == "list_objects_v2"
+        if asked[0] == 3 and not again:
+            raise PermissionError("the keys have expired")
+        return real(self, method, **request)
+
+    again: list[int] = []
+    monkeypatch.setattr(s3fs.S3FileSystem, "call_s3", call)
+    kept = SpilledNames(tmp_path)
+    with pytest.raises(PermissionError, match="expired"):
+        list(bucket_listing.find(filesystem, "flat", kept))
+    assert kept.files == 2
+    again.append(1)
+    asked[0] = 0
+    assert list(bucket_listing.find(filesystem, "flat", kept)) == [f"flat/{name}" for name in names]
+    assert asked[0] == 2, "two of four pages are left"
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert [video.source for video in find(CorpusConfig(videos=("s3://flat",)))] == [f"s3://flat/{name}" for name in names]
