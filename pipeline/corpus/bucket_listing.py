@@ -22,7 +22,7 @@ from typing import Any
 from cluster.runtime.progress import ProgressBar
 from cluster.runtime.remote_files import retried
 from pipeline.corpus.spilled_names import Entry, SpilledNames
-from pipeline.corpus.store_pages import OutOfOrder, pages_of
+from pipeline.corpus.store_pages import OutOfOrder, pages_of, without_times
 
 CONNECTIONS = 16
 """Listings at a time."""
@@ -42,8 +42,9 @@ def find(filesystem: Any, root: str, kept: SpilledNames | None = None) -> Iterat
     with contextlib.ExitStack() as held:
         if kept is None:
             kept = SpilledNames(Path(held.enter_context(tempfile.TemporaryDirectory(prefix="listing-"))))
-        with _uncached(filesystem):
-            opened = _list(filesystem, root, kept)
+        listed = without_times(filesystem)
+        with _uncached(listed):
+            opened = _list(listed, root, kept)
         yield from _files(kept, root, opened)
 
 

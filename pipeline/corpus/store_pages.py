@@ -10,6 +10,8 @@ buckets do neither, and other stores offer it otherwise or not at all: for those
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +26,19 @@ _UNSORTED = "--x-s3"
 
 class OutOfOrder(Exception):
     """A store that says it is S3 and does not list in order."""
+
+
+def without_times(filesystem: Any) -> Any:
+    """Return a file system to list with: one of S3 that leaves the times of objects as text, other stores' own.
+
+    Of the CPU time that a page of a thousand names takes in botocore, five sixths are its reading of a thousand times.
+    """
+    s3fs: Any = sys.modules.get("s3fs")
+    if s3fs is None or not isinstance(filesystem, s3fs.S3FileSystem):
+        return filesystem
+    session = importlib.import_module("aiobotocore.session").AioSession(**filesystem.kwargs)
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
+    return type(filesystem)(**{**filesystem.storage_options, "session": session, "skip_instance_cache": True})
 
 
 def pages_of(filesystem: Any, folder: str, *, deep: bool) -> Pages | None:

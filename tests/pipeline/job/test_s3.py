@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import fsspec
@@ -18,6 +19,7 @@ from pipeline.config import CorpusConfig
 from pipeline.corpus import bucket_listing, fetch, spilled_names
 from pipeline.corpus.listing import CorpusError, find
 from pipeline.corpus.spilled_names import SpilledNames
+from pipeline.corpus.store_pages import without_times
 from pipeline.video import VideoError
 from tests.helpers import s3_server
 
@@ -106,3 +108,14 @@ def test_a_flat_prefix_is_listed_page_by_page_and_goes_on_after_a_failure(
     assert asked[0] == 2, "two of four pages are left"
     s3fs.S3FileSystem.clear_instance_cache()
     assert [video.source for video in find(CorpusConfig(videos=("s3://flat",)))] == [f"s3://flat/{name}" for name in names]
+
+
+def test_a_listing_does_not_read_the_times_of_objects(server: s3_server.Unreliable) -> None:
+    """They take most of its CPU time; whoever else uses the file system gets them as before."""
+    s3_server.fill("timed", [("a.mp4", b"123")])
+    filesystem = s3fs.S3FileSystem(requester_pays=True)
+    listing = without_times(filesystem)
+    assert isinstance(filesystem.ls("timed", detail=True)[0]["LastModified"], datetime)
+    assert isinstance(listing.ls("timed", detail=True)[0]["LastModified"], str) and listing.req_kw == filesystem.req_kw
+    other = fsspec.filesystem("memory")
+    assert without_times(other) is other
