@@ -26,7 +26,9 @@ from pathlib import Path
 import torch
 from proof_clips import shared
 
+from cluster.config import load
 from cluster.config.precision import hardware
+from cluster.runtime.atomic_files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = 75
@@ -125,12 +127,9 @@ def main() -> int:
     text = (ROOT / "benchmarks" / "proof_learning.yaml").read_text().replace("DATA", str(data)).replace("OUT", str(out))
     config.write_text(text)
     fps = RATES[asked.data]
-    given = [
-        "-c",
-        str(config),
-        *(f"{key}={fps}" for key in ("pipeline.fps", "tokenizer.training.fps", "sample.fps")),
-        *asked.overrides,
-    ]
+    rates = [f"{key}={fps}" for key in ("pipeline.fps", "tokenizer.training.fps", "sample.fps")]
+    write_text(config, load(config, [*rates, *asked.overrides]).yaml())  # whole: the ablation starts from it
+    given = ["-c", str(config)]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     series = Series(out, time.monotonic() + 60 * asked.minutes)
     made = (
