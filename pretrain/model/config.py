@@ -39,6 +39,9 @@ class ModelConfig(Section):
     """Add a learned embedding per scale (s_k)."""
     max_scales: int = Field(default=16, ge=1)
     """Most scales that a frame may have: rows of the scale embedding."""
+    previous_frame: Literal["first_scale", "every_scale"] = "first_scale"
+    """Which scales of a frame are fed what the previous frame adds up to: the first one (the paper's F~_t^0), which is too coarse for the
+    finest scale's bits, so that nothing of the model sees them any more; or every one, beside its own frame's coarser scales."""
     input_resize: Literal["linear", "area"] = "linear"
     """How accumulated features are resized to a scale's input: `linear`, as in Infinity (Eq. 6), or `area`, averages."""
     null_token: bool = True
@@ -60,6 +63,8 @@ class ModelConfig(Section):
     def _check_heads(self) -> ModelConfig:
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(f"width {self.width} must divide into {self.heads} heads of even dimension")
+        if self.order == "tokens" and self.previous_frame != "first_scale":
+            raise ValueError("order: tokens is fed codes alone; leave previous_frame at first_scale")
         if abs(sum(self.rope_split) - 1) > 1e-6:
             raise ValueError(f"rope_split must add up to 1, not {sum(self.rope_split)}")
         return self

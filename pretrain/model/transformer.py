@@ -3,7 +3,8 @@
 In:  text ids, and the accumulated features that each video token is fed.
 Out: hidden states of all tokens, and from the head the bit logits of video tokens or their bit loss.
 
-Legend: B samples, P text tokens (padded), N video tokens, L = P + N, C model width, A = 3 axes of positions, d bits per token.
+Legend: B samples, P text tokens (padded), N video tokens, L = P + N, C model width, A = 3 axes of positions, d bits per token, F values
+that a video token is fed (d, or 2 d with model.previous_frame: every_scale).
 
     text ids ── text ───┐
                         ├─ blocks ─ norm ─ head ─▶ one logit per bit
@@ -42,6 +43,11 @@ class BitHead(Linear):
         return bit_loss(hidden_BNC, self.weight, self.bias, labels_BNd, weight_BN)
 
 
+def fed_values(config: ModelConfig, bits: int) -> int:
+    """Return how many values each video token is fed: accumulated features of its own frame, and perhaps of the previous one."""
+    return 2 * bits if config.previous_frame == "every_scale" else bits
+
+
 class VideoAR(nn.Module):
     """The transformer. vocabulary: text ids; the null token, if configured, is one more.
 
@@ -54,7 +60,7 @@ class VideoAR(nn.Module):
         self.config, self.bits, self.vocabulary = config, bits, vocabulary
         self.activation_checkpointing = self.selective = False
         self.text = Embedding(vocabulary + int(config.null_token), config.width, std=1.0)
-        self.word = Linear(bits, config.width, gain=bits**0.5)
+        self.word = Linear(fed_values(config, bits), config.width, gain=bits**0.5)
         self.start = Embedding(1, config.width, std=1.0)
         self.scale = Embedding(config.max_scales, config.width, std=0.5) if config.scale_embedding else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
@@ -72,13 +78,13 @@ class VideoAR(nn.Module):
         """Type of the weights, also under ZeRO-3."""
         return self.word.weight.dtype
 
-    def embed(self, text_BP: Tensor, features_BNd: Tensor, scale_N: Tensor, starts: bool) -> Tensor:
+    def embed(self, text_BP: Tensor, features_BNF: Tensor, scale_N: Tensor, starts: bool) -> Tensor:
         """Return the embedded tokens (B, L, C).
 
         scale_N: scale number of each video token. starts: the first video token is the start token, whatever its features.
         """
         text_BPC = self.text(text_BP)
-        video_BNC = self.word(features_BNd.to(self.dtype))
+        video_BNC = self.word(features_BNF.to(self.dtype))
         start_1C = self.start(torch.zeros(1, dtype=torch.int64, device=text_BP.device))
         if starts:
             video_BNC = torch.cat((start_1C.expand(video_BNC.shape[0], 1, -1), video_BNC[:, 1:]), dim=1)

@@ -50,7 +50,7 @@ class Prepared:
     text_length: Tensor
     """int64 (B)."""
     features: Tensor
-    """float32 (B, N, d): what each video token is fed."""
+    """float32 (B, N, d), or 2 d with model.previous_frame: every_scale: what each video token is fed."""
     labels: Tensor
     """bool (B, N, d): the bits that it must answer."""
     scale: Tensor
@@ -130,7 +130,8 @@ class Objective(nn.Module):
             labels, fed = bits, shifted_codes(bits, frames)
         else:
             labels, inputs, final = corrected_labels(bits, scales, flipped, features, requantize=config.requantise, mode=mode)
-            fed = token_inputs(inputs, final, frames, scales, mode)
+            every = model.config.previous_frame == "every_scale"
+            fed = token_inputs(inputs, final, frames, scales, mode, previous=every)
         text, text_length = self._condition(batch)
         layout = Layout(text=text.shape[1], frames=frames, scales=scales)
         # The mask is a matter of the host, which draws the same numbers: reading the device's would make it wait.

@@ -118,17 +118,26 @@ def _requantized(residual: Tensor, error: Tensor, scale: tuple[int, int], stored
     return torch.where(stored_Nhwd, magnitude, -magnitude) > resize(error, scale, "area").permute(0, 2, 3, 1)
 
 
-def token_inputs(inputs: Sequence[Tensor], final_NdHW: Tensor, frames: int, scales: Scales, mode: str = "linear") -> Tensor:
+def token_inputs(
+    inputs: Sequence[Tensor], final_NdHW: Tensor, frames: int, scales: Scales, mode: str = "linear", *, previous: bool = False
+) -> Tensor:
     """Return what each video token is fed, float32 (B, T * S, d), frame by frame and scale by scale.
 
     The first scale of frame t is fed the final sum of frame t - 1 (paper: F~_t^0). That of frame 0 is fed 0, since the start
-    token replaces it.
+    token replaces it. previous: every scale is fed that sum too, resized to it, in d more values; 0 in frame 0.
     """
-    count, d = final_NdHW.shape[:2]
-    first = resize(final_NdHW, scales[0], mode).view(-1, frames, d, *scales[0])
-    first = torch.cat((torch.zeros_like(first[:, :1]), first[:, :-1]), dim=1).flatten(0, 1)
-    tokens_NSd = torch.cat([part.flatten(2).transpose(1, 2) for part in (first, *inputs)], dim=1)
-    return tokens_NSd.reshape(count // frames, -1, d)
+    count = len(final_NdHW)
+    before_NdHW = final_NdHW.unflatten(0, (-1, frames))
+    before_NdHW = torch.cat((torch.zeros_like(before_NdHW[:, :1]), before_NdHW[:, :-1]), dim=1).flatten(0, 1)
+    fed = _in_order((resize(before_NdHW, scales[0], mode), *inputs))
+    if previous:
+        fed = torch.cat((fed, _in_order([resize(before_NdHW, scale, mode) for scale in scales])), dim=2)
+    return fed.reshape(count // frames, -1, fed.shape[2])
+
+
+def _in_order(parts: Sequence[Tensor]) -> Tensor:
+    """Return maps of scales (N, d, h, w) as tokens (N, S, d)."""
+    return torch.cat([part.flatten(2).transpose(1, 2) for part in parts], dim=1)
 
 
 def shifted_codes(bits: Sequence[Tensor], frames: int) -> Tensor:

@@ -4,12 +4,12 @@ In:  the request, copied into buffers: text ids and lengths, seeds, bits of a pr
 Out: the scales of one latent frame after another, and each frame's packed bits in a buffer.
 
 Legend: B captions, R rows of a forward (B, or 2 B under guidance: with condition, then without), P text tokens, K scales, d bits
-per token, S tokens of the scale being sampled, L tokens of a clip, C model width, H x W the latent grid.
+per token, F values that a token is fed (model.previous_frame), S tokens of the scale being sampled, L tokens of a clip, C model width,
+H x W the latent grid.
 
 The first forward takes the text, the whole prefix and the first scale to sample; each later forward takes one scale, or one token if
-the model predicts token by token (model.order). A step reads
-nothing back to the host and makes no tensor from host values, so the same code runs eagerly and is recorded by CUDA graphs
-(clip_graphs.py).
+the model predicts token by token (model.order). A step reads nothing back to the host and makes no tensor from host values, so the same
+code runs eagerly and is recorded by CUDA graphs (clip_graphs.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pretrain.attention.token_layout import Layout
-from pretrain.model.transformer import VideoAR
+from pretrain.model.transformer import VideoAR, fed_values
 from pretrain.objective import counter_rng
 from pretrain.objective.teacher_forcing import corrected_labels, resize, shifted_codes, token_inputs
 from pretrain.sampling import guidance
@@ -81,7 +81,10 @@ class ClipState:
         self._seeds_B = torch.zeros(shape.captions, dtype=torch.int64, device=device)
         self._positions_RL3 = torch.zeros(shape.rows, self.layout.length, 3, device=device)
         self._scale_N = self.layout.scale_of(device)
-        self._prefix_BNd = torch.zeros(shape.captions, shape.known * self.layout.frame, bits, device=device)
+        self._every = model.config.previous_frame == "every_scale"
+        self._prefix_BNF = torch.zeros(
+            shape.captions, shape.known * self.layout.frame, fed_values(model.config, bits), device=device
+        )
         self._start_BdHW, self._total_BdHW = (torch.zeros(shape.captions, bits, *scales[-1], device=device) for _ in range(2))
         self._children_FK = counter_rng.child_keys(range(shape.frames * len(scales))).to(device).view(shape.frames, -1)
         self._last_Bd = torch.zeros(shape.captions, bits, device=device)
@@ -104,11 +107,11 @@ class ClipState:
             mode = model.config.input_resize
             bits = unpack(prefix.to(self._device).reshape(shape.captions * shape.known, -1), scales, model.bits)
             if self._by_token:
-                self._prefix_BNd.copy_(shifted_codes(bits, shape.known))
+                self._prefix_BNF.copy_(shifted_codes(bits, shape.known))
                 self._last_Bd.copy_(codes(bits[-1][shape.known - 1 :: shape.known, -1:, -1:])[:, :, 0, 0])
                 return
             _, inputs, final = corrected_labels(bits, scales, mode=mode)
-            self._prefix_BNd.copy_(token_inputs(inputs, final, shape.known, scales, mode))
+            self._prefix_BNF.copy_(token_inputs(inputs, final, shape.known, scales, mode, previous=self._every))
             self._start_BdHW.copy_(final.view(shape.captions, shape.known, *final.shape[1:])[:, -1])
 
     @torch.no_grad()
@@ -120,11 +123,12 @@ class ClipState:
         scales, mode = self.shape.scales, self.model.config.input_resize
         self._cache.begin(frame)
         drawn_BKN = self._draws(frame)
-        total_BdHW = self._start_BdHW if frame == self.shape.known else self._total_BdHW
+        total_BdHW = before_BdHW = self._start_BdHW if frame == self.shape.known else self._total_BdHW
         maps: list[Tensor] = []
         for scale, (rows, columns) in enumerate(scales):
-            inputs_BSd = resize(total_BdHW, (rows, columns), mode).flatten(2).transpose(1, 2)
-            logits = self._guided(self._forward(frame, scale, inputs_BSd), frame, scale)
+            fed = (total_BdHW, before_BdHW) if self._every else (total_BdHW,)
+            inputs_BSF = torch.cat([resize(each, (rows, columns), mode) for each in fed], dim=1).flatten(2).transpose(1, 2)
+            logits = self._guided(self._forward(frame, scale, inputs_BSF), frame, scale)
             bits_BSd = self._sampled(logits, None if drawn_BKN is None else drawn_BKN[:, scale])
             maps.append(bits_BSd.unflatten(1, (rows, columns)))
             code_Bdhw = torch.where(maps[-1].permute(0, 3, 1, 2), self._code_2[1], self._code_2[0])
@@ -159,16 +163,16 @@ class ClipState:
         drawn_BSd = drawn_BN[:, : logits_BSd[0].numel()].view(logits_BSd.shape)
         return drawn_BSd < (logits_BSd / self.config.temperature).sigmoid()
 
-    def _forward(self, frame: int, step: int, inputs_BSd: Tensor) -> Tensor:
+    def _forward(self, frame: int, step: int, inputs_BSF: Tensor) -> Tensor:
         """Return logits, float32 (R, S, d). step: the number of a scale, or of a token."""
         model, layout, copies = self.model, self._steps, self.shape.rows // self.shape.captions
         begin, end = layout.span(frame, step)
         if frame == self.shape.known and step == 0:
-            inputs_BNd = torch.cat((self._prefix_BNd, inputs_BSd), dim=1).repeat(copies, 1, 1)
-            x_RLC = model.embed(self._text_RP, inputs_BNd, self._scale_N[: end - layout.text], starts=True)
+            inputs_RNF = torch.cat((self._prefix_BNF, inputs_BSF), dim=1).repeat(copies, 1, 1)
+            x_RLC = model.embed(self._text_RP, inputs_RNF, self._scale_N[: end - layout.text], starts=True)
             positions_RL3, attend = self._positions_RL3[:, :end], self._cache.prefill(frame)
         else:
-            x_RLC = model.word(inputs_BSd.to(model.dtype))
+            x_RLC = model.word(inputs_BSF.to(model.dtype))
             if model.scale is not None:
                 x_RLC = x_RLC + model.scale(self._scale_N[begin - layout.text : end - layout.text])
             if copies > 1:

@@ -18,3 +18,8 @@ def test_the_shares_of_the_axes_add_up_to_one() -> None:
     assert ModelConfig(rope_split=(0.0, 0.5, 0.5)).rope_split == (0.0, 0.5, 0.5)
     with pytest.raises(ValidationError, match=r"rope_split must add up to 1, not 0\.75"):
         ModelConfig(rope_split=(0.25, 0.25, 0.25))
+
+
+def test_next_token_prediction_is_fed_codes_alone() -> None:
+    with pytest.raises(ValidationError, match="order: tokens is fed codes alone; leave previous_frame at first_scale"):
+        ModelConfig(order="tokens", previous_frame="every_scale")

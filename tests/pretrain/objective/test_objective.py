@@ -195,6 +195,23 @@ def test_next_token_prediction_feeds_the_token_before_and_sees_nothing_later() -
         _objective(ObjectiveConfig(), MODEL.model_copy(update={"order": "tokens"}))(batch, 0, 0.0)
 
 
+@pytest.mark.parametrize("previous", ["first_scale", "every_scale"])
+def test_what_a_frame_is_fed_of_the_finest_bits_of_the_one_before(previous: str) -> None:
+    """Its first scale is one position, between the four middle ones: of a corner's last bits nothing later hears unless every scale does."""
+    objective, batch = _objective(model=MODEL.model_copy(update={"previous_frame": previous})), _batch()
+    other = batch.bits.clone()
+    other[:, 28] ^= 255  # the corner of frame 0's 4 x 4 scale, which 14 coarser positions of two bytes precede
+    fed = objective.prepare(batch, 0, 0.0).features
+    changed = (objective.prepare(replace(batch, bits=other), 0, 0.0).features != fed).any(dim=2)
+    if previous == "first_scale":
+        assert not changed.any()
+    else:
+        # Frame 1's positions that cover the corner; which ones of the coarser scales, is a matter of their resizing.
+        assert changed[:, 30 + 14].all() and not changed[:, :30].any() and not changed[:, 60:].any()
+    objective(batch, 0, 0.0)["loss"].backward()
+    assert objective.model.word.weight.grad is not None
+
+
 def test_a_few_steps_learn_random_bits() -> None:
     objective, batch = _objective(), _batch()
     optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)

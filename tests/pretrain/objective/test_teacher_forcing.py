@@ -173,3 +173,18 @@ def test_feeds_are_in_the_order_of_the_tokens(features: Tensor) -> None:
     assert torch.equal(fed[1, begin : begin + 16], inputs[2][3].flatten(1).t())
     area = teacher_forcing.token_inputs(inputs, final, 2, SCALES, "area")
     assert torch.allclose(area[1, 130], final[2].mean((1, 2)), atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["linear", "area"])
+def test_every_scale_may_be_fed_the_previous_frame(features: Tensor, mode: str) -> None:
+    bits, _ = quantize(features, SCALES)
+    _, inputs, final = teacher_forcing.corrected_labels(bits, SCALES, mode=mode)
+    plain = teacher_forcing.token_inputs(inputs, final, 2, SCALES, mode)
+    fed = teacher_forcing.token_inputs(inputs, final, 2, SCALES, mode, previous=True)
+    assert fed.shape == (3, 260, 32) and torch.equal(fed[..., :16], plain)
+    own, before = fed[..., :16], fed[..., 16:]
+    assert not before[:, :130].any(), "nothing precedes frame 0"
+    assert torch.equal(before[:, 130], own[:, 130]), "the first scale is fed it in any case"
+    # The finest scale of clip 1, frame 1 sees frame 2 of all as it was decoded, bit by bit.
+    rows, columns = SCALES[-1]
+    assert torch.equal(before[1, -rows * columns :], final[2].flatten(1).t())

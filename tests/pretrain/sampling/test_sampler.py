@@ -51,8 +51,14 @@ def _teacher_forced(model: VideoAR, bits: torch.Tensor, captions: list[str], win
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"rope": "flat"}, {"rope_spatial": "aligned", "input_resize": "area"}, {"order": "tokens"}],
-    ids=["plain", "flat", "aligned", "tokens"],
+    [
+        {},
+        {"rope": "flat"},
+        {"rope_spatial": "aligned", "input_resize": "area"},
+        {"order": "tokens"},
+        {"previous_frame": "every_scale"},
+    ],
+    ids=["plain", "flat", "aligned", "tokens", "every scale"],
 )
 @pytest.mark.parametrize("window", [0, 2])
 @pytest.mark.parametrize("known", [0, 1, 3])
