@@ -49,7 +49,7 @@ RULES: Mapping[str, Rule] = {
         f"model.{key}": WEIGHTS
         for key in (
             "layers", "width", "heads", "ffn", "qk_norm", "order", "rope_base", "rope_split", "rope", "rope_spatial", "scale_embedding",
-            "max_scales", "input_resize", "null_token", "text_tokenizer",
+            "max_scales", "previous_frame", "input_resize", "null_token", "text_tokenizer",
         )
     },
     "model.text_length": Rule("announce", "captions are cut there from here on"),
