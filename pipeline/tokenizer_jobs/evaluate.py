@@ -35,6 +35,8 @@ from tokenizer.evaluation.i3d import I3d
 from tokenizer.evaluation.lpips import Lpips
 from tokenizer.evaluation.pretrained import available
 
+LITTLE = 0.1
+"""Share of the differences between clips below which a tokenizer is said to show nothing of them."""
 CHUNK = 32
 """Pixel frames that go through the codec at once; the stream's memory does not grow with the length of the video."""
 
@@ -130,17 +132,25 @@ def score(
 
 
 def quality(real: Tensor, reconstructed: Tensor, *, fvd: bool = True, note: Callable[[str], None] = print) -> dict[str, Any]:
-    """Return PSNR, SSIM, LPIPS (both networks) and rFVD of reconstructions, uint8 (B,T,H,W,3) each.
+    """Return PSNR, SSIM, LPIPS (both networks), rFVD and `explained` of reconstructions, uint8 (B,T,H,W,3) each.
 
-    None stands for a score that cannot be computed. fvd: whether rFVD is wanted. note: receives the reasons.
+    `explained` is 1 - (squared error) / (squared differences of the clips from their mean). At 0 they show as much as that mean, which
+    takes no code: clips that look alike have a high PSNR then too. None stands for a score that cannot be computed. fvd: whether rFVD
+    is wanted. note: receives the reasons.
     """
     scores: dict[str, Any] = {
         "psnr": float(metrics.psnr(real, reconstructed).mean()),
+        "explained": explained(real, reconstructed),
         "ssim": None,
         "lpips_alex": None,
         "lpips_vgg": None,
         "rfvd": None,
     }
+    if scores["explained"] is not None and scores["explained"] < LITTLE:
+        note(
+            f"explained {scores['explained']:.2f}: the reconstructions show little more than the mean of all clips. The codes say nothing of "
+            "what moves before a background that never changes; train longer, or with tokenizer.loss.l2 higher and l1 at 0"
+        )
     side = min(real.shape[2:4])
     if side >= 11:
         scores["ssim"] = float(metrics.ssim(real, reconstructed).mean())
@@ -156,12 +166,34 @@ def quality(real: Tensor, reconstructed: Tensor, *, fvd: bool = True, note: Call
     return scores
 
 
+def explained(real: Tensor, reconstructed: Tensor) -> float | None:
+    """Return the share of the clips' differences from their mean that reconstructions show; None if there are no differences."""
+    mean = torch.zeros(real.shape[1:], dtype=torch.float64)
+    for clip in real:
+        mean += clip.double() / len(real)
+    error = spread = 0.0
+    for clip, shown in zip(real, reconstructed, strict=True):
+        error += float((clip.double() - shown.double()).square().sum())
+        spread += float((clip.double() - mean).square().sum())
+    return 1 - error / spread if spread else None
+
+
 def print_tables(name: str, scores: dict[str, Any]) -> None:
     """Print the tables of one shape."""
     table = Table(title=f"{name}: {scores['clips']} clips, {scores['bits_per_frame']:.0f} bits per frame")
-    for heading in ("PSNR dB", "SSIM", "LPIPS alex", "LPIPS vgg", "rFVD", "bits/pixel", "encode f/s", "decode f/s"):
+    for heading in (
+        "PSNR dB",
+        "explained",
+        "SSIM",
+        "LPIPS alex",
+        "LPIPS vgg",
+        "rFVD",
+        "bits/pixel",
+        "encode f/s",
+        "decode f/s",
+    ):
         table.add_column(heading, justify="right")
-    keys = ["psnr", "ssim", "lpips_alex", "lpips_vgg", "rfvd", "bits_per_pixel"]
+    keys = ["psnr", "explained", "ssim", "lpips_alex", "lpips_vgg", "rfvd", "bits_per_pixel"]
     keys += ["encode_frames_per_second", "decode_frames_per_second"]
     table.add_row(*("-" if scores[key] is None else f"{scores[key]:.4g}" for key in keys))
     usage = Table(title="bits")
