@@ -92,7 +92,9 @@ def _list(filesystem: Any, root: str, kept: SpilledNames) -> set[str]:
                 break
             _each(pool, opened, [folder for folder in folders if kept.rows(OPENED, folder) is None], left)
             levels.update(folders)
-            folders = [name.rstrip("/") for folder in folders for name, is_folder in kept.read(OPENED, folder) if is_folder]
+            folders = [
+                name.removesuffix("/") for folder in folders for name, is_folder in kept.read(OPENED, folder) if is_folder
+            ]
         _each(pool, below, [folder for folder in folders if kept.rows(BELOW, folder) is None], left)
     return levels
 
@@ -139,10 +141,10 @@ def _files(kept: SpilledNames, folder: str, opened: set[str]) -> Iterator[str]:
     for name, is_folder in kept.read(OPENED, folder):
         if not is_folder:
             yield name
-        elif name.rstrip("/") in opened:
-            yield from _files(kept, name.rstrip("/"), opened)
+        elif (inner := name.removesuffix("/")) in opened:
+            yield from _files(kept, inner, opened)
         else:
-            yield from (inner for inner, _ in kept.read(BELOW, name.rstrip("/")))
+            yield from (below for below, _ in kept.read(BELOW, inner))
 
 
 def _entries(filesystem: Any, folder: str) -> Iterator[Entry]:

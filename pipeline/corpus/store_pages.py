@@ -44,10 +44,10 @@ def without_times(filesystem: Any) -> Any:
 def pages_of(filesystem: Any, folder: str, *, deep: bool) -> Pages | None:
     """Return how a folder is listed in pages, None where its store offers none. deep: all files below, in place of what is in it."""
     ask = getattr(filesystem, "call_s3", None)
-    bucket, _, prefix = folder.strip("/").partition("/")
+    bucket, slash, prefix = folder.partition("/")  # a key may have an empty folder in it, as a//b.mp4: the folder a/
     if ask is None or getattr(filesystem, "version_aware", False) or not bucket or bucket.endswith(_UNSORTED):
         return None
-    request = {**filesystem.req_kw, "Bucket": bucket, "Prefix": f"{prefix}/" if prefix else ""}
+    request = {**filesystem.req_kw, "Bucket": bucket, "Prefix": f"{prefix}/" if slash else ""}
     if not deep:
         request["Delimiter"] = "/"
 

@@ -14,7 +14,8 @@ from pipeline.corpus.spilled_names import Entry, SpilledNames
 from pipeline.corpus.store_pages import OutOfOrder, Pages, pages_of
 
 KEYS = sorted(
-    ("a.mp4", "a/", "a/1.mp4", "a/2.mp4", "a/b/c.mp4", "a-b.mp4", "a0.mp4", "b/1.mp4", "b/10.mp4", "b/2.mp4", "z/é.mp4", "z/y x.mp4", "zz.mp4"),
+    ("a.mp4", "a/", "a/1.mp4", "a/2.mp4", "a/b/c.mp4", "a-b.mp4", "a0.mp4", "b/1.mp4", "b/10.mp4", "b/2.mp4", "b//3.mp4", "b//4.mp4", "b///5.mp4",
+     "/6.mp4", "z/é.mp4", "z/y x.mp4", "zz.mp4"),
     key=str.encode,
 )  # fmt: skip
 
@@ -76,7 +77,9 @@ def flat(store: Store, folder: str, *, deep: bool) -> list[Entry]:
 
 
 @pytest.mark.parametrize("page", [1, 2, 3, 100])
-@pytest.mark.parametrize(("folder", "deep"), [("bucket", True), ("bucket", False), ("bucket/a", False), ("bucket/b/", True)])
+@pytest.mark.parametrize(
+    ("folder", "deep"), [("bucket", True), ("bucket", False), ("bucket/a", False), ("bucket/b", True), ("bucket/b/", False)]
+)
 def test_pages_of_any_size_hold_the_same_from_any_name_on(page: int, folder: str, deep: bool) -> None:
     pages = pages_of(Store(KEYS, page), folder, deep=deep)
     assert pages is not None
@@ -148,7 +151,8 @@ def test_a_store_that_does_not_list_in_order_is_listed_as_before(monkeypatch: py
             answer = super().call_s3(method, **request)
             return {**answer, "Contents": answer["Contents"][::-1]}
 
-    store, keys = Disordered(KEYS, 5), [f"bucket/{key}" for key in KEYS if not key.endswith("/")]
+    plain = [key for key in KEYS if "//" not in f"/{key}"]  # fsspec's own listing leaves out what is in empty folders
+    store, keys = Disordered(plain, 5), [f"bucket/{key}" for key in plain if not key.endswith("/")]
     pages = pages_of(store, "bucket", deep=True)
     assert pages is not None
     with pytest.raises(OutOfOrder):
