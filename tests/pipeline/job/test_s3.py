@@ -119,3 +119,13 @@ def test_a_listing_does_not_read_the_times_of_objects(server: s3_server.Unreliab
     assert isinstance(listing.ls("timed", detail=True)[0]["LastModified"], str) and listing.req_kw == filesystem.req_kw
     other = fsspec.filesystem("memory")
     assert without_times(other) is other
+
+
+def test_a_key_with_an_empty_folder_in_it_is_listed_and_fetched(server: s3_server.Unreliable) -> None:
+    names = ["a//b.mp4", "a/c.mp4", "d.mp4"]
+    s3_server.fill("odd", [(name, name.encode()) for name in names])
+    found = [video.source for video in find(CorpusConfig(videos=("s3://odd/",)))]
+    assert found == [f"s3://odd/{name}" for name in names]
+    for name, source in zip(names, found, strict=True):
+        with fetch.local(source) as path:
+            assert path.read_bytes() == name.encode()
