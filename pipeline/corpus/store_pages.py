@@ -5,7 +5,7 @@ Out: pages of entries in the order of their names, from the first page on or fro
 
 fsspec's `ls` and `find` return a folder's names all at once: ten million in one folder are ten gigabytes, and a listing that is
 interrupted has nothing of them. S3 lists in the order of UTF-8 and begins after any name (ListObjectsV2, StartAfter). Its directory
-buckets do neither, and other stores offer it otherwise or not at all: for those there are no pages.
+buckets do neither, and other stores offer it otherwise or not at all: for those, and for access points, there are no pages.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ Pages = Callable[[str], Iterator[list[Entry]]]
 """The pages after a name; of all names for "". A folder's name ends in a slash, and may come again after itself."""
 _UNSORTED = "--x-s3"
 """Ending of the names of directory buckets (S3 Express)."""
+_ARN = "arn:"
+"""Begin of the name of an access point, which has slashes in it."""
 
 
 class OutOfOrder(Exception):
@@ -31,7 +33,8 @@ class OutOfOrder(Exception):
 def without_times(filesystem: Any) -> Any:
     """Return a file system to list with: one of S3 that leaves the times of objects as text, other stores' own.
 
-    Of the CPU time that a page of a thousand names takes in botocore, five sixths are its reading of a thousand times.
+    Of the CPU time that botocore takes for a page of a thousand names, four fifths are its reading of a thousand times (88 against 17 ms,
+    Intel Xeon with AMX).
     """
     s3fs: Any = sys.modules.get("s3fs")
     if s3fs is None or not isinstance(filesystem, s3fs.S3FileSystem):
@@ -45,7 +48,13 @@ def pages_of(filesystem: Any, folder: str, *, deep: bool) -> Pages | None:
     """Return how a folder is listed in pages, None where its store offers none. deep: all files below, in place of what is in it."""
     ask = getattr(filesystem, "call_s3", None)
     bucket, slash, prefix = folder.partition("/")  # a key may have an empty folder in it, as a//b.mp4: the folder a/
-    if ask is None or getattr(filesystem, "version_aware", False) or not bucket or bucket.endswith(_UNSORTED):
+    if (
+        ask is None
+        or getattr(filesystem, "version_aware", False)
+        or not bucket
+        or bucket.endswith(_UNSORTED)
+        or bucket.startswith(_ARN)
+    ):
         return None
     request = {**filesystem.req_kw, "Bucket": bucket, "Prefix": f"{prefix}/" if slash else ""}
     if not deep:

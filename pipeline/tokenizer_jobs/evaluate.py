@@ -167,7 +167,10 @@ def quality(real: Tensor, reconstructed: Tensor, *, fvd: bool = True, note: Call
 
 
 def explained(real: Tensor, reconstructed: Tensor) -> float | None:
-    """Return the share of the clips' differences from their mean that reconstructions show; None if there are no differences."""
+    """Return the share of the clips' differences from their mean that reconstructions show, at most 1; None if there are no differences.
+
+    real, reconstructed: uint8 (B,T,H,W,3).
+    """
     mean = torch.zeros(real.shape[1:], dtype=torch.float64)
     for clip in real:
         mean += clip.double() / len(real)

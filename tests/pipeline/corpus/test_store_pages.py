@@ -116,31 +116,39 @@ def test_a_listing_that_fails_anywhere_goes_on_after_what_it_has(
         assert len(again.asked) <= len(calm.asked) - fails_at + 1 + 2 // page + 1
 
 
-def test_one_folder_of_many_names_is_kept_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+MANY = [f"v{number:05d}.mp4" for number in range(1000)]
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SpilledNames:
+    """What is on disk of one folder of many names, a hundred a part, when its sixteenth page of fifty is refused."""
     monkeypatch.setattr(spilled_names, "ROWS", 100)
-    keys = [f"v{number:05d}.mp4" for number in range(1000)]
     kept = SpilledNames(tmp_path)
     with pytest.raises(PermissionError):
-        list(bucket_listing.find(Store(keys, 50, fails_at=16), "bucket", kept))
+        list(bucket_listing.find(Store(MANY, 50, fails_at=16), "bucket", kept))
+    return kept
+
+
+def gone_on(kept: SpilledNames) -> list[str]:
+    """Go on with the listing, and return after which name each request began."""
+    again = Store(MANY, 50)
+    assert list(bucket_listing.find(again, "bucket", kept)) == [f"bucket/{key}" for key in MANY]
+    return again.asked
+
+
+def test_one_folder_of_many_names_is_kept_in_parts(interrupted: SpilledNames) -> None:
+    kept = interrupted
     assert kept.files == 7, "fifteen pages of fifty are seven parts of a hundred"
-    again = Store(keys, 50)
-    assert list(bucket_listing.find(again, "bucket", kept)) == [f"bucket/{key}" for key in keys]
-    assert again.asked[0] == keys[699] and len(again.asked) == 6
+    asked = gone_on(kept)
+    assert asked[0] == MANY[699] and len(asked) == 6
     kept.forget(bucket_listing.OPENED, "bucket")
     assert not kept.files
 
 
-def test_a_damaged_part_is_listed_again_with_all_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spilled_names, "ROWS", 100)
-    keys = [f"v{number:05d}.mp4" for number in range(1000)]
-    kept = SpilledNames(tmp_path)
-    with pytest.raises(PermissionError):
-        list(bucket_listing.find(Store(keys, 50, fails_at=16), "bucket", kept))
-    path = kept._file(f"{bucket_listing.OPENED} 2", "bucket")
+def test_a_damaged_part_is_listed_again_with_all_after_it(interrupted: SpilledNames) -> None:
+    path = interrupted._file(f"{bucket_listing.OPENED} 2", "bucket")
     path.write_bytes(path.read_bytes()[:-20])
-    again = Store(keys, 50)
-    assert list(bucket_listing.find(again, "bucket", kept)) == [f"bucket/{key}" for key in keys]
-    assert again.asked[0] == keys[199]
+    assert gone_on(interrupted)[0] == MANY[199]
 
 
 def test_a_store_that_does_not_list_in_order_is_listed_as_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -164,6 +172,7 @@ def test_a_store_that_does_not_list_in_order_is_listed_as_before(monkeypatch: py
     ("folder", "changes"),
     [
         ("bucket--x-s3/a", {}),
+        ("arn:aws:s3:us-west-2:123456789012:accesspoint/mine/a", {}),
         ("", {}),
         ("bucket/a", {"call_s3": None}),
         ("bucket/a", {"version_aware": True}),

@@ -206,7 +206,7 @@ def test_what_a_frame_is_fed_of_the_finest_bits_of_the_one_before(previous: str)
     if previous == "first_scale":
         assert not changed.any()
     else:
-        # Frame 1's positions that cover the corner; which ones of the coarser scales, is a matter of their resizing.
+        # The corner of frame 1's 4 x 4 scale; whether coarser scales see it depends on how they are resized.
         assert changed[:, 30 + 14].all() and not changed[:, :30].any() and not changed[:, 60:].any()
     objective(batch, 0, 0.0)["loss"].backward()
     assert objective.model.word.weight.grad is not None
