@@ -148,8 +148,8 @@ def quality(real: Tensor, reconstructed: Tensor, *, fvd: bool = True, note: Call
     }
     if scores["explained"] is not None and scores["explained"] < LITTLE:
         note(
-            f"explained {scores['explained']:.2f}: the reconstructions show little more than the mean of all clips. The codes say nothing of "
-            "what moves before a background that never changes; train longer, or with tokenizer.loss.l2 higher and l1 at 0"
+            f"explained {scores['explained']:.2f}: the reconstructions are hardly closer to the clips than the mean of all clips is. The tokenizer "
+            "has not learnt such clips, or its codes say nothing of what moves before an unchanging background: see `videoar tokenizer reconstruct`"
         )
     side = min(real.shape[2:4])
     if side >= 11:
