@@ -59,6 +59,9 @@ class LossConfig(Section):
     """Weight of the pixel L1 loss."""
     l2: float = Field(default=0.0, ge=0)
     """Weight of the pixel L2 loss; early in training it fits low frequencies faster than L1."""
+    hardest: float = Field(default=1.0, gt=0, le=1)
+    """Share of each clip's pixels that L1 and L2 are means over, those with the largest errors; 1 = all. Small things on a still
+    ground come sooner with less (0.05): over all pixels the ground alone is nearly the best answer."""
     perceptual: float = Field(default=1.0, ge=0)
     """Weight of the perceptual loss."""
     perceptual_net: Literal["none", "lpips-vgg", "lpips-alex"] = "lpips-vgg"
@@ -158,6 +161,9 @@ class TokenizerTraining(Section):
     unquantized_steps: int = Field(default=0, ge=0)
     """Number of first steps that decode the features without quantizing them (the commitment loss already acts): a quick start
     for tiny runs."""
+    quantization_ramp: int = Field(default=0, ge=0)
+    """Number of steps after `unquantized_steps` over which the quantizer's error grows from none to whole. Things that are small beside
+    what stands still turn no bit at first, and a decoder that sees bits alone then forgets them for good (docs/log.md, 2026-11-28)."""
     checkpoint_every: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
     log_every: int = Field(default=10, ge=1)

@@ -33,12 +33,12 @@ class Autoencoder(nn.Module):
         self.network = Network(config.network)
         self.loss, self.dtype = config.loss, torch.bfloat16 if config.training.dtype == "bfloat16" else torch.float32
 
-    def forward(self, x_BCTHW: Tensor, scales: Scales, kept: list[bool], quantized: bool) -> tuple[Tensor, Bottleneck]:
-        """Return the reconstruction, float32 (B,3,T,H,W), and the bottleneck; `quantized` False decodes the raw features."""
+    def forward(self, x_BCTHW: Tensor, scales: Scales, kept: list[bool], share: float = 1.0) -> tuple[Tensor, Bottleneck]:
+        """Return the reconstruction, float32 (B,3,T,H,W), and the bottleneck. share: of the quantizer's error, see `straight_through`."""
         with torch.autocast(x_BCTHW.device.type, self.dtype, enabled=self.dtype != torch.float32):
             features = self.network.encoder(x_BCTHW)
         middle = straight_through(
-            features.float().transpose(1, 2).flatten(0, 1), scales, kept, self.loss.inverse_temperature, quantized
+            features.float().transpose(1, 2).flatten(0, 1), scales, kept, self.loss.inverse_temperature, share
         )
         joined = middle.quantized.unflatten(0, (x_BCTHW.shape[0], -1)).transpose(1, 2)
         with torch.autocast(x_BCTHW.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -59,9 +59,12 @@ class Bottleneck:
 
 
 def straight_through(
-    features_NdHW: Tensor, scales: Scales, kept: Sequence[bool], inverse_temperature: float, quantized: bool = True
+    features_NdHW: Tensor, scales: Scales, kept: Sequence[bool], inverse_temperature: float, share: float = 1.0
 ) -> Bottleneck:
-    """Quantize with a straight-through gradient. `kept[k]` False drops scale k; `quantized` False returns the raw features.
+    """Quantize with a straight-through gradient. `kept[k]` False drops scale k.
+
+    share: how much of the quantizer's error is added to the features: 1 returns the quantized ones, 0 the features themselves. Between
+    them a difference that is too small to turn a bit is passed on, smaller by this share, so that its gradient can make it larger.
 
     The gradient of the sum over scales goes to the features unchanged. The commitment loss pulls the features to that sum and
     so fixes their magnitude, since a sum of unit codes cannot follow an arbitrary one.
@@ -81,7 +84,7 @@ def straight_through(
         total = total + resize_linear(code, scales[-1])
     # Squared distance of whole feature vectors: codes have unit length whatever d is.
     commitment = F.mse_loss(features, total) * d
-    passed = features + (total - features).detach() if quantized else features
+    passed = features + share * (total - features).detach()
     return Bottleneck(passed, commitment, entropy / max(1, sum(kept)), usage)
 
 

@@ -37,6 +37,14 @@ def kept_scales_at(step: int, count: int, training: TokenizerTraining, seed: int
     return [bool(value >= training.scale_dropout) for value in draw.random(count - 1)] + [True]
 
 
+def quantized_share_at(step: int, training: TokenizerTraining) -> float:
+    """Return the share of the quantizer's error that a step's decoder sees: 0 in the unquantized steps, then growing to 1."""
+    done = step - training.unquantized_steps
+    if done < 0:
+        return 0.0
+    return min(1.0, (done + 1) / (training.quantization_ramp + 1))
+
+
 def perceptual_frames_at(step: int, frames: int, most: int, seed: int) -> list[int]:
     """Return the frames that a step's perceptual loss compares, ascending: `most` of them, or all when `most` is 0 or too large."""
     if most == 0 or most >= frames:

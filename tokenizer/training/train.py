@@ -191,6 +191,9 @@ def recipe_values(config: Config) -> dict[str, Any]:
     tokenizer = config.get(TokenizerConfig).model_dump(mode="json", exclude={"weights"})
     if tokenizer["training"]["dtype"] == "auto":
         tokenizer["training"]["dtype"] = "float32"
+    for section, key, plain in (("loss", "hardest", 1), ("training", "quantization_ramp", 0)):
+        if tokenizer[section][key] == plain:
+            del tokenizer[section][key]  # earlier versions had no such key
     return {"tokenizer": tokenizer, "corpus": _corpus(config), "seed": config.get(RunConfig).seed}
 
 

@@ -25,7 +25,7 @@ from tokenizer.training.autoencoder import Autoencoder, Bottleneck
 from tokenizer.training.checkpoint import TrainState
 from tokenizer.training.discriminator import PatchDiscriminator
 from tokenizer.training.engine import ZeroEngine
-from tokenizer.training.schedule import ema_decay_at, learning_rate_at
+from tokenizer.training.schedule import ema_decay_at, learning_rate_at, quantized_share_at
 
 MEAN_LOGITS_RATE = 0.01
 """Weight of a step's logits in the moving means that LeCAM compares with."""
@@ -59,6 +59,7 @@ class Trainer:
         Returns metrics that are equal on all ranks, and whether any rank was asked to stop.
         """
         training, rate = self.training, learning_rate_at(step, self.training)
+        quantized = quantized_share_at(step, training)
         adversarial = self.discriminator is not None and step >= training.discriminator_start
         micro_batches = x_BCTHW.split(training.micro_batch or len(x_BCTHW))
         sums: dict[str, Tensor] = {}
@@ -67,11 +68,13 @@ class Trainer:
         norm = math.nan
         for number, x_bCTHW in enumerate(micro_batches):
             share = len(x_bCTHW) / len(x_BCTHW)
-            recon, middle = self.generator(x_bCTHW, scales, kept, step >= training.unquantized_steps)
-            terms = self._generator_terms(x_bCTHW, recon, middle, adversarial, frames)
+            recon, middle = self.generator(x_bCTHW, scales, kept, quantized)
+            pixels = losses.pixel_losses(recon, x_bCTHW, self.loss.hardest)
+            square = pixels.pop("square")
+            terms = pixels | self._generator_terms(x_bCTHW, recon, middle, adversarial, frames)
             loss = losses.total(terms, self.loss)
             norm = self.generator.step(loss * share, rate, last=number + 1 == len(micro_batches))
-            _add(sums, {"loss": loss, **terms}, share)
+            _add(sums, {"loss": loss, "square": square, **terms}, share)
             usage.append(middle.usage_Kd)
             reconstructions.append(recon.detach())
         self._update_ema(step)
@@ -84,7 +87,9 @@ class Trainer:
         means = self.ranks.mean(torch.stack(list(sums.values())))
         metrics: dict[str, Any] = dict(zip(sums, means.tolist()))
         stops = metrics.pop("stop") > 0
-        metrics["psnr"] = 10 * math.log10(4 / max(metrics["l2"], 1e-10)) if metrics["l2"] == metrics["l2"] else math.nan
+        square = metrics.pop("square")
+        metrics["psnr"] = 10 * math.log10(4 / max(square, 1e-10)) if square == square else math.nan
+        metrics["quantized"] = quantized
         metrics |= {"grad_norm": norm, "learning_rate": rate} | self._bit_entropy(torch.stack(usage).mean(0), scales)
         return metrics, stops
 
@@ -92,8 +97,6 @@ class Trainer:
         self, x_BCTHW: Tensor, recon: Tensor, middle: Bottleneck, adversarial: bool, frames: list[int]
     ) -> dict[str, Tensor]:
         terms = {
-            "l1": losses.pixel_loss(recon, x_BCTHW),
-            "l2": losses.square_loss(recon, x_BCTHW),
             "commitment": middle.commitment,
             "entropy": middle.entropy,
         }

@@ -47,9 +47,21 @@ def test_dropped_scales_leave_no_trace() -> None:
 
 def test_unquantised_passes_the_features_on() -> None:
     features = torch.randn(2, 8, 4, 4)
-    made = straight_through(features, SCALES, [True] * 4, 100.0, quantized=False)
+    made = straight_through(features, SCALES, [True] * 4, 100.0, share=0.0)
     assert torch.equal(made.quantized, features)
     assert made.commitment > 0
+
+
+def test_a_part_of_the_error_passes_small_differences_on_with_their_gradient() -> None:
+    """Two features that the quantizer cannot tell apart: bits alone lose the difference, half of the error leaves half of it."""
+    first = torch.full((1, 8, 4, 4), 0.5, requires_grad=True)
+    second = first.detach() + 0.01
+    half, other = (straight_through(x, SCALES, [True] * 4, 100.0, share=0.5).quantized for x in (first, second))
+    whole, same = (straight_through(x, SCALES, [True] * 4, 100.0).quantized for x in (first, second))
+    assert torch.allclose(whole, same, atol=1e-6)
+    assert torch.allclose(other - half, torch.full_like(second, 0.005), atol=1e-6)
+    (gradient,) = torch.autograd.grad(half.sum(), first)
+    assert torch.equal(gradient, torch.ones_like(first))
 
 
 def test_entropy_is_lowest_for_sure_and_balanced_bits() -> None:

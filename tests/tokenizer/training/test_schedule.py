@@ -7,7 +7,14 @@ from itertools import pairwise
 import pytest
 
 from tokenizer.config import TokenizerTraining, TrainingBucket
-from tokenizer.training.schedule import bucket_at, ema_decay_at, kept_scales_at, learning_rate_at, perceptual_frames_at
+from tokenizer.training.schedule import (
+    bucket_at,
+    ema_decay_at,
+    kept_scales_at,
+    learning_rate_at,
+    perceptual_frames_at,
+    quantized_share_at,
+)
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
@@ -28,6 +35,14 @@ def test_scale_dropout_keeps_the_last_and_about_half_of_the_rest() -> None:
     assert 0.45 < share < 0.55
     assert kept_scales_at(50, 6, training, 0) == kept_scales_at(50, 6, training, 0)
     assert kept_scales_at(50, 6, TokenizerTraining(multi_scale=False), 0) == [False] * 5 + [True]
+
+
+def test_the_quantizers_error_begins_at_once_or_grows() -> None:
+    assert quantized_share_at(0, TokenizerTraining()) == 1.0
+    late = TokenizerTraining(unquantized_steps=5)
+    assert [quantized_share_at(step, late) for step in (0, 4, 5, 6)] == [0.0, 0.0, 1.0, 1.0]
+    grown = TokenizerTraining(unquantized_steps=2, quantization_ramp=3)
+    assert [quantized_share_at(step, grown) for step in range(7)] == [0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
 
 
 def test_buckets_open_and_close_by_step() -> None:

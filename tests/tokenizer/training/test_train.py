@@ -21,7 +21,7 @@ from cluster.runtime.ports import free_port
 from cluster.runtime.process_group import Ranks
 from tokenizer.training import train as train_module
 from tokenizer.training.engine import TrainingError
-from tokenizer.training.train import finished, recipe_digest, settled
+from tokenizer.training.train import finished, recipe_digest, recipe_values, settled
 
 ROOT = Path(__file__).resolve().parents[3]
 DRIVER = "tests.helpers.drive_train"
@@ -228,6 +228,18 @@ def test_another_recipe_is_not_overwritten(straight: Path) -> None:
     with pytest.raises(TrainingError, match="another recipe"):
         finished(straight / "tokenizer", "0" * 64)
     assert not finished(straight / "absent", "0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("word", "plain"),
+    [("loss.hardest=0.05", "loss.hardest=1"), ("training.quantization_ramp=5", "training.quantization_ramp=0")],
+)
+def test_a_later_option_counts_only_where_it_is_used(tmp_path: Path, word: str, plain: str) -> None:
+    without, same, other = (
+        recipe_digest(load(configure(tmp_path), words)) for words in ([], [f"tokenizer.{plain}"], [f"tokenizer.{word}"])
+    )
+    assert without == same != other
+    assert word.split("=")[0].split(".")[1] not in json.dumps(recipe_values(load(configure(tmp_path))))
 
 
 def test_the_type_is_the_recorded_one_and_auto_is_no_other_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
