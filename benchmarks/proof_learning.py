@@ -56,7 +56,7 @@ class Series:
             raise SystemExit(STOPPED)
         print(f"$ videoar {' '.join(words)}", flush=True)
         began = time.monotonic()
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
         process = subprocess.Popen([sys.executable, "-m", "cluster.cli.main", *words], env=environment)
         try:
             code = process.wait(timeout=max(1.0, self.deadline - began))

@@ -36,11 +36,14 @@ class MadeClip:
 
 
 def write(folder: Path, clips: Iterable[MadeClip], count: int, fps: float, about: Mapping[str, Any]) -> str:
-    """Write clips that are not there yet, the captions, and at last dataset.json; return the digest.
+    """Write clips that are not there yet, the captions, and at last dataset.json; return the digest. A finished folder is not made again.
 
     about: all that the clips are a function of. Raises DataSetError for a folder that holds something else.
     """
     begin(folder, about)
+    known = _finished(folder, {**about, "fps": fps})
+    if known:
+        return known
     whole, rows = hashlib.sha256(), []
     with ProgressBar(folder.name, count, stderr=True) as progress:
         for clip in clips:
@@ -54,6 +57,17 @@ def write(folder: Path, clips: Iterable[MadeClip], count: int, fps: float, about
             progress.update()
     finish(folder, rows, {**about, "fps": fps, "digest": whole.hexdigest()})
     return whole.hexdigest()
+
+
+def _finished(folder: Path, about: Mapping[str, Any]) -> str:
+    """Return the digest of a folder that holds all of its clips, or nothing."""
+    if not (folder / "dataset.json").exists() or not (folder / "captions.csv").exists():
+        return ""
+    found = read_json(folder / "dataset.json")
+    digest = str(found.pop("digest", ""))
+    with (folder / "captions.csv").open(newline="") as text:
+        whole = all((folder / row["file"]).exists() for row in csv.DictReader(text))
+    return digest if whole and found == dict(about) else ""
 
 
 def begin(folder: Path, about: Mapping[str, Any]) -> None:

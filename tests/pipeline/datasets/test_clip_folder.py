@@ -23,6 +23,20 @@ def clips(shade: int = 0) -> Iterator[MadeClip]:
         )
 
 
+def test_a_finished_folder_is_not_made_again_and_a_lost_clip_is(tmp_path: Path) -> None:
+    def unasked() -> Iterator[MadeClip]:
+        raise AssertionError("a clip is made")
+        yield
+
+    digest = write(tmp_path, clips(), 3, 8.0, ABOUT)
+    assert write(tmp_path, unasked(), 3, 8.0, ABOUT) == digest
+    (tmp_path / "train/000001.mp4").unlink()
+    with pytest.raises(AssertionError, match="a clip is made"):
+        write(tmp_path, unasked(), 3, 8.0, ABOUT)
+    assert write(tmp_path, clips(), 3, 8.0, ABOUT) == digest
+    assert (tmp_path / "train/000001.mp4").exists()
+
+
 def test_a_stopped_folder_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "made"
 
