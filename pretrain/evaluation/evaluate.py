@@ -127,6 +127,9 @@ def evaluate(
 
 def _plan(config: Config, generator: VideoGenerator, real: HeldOut, request: EvalRequest) -> dict[str, Any]:
     """Return what is scored, on what, and how: JSON values."""
+    sample = generator.sampler.config.model_dump(mode="json")
+    if sample["temperature_end"] is None:
+        del sample["temperature_end"]  # plans of earlier versions have no such key, and their folders go on
     return {
         "model": parameters_digest(generator.sampler.model),
         "tokenizer": generator.codec.spec.digest,
@@ -140,7 +143,7 @@ def _plan(config: Config, generator: VideoGenerator, real: HeldOut, request: Eva
             "digest": real.digest,
         },
         "request": asdict(request),
-        "sample": generator.sampler.config.model_dump(mode="json"),
+        "sample": sample,
     }
 
 

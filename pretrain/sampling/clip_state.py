@@ -129,7 +129,7 @@ class ClipState:
             fed = (total_BdHW, before_BdHW) if self._every else (total_BdHW,)
             inputs_BSF = torch.cat([resize(each, (rows, columns), mode) for each in fed], dim=1).flatten(2).transpose(1, 2)
             logits = self._guided(self._forward(frame, scale, inputs_BSF), frame, scale)
-            bits_BSd = self._sampled(logits, None if drawn_BKN is None else drawn_BKN[:, scale])
+            bits_BSd = self._sampled(logits, drawn_BKN[:, scale], scale)
             maps.append(bits_BSd.unflatten(1, (rows, columns)))
             code_Bdhw = torch.where(maps[-1].permute(0, 3, 1, 2), self._code_2[1], self._code_2[0])
             added_BdHW = resize_linear(code_Bdhw, scales[-1])
@@ -149,19 +149,20 @@ class ClipState:
             bits: list[Tensor] = []
             for place in range(0, rows * columns * self.model.bits, self.model.bits):
                 logits.append(self._guided(self._forward(frame, step, self._last_Bd.unsqueeze(1)), frame, scale))
-                bits.append(self._sampled(logits[-1], None if drawn_BKN is None else drawn_BKN[:, scale, place:]))
+                bits.append(self._sampled(logits[-1], drawn_BKN[:, scale, place:], scale))
                 self._last_Bd.copy_(torch.where(bits[-1][:, 0], self._code_2[1], self._code_2[0]))
                 step += 1
             maps.append(torch.cat(bits, dim=1).unflatten(1, (rows, columns)))
             yield SampledScale(frame, scale, torch.cat(logits, dim=1), maps[-1])
         self.packed[frame].copy_(pack(maps))
 
-    def _sampled(self, logits_BSd: Tensor, drawn_BN: Tensor | None) -> Tensor:
-        """Return bits (B, S, d). drawn_BN: uniform numbers, of which the first S d are used; None takes the likelier value."""
-        if drawn_BN is None:
+    def _sampled(self, logits_BSd: Tensor, drawn_BN: Tensor, scale: int) -> Tensor:
+        """Return bits (B, S, d). drawn_BN: uniform numbers, of which the first S d are used."""
+        temperature = guidance.temperature(self.config, scale, len(self.shape.scales))
+        if temperature == 0:
             return logits_BSd > 0
         drawn_BSd = drawn_BN[:, : logits_BSd[0].numel()].view(logits_BSd.shape)
-        return drawn_BSd < (logits_BSd / self.config.temperature).sigmoid()
+        return drawn_BSd < (logits_BSd / temperature).sigmoid()
 
     def _forward(self, frame: int, step: int, inputs_BSF: Tensor) -> Tensor:
         """Return logits, float32 (R, S, d). step: the number of a scale, or of a token."""
@@ -190,10 +191,8 @@ class ClipState:
         strength = guidance.strength(self.config, frame, shape.frames, scale, len(shape.scales))
         return guidance.guided(logits_RSd, strength)
 
-    def _draws(self, frame: int) -> Tensor | None:
-        """Return a frame's uniform numbers (B, K, N), of each scale the first ones; None if nothing is drawn."""
-        if self.config.temperature == 0:
-            return None
+    def _draws(self, frame: int) -> Tensor:
+        """Return a frame's uniform numbers (B, K, N), of each scale the first ones."""
         seeds_BK = counter_rng.fold_each(self._seeds_B, self._children_FK[frame])
         most = max(rows * columns for rows, columns in self.shape.scales) * self.model.bits
         return counter_rng.uniform(seeds_BK.flatten(), counter_rng.SAMPLE, (most,)).view(*seeds_BK.shape, most)

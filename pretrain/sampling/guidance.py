@@ -1,4 +1,4 @@
-"""The section `sample`, and temporal-spatial adaptive guidance (paper A3, inference): its strength at each frame and scale.
+"""The section `sample`: temperature, and temporal-spatial adaptive guidance (paper A3, inference), at each frame and scale.
 
 Pure functions; importing this file loads no torch.
 
@@ -33,7 +33,10 @@ class SampleConfig(Section):
     dtype: Dtype = "auto"
     """Data type of the transformer in `videoar sample`: bfloat16 where the hardware computes it, else float32. samples.json records it."""
     temperature: float = Field(default=1.0, ge=0)
-    """Temperature of the bit logits; 0 takes the more likely bit."""
+    """Temperature of the bit logits, at each frame's first scale; 0 takes the more likely bit."""
+    temperature_end: float | None = Field(default=None, ge=0)
+    """Temperature at each frame's last scale (linear over the scales of a frame); unset: as at the first. Fine bits are drawn
+    independently of each other, so that a lower one makes them agree, while the coarse scales keep what differs between samples."""
     seed: int = 0
     """Seed of the samples."""
     fps: float | None = Field(default=None, gt=0)
@@ -48,6 +51,13 @@ def strength(config: SampleConfig, frame: int, frames: int, scale: int, scales: 
     first, last = config.guidance
     start = first + (last - first) * (frame / (frames - 1) if frames > 1 else 0.0)
     return start + (config.guidance_end - start) * (scale / (scales - 1) if scales > 1 else 0.0)
+
+
+def temperature(config: SampleConfig, scale: int, scales: int) -> float:
+    """Return the temperature of a scale, counted from 0; 0 takes the more likely bit."""
+    if config.temperature_end is None or scales == 1:
+        return config.temperature
+    return config.temperature + (config.temperature_end - config.temperature) * (scale / (scales - 1))
 
 
 def needed(config: SampleConfig) -> bool:

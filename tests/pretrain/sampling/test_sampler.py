@@ -15,6 +15,7 @@ from pretrain.model.text_tokenizer import TextError, TextTokenizer
 from pretrain.model.transformer import VideoAR
 from pretrain.objective.config import ObjectiveConfig
 from pretrain.objective.objective import Objective
+from pretrain.sampling import guidance
 from pretrain.sampling.guidance import SampleConfig
 from pretrain.sampling.sampler import SampleError, Sampler
 from tokenizer.quantization.bit_packing import pack
@@ -135,6 +136,30 @@ def test_temperature_zero_takes_the_likelier_bit() -> None:
     assert all(torch.equal(s.bits.flatten(1, 2), s.logits > 0) for s in made)
     again = list(Sampler(model, SPEC, TEXT, config).steps(["x"], GRID, seed=1))
     assert all(torch.equal(a.bits, b.bits) for a, b in zip(made, again, strict=True))
+
+
+@pytest.mark.parametrize("order", ["scales", "tokens"])
+def test_the_last_scale_can_have_a_temperature_of_its_own(order: str) -> None:
+    """1 at the first scale and 0 at the last: the last takes the likelier bits, the others are drawn as without it, cooler by scale."""
+    model = _model(CONFIG.model_copy(update={"order": order}))
+    warm = list(Sampler(model, SPEC, TEXT, PLAIN).steps(["x"], (1, 4, 4), seed=0))
+    cooled = PLAIN.model_copy(update={"temperature_end": 0.0})
+    made = list(Sampler(model, SPEC, TEXT, cooled).steps(["x"], (1, 4, 4), seed=0))
+    assert torch.equal(made[0].bits, warm[0].bits)
+    assert torch.equal(made[-1].bits.flatten(1, 2), made[-1].logits > 0)
+    assert not torch.equal(warm[-1].bits.flatten(1, 2), warm[-1].logits > 0)
+    same = PLAIN.model_copy(update={"temperature_end": PLAIN.temperature})
+    assert all(
+        torch.equal(one.bits, other.bits)
+        for one, other in zip(warm, Sampler(model, SPEC, TEXT, same).steps(["x"], (1, 4, 4), seed=0), strict=True)
+    )
+
+
+def test_temperatures_are_linear_over_the_scales() -> None:
+    config = SampleConfig(temperature=1.0, temperature_end=0.5)
+    assert [guidance.temperature(config, scale, 6) for scale in range(6)] == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
+    assert guidance.temperature(config, 0, 1) == 1.0
+    assert guidance.temperature(SampleConfig(temperature=0.7), 5, 6) == 0.7
 
 
 def test_the_prefix_is_kept() -> None:
