@@ -18,9 +18,10 @@ from tokenizer.config import LossConfig
 
 
 def pixel_losses(recon_BCTHW: Tensor, real_BCTHW: Tensor, hardest: float = 1.0) -> dict[str, Tensor]:
-    """Return `l1` and `l2`, means of the absolute and squared differences over the `hardest` share of each clip's pixels, and
-    `square`, the mean squared difference over all of them: 10 log10(4 / this) is the PSNR in dB for the range [-1, 1].
+    """Return `l1`, `l2` and `square`, the last of which is no loss where it differs from `l2`.
 
+    l1, l2: means of the absolute and squared differences over the `hardest` share of each clip's pixels.
+    square: the mean squared difference over all pixels; 10 log10(4 / this) is the PSNR in dB for the range [-1, 1].
     hardest: in (0, 1]; which pixels is decided by each pixel's squared difference, summed over its channels. Below 1 it is the bootstrapped
     loss of Sundermeyer et al. 2018 ("Implicit 3D Orientation Learning for 6D Object Detection from RGB Images", 3.3).
     """
