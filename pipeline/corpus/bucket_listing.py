@@ -1,6 +1,6 @@
 """All files below a prefix of an object store, listed by many connections at once.
 
-In:  an fsspec file system and a prefix in it; what an interrupted listing has kept (spilled_names.py).
+In:  an fsspec file system and a prefix in it, or a pattern (url_pattern.py); what an interrupted listing has kept (spilled_names.py).
 Out: the names of all files, streamed, sorted as one listing of the whole prefix would be.
 
 A store gives a thousand names a request, one request after the other, but many prefixes at the same time. Folders are opened level by
@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cluster.runtime.progress import ProgressBar
 from cluster.runtime.remote_files import retried
 from pipeline.corpus.spilled_names import Entry, SpilledNames
 from pipeline.corpus.store_pages import OutOfOrder, pages_of, without_times
+from pipeline.corpus.url_pattern import UrlPattern
 
 CONNECTIONS = 16
 """Listings at a time."""
@@ -34,18 +36,20 @@ OPENED, BELOW = "ls", "find"
 """What is kept of a folder: the files and folders in it, or all files below it."""
 
 
-def find(filesystem: Any, root: str, kept: SpilledNames | None = None) -> Iterator[str]:
+def find(filesystem: Any, root: str, kept: SpilledNames | None = None, pattern: UrlPattern | None = None) -> Iterator[str]:
     """Yield the files below `root`, sorted; `root` itself where it is a file. Raises what the store raises.
 
     kept: where names wait, and those of an interrupted listing are; a temporary folder if it is not given.
+    pattern: its matches alone, and no folder is listed that cannot hold one; `root` is the pattern's.
     """
     with contextlib.ExitStack() as held:
         if kept is None:
             kept = SpilledNames(Path(held.enter_context(tempfile.TemporaryDirectory(prefix="listing-"))))
         listed = without_times(filesystem)
         with _uncached(listed):
-            opened = _list(listed, root, kept)
-        yield from _files(kept, root, opened)
+            opened = _list(listed, root, kept, pattern)
+        found = _files(kept, root, opened, pattern)
+        yield from found if pattern is None else filter(pattern.matches, found)
 
 
 @contextlib.contextmanager
@@ -64,7 +68,7 @@ def _uncached(filesystem: Any) -> Iterator[None]:
         cache.use_listings_cache = before
 
 
-def _list(filesystem: Any, root: str, kept: SpilledNames) -> set[str]:
+def _list(filesystem: Any, root: str, kept: SpilledNames, pattern: UrlPattern | None) -> set[str]:
     """Put on disk what every folder holds. Returns the folders that were opened; of the others all files below are there."""
 
     lock = threading.Lock()
@@ -87,13 +91,17 @@ def _list(filesystem: Any, root: str, kept: SpilledNames) -> set[str]:
     folders = [root]
     # Where it stops, on an error or a signal, requests that have not begun are given up.
     with ProgressBar("list", 0, every=10.0) as progress, _pool() as pool:
-        for level in range(DEEPEST):
-            if level and (len(folders) >= ENOUGH or not folders):
+        for level in count():
+            # A pattern without ** is of a known depth: every level of it is opened, and nothing below.
+            if not folders or ((pattern is None or pattern.deep) and level and (len(folders) >= ENOUGH or level == DEEPEST)):
                 break
             _each(pool, opened, [folder for folder in folders if kept.rows(OPENED, folder) is None], left)
             levels.update(folders)
             folders = [
-                name.removesuffix("/") for folder in folders for name, is_folder in kept.read(OPENED, folder) if is_folder
+                name.removesuffix("/")
+                for folder in folders
+                for name, is_folder in kept.read(OPENED, folder)
+                if is_folder and _entered(name, pattern)
             ]
         _each(pool, below, [folder for folder in folders if kept.rows(BELOW, folder) is None], left)
     return levels
@@ -136,13 +144,19 @@ def _keep(
     said(kept.write(kind, folder, whole()))  # also what is a file, or not there
 
 
-def _files(kept: SpilledNames, folder: str, opened: set[str]) -> Iterator[str]:
+def _entered(folder: str, pattern: UrlPattern | None) -> bool:
+    return pattern is None or pattern.enters(folder.removesuffix("/"))
+
+
+def _files(kept: SpilledNames, folder: str, opened: set[str], pattern: UrlPattern | None) -> Iterator[str]:
     # What lies below a folder is neighbours in the sorted order, at the place of the folder's name with its slash.
     for name, is_folder in kept.read(OPENED, folder):
         if not is_folder:
             yield name
+        elif not _entered(name, pattern):
+            continue
         elif (inner := name.removesuffix("/")) in opened:
-            yield from _files(kept, inner, opened)
+            yield from _files(kept, inner, opened, pattern)
         else:
             yield from (below for below, _ in kept.read(BELOW, inner))
 

@@ -23,6 +23,7 @@ from cluster.runtime.atomic_files import DamagedFile
 from cluster.runtime.remote_files import NETWORK, retried
 from pipeline.corpus import bucket_listing
 from pipeline.corpus.spilled_names import SpilledNames
+from pipeline.corpus.url_pattern import UrlPattern
 
 Found = Iterator[str]
 _GLOB = frozenset("*?[")
@@ -178,11 +179,16 @@ def remote_names(entry: str, names: Names, kept: SpilledNames | None = None) -> 
     """Yield the files of a URL; kept: what an interrupted listing has left. Raises CorpusError for one that cannot be listed."""
     try:
         filesystem, inner = fsspec.core.url_to_fs(entry)
-        if "*" in inner if entry.startswith(("http://", "https://")) else names.is_glob(inner):  # there, ? begins a query
-            matches = [str(filesystem.unstrip_protocol(name)) for name in sorted(retried(lambda: filesystem.glob(inner)))]
-            yield from names.counted(matches, _named_by(entry))
+        web = entry.startswith(("http://", "https://"))
+        if "*" in inner if web else names.is_glob(inner):  # in an address of the web, ? begins a query
+            pattern = None if web else UrlPattern(inner)
+            if pattern and pattern.root:
+                found = bucket_listing.find(filesystem, pattern.root, kept and kept.within(entry), pattern)
+            else:  # links of a page, or buckets
+                found = iter(sorted(retried(lambda: filesystem.glob(inner))))
+            yield from names.counted((str(filesystem.unstrip_protocol(name)) for name in found), _named_by(entry))
             return
-        if entry.startswith(("http://", "https://")):
+        if web:
             listed = iter(sorted(retried(lambda: filesystem.find(inner))))
         else:
             listed = bucket_listing.find(filesystem, inner, kept and kept.within(entry))

@@ -9,7 +9,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.config import CorpusConfig
 from pipeline.corpus import bucket_listing
+from pipeline.corpus.folders import CorpusError
 from pipeline.corpus.listing import find
+from pipeline.corpus.url_pattern import UrlPattern
 
 NAMES = (
     "a.mp4", "a/b.mp4", "a/b/c.mp4", "a/b/d/e/f/g/h.mp4", "a-b.mp4", "a0.mp4", "b/1.mp4", "b/10.mp4", "b/2.mp4", "z/é.mp4", "z/y x.mp4",
@@ -92,3 +94,49 @@ def test_markers_of_folders_are_no_videos(monkeypatch: pytest.MonkeyPatch) -> No
             raise AssertionError("nothing is left to list")
 
     assert list(bucket_listing.find(Store(), "b/v")) == ["b/v/1.mp4"]
+
+
+PATTERNS = (
+    "**/*.mp4", "*.mp4", "*/*.mp4", "a/**/*.mp4", "a/**", "?/*.mp4", "[ab]/1*.mp4", "a/b/*/e/**/h.mp4", "*/b/*.mp4", "[!a]*/*", "z/*é.mp4",
+    "absent/*.mp4", "a/b/d/e/f/g/h.*",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("enough", [1, 64])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_pattern_finds_the_files_that_glob_finds(
+    store: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, pattern: str, enough: int
+) -> None:
+    monkeypatch.setattr(bucket_listing, "ENOUGH", enough)
+    wanted = sorted(name for name in store.glob(f"/bucket/{pattern}") if store.isfile(name))
+    monkeypatch.setattr(store, "glob", lambda *words: pytest.fail("asked for everything at once"))
+    inner = UrlPattern(f"/bucket/{pattern}")
+    assert list(bucket_listing.find(store, inner.root, pattern=inner)) == wanted
+    assert wanted or pattern.startswith("absent")
+    if wanted:
+        found = [video.source for video in find(CorpusConfig(videos=(f"memory://bucket/{pattern}",)))]
+        assert found == [f"memory://{name}" for name in wanted]
+
+
+def test_folders_that_cannot_hold_a_match_are_not_asked_for(store: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    for name in ("ls", "find"):
+        real = getattr(store, name)
+        monkeypatch.setattr(store, name, lambda path, *, real=real, **words: (asked.append(path), real(path, **words))[1])
+
+    def asked_for(pattern: str) -> list[str]:
+        asked.clear()
+        inner = UrlPattern(f"/bucket/{pattern}")
+        list(bucket_listing.find(store, inner.root, pattern=inner))
+        return sorted(set(asked))
+
+    assert asked_for("*.mp4") == ["/bucket"]
+    assert asked_for("[bz]/*.mp4") == ["/bucket", "/bucket/b", "/bucket/z"]
+    assert asked_for("a/*/*.mp4") == ["/bucket/a", "/bucket/a/b"]
+    monkeypatch.setattr(bucket_listing, "ENOUGH", 1)
+    assert asked_for("b*/**/*.mp4") == ["/bucket", "/bucket/b"]
+
+
+def test_two_stars_inside_of_a_name_are_refused() -> None:
+    with pytest.raises(CorpusError, match="can only be an entire path component"):
+        find(CorpusConfig(videos=("memory://bucket/a**b.mp4",)))
