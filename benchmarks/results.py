@@ -51,6 +51,8 @@ def table(folder: Path, scores: Mapping[str, Any]) -> str:
         "|---|" + "---|" * len(SETS),
         "| **samples** | " + " | ".join(cell(scores["samples"][key]) for key, _ in SETS) + " |",
     ]  # fmt: skip
+    for name, label in report.CONTINUED:
+        lines.append(f"| {label} | " + " | ".join(cell(scores["continued"][name][key]) for key, _ in SETS) + " |")
     for name, found in scores["references"].items():
         if isinstance(found, dict):
             label = {"real": "other real clips", "tokenizer": "real clips through the tokenizer"}.get(

@@ -6,7 +6,7 @@ Out: OUT/scores.json, OUT/plots.png, OUT/sheet.png, a table on the console; OUT/
 
     held-out clips ─▶ references: other real clips, shuffled, frozen, through the tokenizer
           ├─▶ samples from their captions, one set per seed ─▶ FVD, KVD, frame-level Frechet, flicker, motion ─▶ extensions: drift
-          ├─▶ predictions from their first frames ─▶ PSNR, SSIM, LPIPS against copying the last frame
+          ├─▶ predictions from their first frames ─▶ PSNR, SSIM, LPIPS, FVD against copying the last frame
           └─▶ their bits ─▶ loss by scale and frame
 """
 
@@ -33,7 +33,7 @@ from pretrain.evaluation.bit_loss import bit_loss
 from pretrain.evaluation.generation import Generation, Part
 from pretrain.evaluation.held_out import EvaluationError, HeldOut, OpenVideo, read
 from pretrain.evaluation.networks import ScoringNetworks
-from pretrain.evaluation.predictions import score_predictions, through_tokenizer
+from pretrain.evaluation.predictions import score_continued, score_predictions, through_tokenizer
 from pretrain.evaluation.set_scores import RealSet, score
 from pretrain.objective.config import ObjectiveConfig
 from pretrain.sampling.generate import VideoGenerator
@@ -100,14 +100,16 @@ def evaluate(
         return None
     networks = ScoringNetworks(cache() / "features", str(generator.codec.device))
     target = RealSet.make(networks, real.frames)
+    decoded = through_tokenizer(generator, real.frames)
     samples = [generation.samples(seed) for seed in seeds]
     scores: dict[str, Any] = {
         "name": "eval",
         **plan,
         "seeds": seeds,
-        "references": _references(networks, target, generator, others, same=others is real),
+        "references": _references(networks, target, decoded, others, same=others is real),
         "samples": score(networks, target, [each.frames for each in samples], "samples"),
-        "prediction": score_predictions(networks, generation, seeds, known),
+        "prediction": score_predictions(networks, generation, seeds, known, decoded),
+        "continued": score_continued(networks, target, generation, seeds, known, decoded),
         "bits": bit_loss(generator, real, config.get(ObjectiveConfig)),
         "speed": {
             "steps_per_clip": generator.forwards(0),
@@ -169,16 +171,14 @@ def parameters_digest(model: nn.Module) -> str:
     return whole.hexdigest()
 
 
-def _references(
-    networks: ScoringNetworks, real: RealSet, generator: VideoGenerator, others: HeldOut, *, same: bool
-) -> dict[str, Any]:
+def _references(networks: ScoringNetworks, real: RealSet, decoded: Tensor, others: HeldOut, *, same: bool) -> dict[str, Any]:
     """Return what is known about the scale of the scores: other real clips, the same shuffled and frozen, and through the tokenizer."""
     draw, frames = np.random.default_rng(CHOICE), others.frames.shape[1]
     shuffled = torch.stack([clip[draw.permutation(frames).tolist()] for clip in others.frames])
     sets = {
         "shuffled": shuffled,
         "frozen": others.frames[:, :1].expand_as(others.frames).contiguous(),
-        "tokenizer": through_tokenizer(generator, real.frames),
+        "tokenizer": decoded,
     }
     if not same:
         sets = {"real": others.frames, **sets}

@@ -1,7 +1,8 @@
-"""How well the next frames of held-out clips are predicted: PSNR, SSIM and LPIPS by frame, against copying the last given frame.
+"""How well the next frames of held-out clips are predicted: PSNR, SSIM and LPIPS by frame, FVD of the continued clips.
 
 In:  held-out clips, predictions from their first frames, one set per seed.
-Out: JSON values for the model, for copying, and for the tokenizer (the true frames encoded and decoded: the best that is possible).
+Out: JSON values for the model, for copying the last given frame, and for the tokenizer (the true frames encoded and decoded: the best
+     that is possible).
 """
 
 from __future__ import annotations
@@ -15,18 +16,24 @@ from torch import Tensor
 from pretrain.evaluation import frame_scores, intervals
 from pretrain.evaluation.generation import Generation
 from pretrain.evaluation.networks import ScoringNetworks
+from pretrain.evaluation.set_scores import RealSet, score
 from pretrain.sampling.generate import VideoGenerator
 
 
-def score_predictions(networks: ScoringNetworks, generation: Generation, seeds: list[int], known: int) -> dict[str, Any]:
-    """Return the scores of the frames after the `known` ones. `better_share`: clips with a higher PSNR than copying."""
+def score_predictions(
+    networks: ScoringNetworks, generation: Generation, seeds: list[int], known: int, decoded_NTHWC: Tensor
+) -> dict[str, Any]:
+    """Return the scores of the frames after the `known` ones. `better_share`: clips with a higher PSNR than copying.
+
+    decoded_NTHWC: the held-out clips through the tokenizer.
+    """
     real = generation.held_out.frames
     true = real[:, known:]
     sets = [generation.predictions(seed, known).frames[:, known:] for seed in seeds]
     copies = copied(real, known)
     made = [_frames(networks, true, each) for each in sets]
     copy = _frames(networks, true, copies)
-    tokens = _frames(networks, true, through_tokenizer(generation.generator, real)[:, known:])
+    tokens = _frames(networks, true, decoded_NTHWC[:, known:])
     better = [float((each["psnr"].mean(1) > copy["psnr"].mean(1)).mean()) for each in made]
     return {
         "known_frames": known,
@@ -36,6 +43,27 @@ def score_predictions(networks: ScoringNetworks, generation: Generation, seeds: 
         "copy_last_frame": _summary([copy]),
         "tokenizer": _summary([tokens]),
         "better_share": {"mean": float(np.mean(better)), "interval_seeds": intervals.of_seeds(better)},
+    }
+
+
+def score_continued(
+    networks: ScoringNetworks, target: RealSet, generation: Generation, seeds: list[int], known: int, decoded_NTHWC: Tensor
+) -> dict[str, Any]:
+    """Return the scores of sets of clips whose first `known` frames are the real ones: FVD as it is reported for prediction.
+
+    The real set is of the same clips, as in the protocols of BAIR and Kinetics-600: below what other real clips score.
+    """
+    real = generation.held_out.frames
+
+    def continued(rest_NTHWC: Tensor) -> Tensor:
+        return torch.cat((real[:, :known], rest_NTHWC), dim=1)
+
+    predicted = [continued(generation.predictions(seed, known).frames[:, known:]) for seed in seeds]
+    return {
+        "known_frames": known,
+        "model": score(networks, target, predicted, "continued clips"),
+        "copy_last_frame": score(networks, target, [continued(copied(real, known))], "copied frames"),
+        "tokenizer": score(networks, target, [continued(decoded_NTHWC[:, known:])], "tokenizer"),
     }
 
 

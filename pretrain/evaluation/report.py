@@ -21,6 +21,12 @@ ROWS = 4
 """Clips on sheet.png, each with three rows: the real clip, a sample from its caption, a prediction from its first frames."""
 SETS = (("fvd", "FVD"), ("fvd_extrapolated", "FVD, N to inf"), ("kvd", "KVD"), ("frechet_vgg16_frames", "Frechet VGG16 frames"),
         ("motion", "motion"), ("flicker", "flicker"))  # fmt: skip
+CONTINUED = (
+    ("model", "clips continued by the model"),
+    ("copy_last_frame", "continued by copying"),
+    ("tokenizer", "continued, tokenizer"),
+)
+"""Sets whose first frames are real, as scores.json and the tables name them."""
 
 
 def write(output: Path, scores: Mapping[str, Any], real: Tensor, samples: Tensor, predictions: Tensor) -> None:
@@ -42,6 +48,10 @@ def write(output: Path, scores: Mapping[str, Any], real: Tensor, samples: Tensor
         "seeds": scores["seeds"],
     }
     short |= {key: _mean(scores["samples"][key]) for key, _ in SETS}
+    short |= {
+        "continued_fvd": _mean(scores["continued"]["model"]["fvd"]),
+        "copied_fvd": _mean(scores["continued"]["copy_last_frame"]["fvd"]),
+    }
     short |= {f"prediction_{key}": value["mean"] for key, value in scores["prediction"]["model"].items()}
     short |= {f"copy_{key}": value["mean"] for key, value in scores["prediction"]["copy_last_frame"].items()}
     print(json.dumps({**short, "bit_loss": scores["bits"]["loss"], **scores["speed"]}), flush=True)
@@ -55,6 +65,8 @@ def tables(scores: Mapping[str, Any]) -> list[Table]:
         title=f"{scores['bucket']}: {scores['samples']['clips']} clips x {len(scores['seeds'])} seeds",
     )
     clips.add_row("samples", *(cell(scores["samples"][key]) for key, _ in SETS))
+    for name, label in CONTINUED:
+        clips.add_row(label, *(cell(scores["continued"][name][key]) for key, _ in SETS))
     for name, found in scores["references"].items():
         if isinstance(found, Mapping):
             clips.add_row(

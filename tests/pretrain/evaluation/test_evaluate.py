@@ -53,6 +53,7 @@ def test_all_scores_and_again_without_new_work(job: Config, tmp_path: Path, weig
     assert scores["references"]["real"]["frechet_vgg16_frames"]["mean"] < scores["samples"]["frechet_vgg16_frames"]["mean"]
     assert scores["references"]["frozen"]["motion"]["mean"] == 0
     assert scores["prediction"]["model"].keys() == {"psnr", "ssim", "lpips_alex"}
+    assert scores["continued"]["model"]["fvd"]["mean"] == last["continued_fvd"] < last["fvd"]  # half of each clip is real
     assert [segment["frames"] for segment in scores["drift"]] == [[0, 9], [9, 18]]
     assert scores["speed"]["steps_per_clip"] == last["steps_per_clip"] == 3 * len(scores["bits"]["by_scale"])
     assert any("too few clips for FVD without its bias: 16" in note for note in scores["notes"])
