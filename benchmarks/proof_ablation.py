@@ -46,6 +46,7 @@ FIGURES: dict[str, tuple[str, Callable[[Scores], float]]] = {
     "kvd": ("KVD", _mean("kvd")),
     "frechet": ("Frechet VGG16 frames", _mean("frechet_vgg16_frames")),
     "drift": ("drift", lambda scores: _drift(scores)),
+    "continued": ("FVD of continued clips", lambda scores: _value(scores["continued"]["model"]["fvd"])),
     "psnr": ("next frames PSNR", lambda scores: float(scores["prediction"]["model"]["psnr"]["mean"])),
     "lpips": ("LPIPS", lambda scores: float(scores["prediction"]["model"]["lpips_alex"]["mean"])),
     "bit_loss": ("bit loss", lambda scores: float(scores["bits"]["loss"])),
@@ -224,7 +225,7 @@ def report(
             references = {key: _value(each["fvd"]) for key, each in scores["references"].items() if isinstance(each, dict)}
         for values in merged:
             for seed, each in values.get(name, {}).items():
-                found.setdefault(name, {}).setdefault(int(seed), dict(each))
+                found.setdefault(name, {}).setdefault(int(seed), dict.fromkeys(FIGURES, math.nan) | dict(each))
     rows = summary(found, variants)
     written = {"values": found, "variants": rows, "references": references}
     (out / "ablation.json").write_text(json.dumps(written, indent=1) + "\n")

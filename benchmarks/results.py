@@ -51,7 +51,7 @@ def table(folder: Path, scores: Mapping[str, Any]) -> str:
         "|---|" + "---|" * len(SETS),
         "| **samples** | " + " | ".join(cell(scores["samples"][key]) for key, _ in SETS) + " |",
     ]  # fmt: skip
-    for name, label in report.CONTINUED:
+    for name, label in report.CONTINUED if "continued" in scores else ():  # earlier versions had no such scores
         lines.append(f"| {label} | " + " | ".join(cell(scores["continued"][name][key]) for key, _ in SETS) + " |")
     for name, found in scores["references"].items():
         if isinstance(found, dict):

@@ -57,6 +57,7 @@ def _scores(fvd: float | None, last: float) -> dict[str, Any]:
     }
     return {
         "samples": sets,
+        "continued": {"model": {"fvd": {"mean": 50.0}}},
         "drift": [{"frechet_vgg16_frames": {"mean": value}} for value in (2.0, 3.0, last)],
         "prediction": {"model": {"psnr": {"mean": 20.0}, "lpips_alex": {"mean": 0.1}}},
         "bits": {"loss": 0.4},
@@ -102,3 +103,6 @@ def test_seeds_of_an_earlier_comparison_count_too(proof: ModuleType, tmp_path: P
     assert proof.report(tmp_path, ["my idea"], {"my idea": {}})["my idea"]["fvd"] == 110
     assert proof.report(tmp_path, ["my idea"], {"my idea": {}}, [values]) == first
     assert "frozen 900" in (tmp_path / "ablation.md").read_text()
+    for each in values["my idea"].values():
+        del each["continued"]  # as before clips were continued
+    assert proof.report(tmp_path, ["my idea"], {"my idea": {}}, [values]) == first
