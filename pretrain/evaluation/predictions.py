@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cluster.runtime.progress import ProgressBar
 from pretrain.evaluation import frame_scores, intervals
 from pretrain.evaluation.generation import Generation
 from pretrain.evaluation.networks import ScoringNetworks
@@ -31,9 +32,12 @@ def score_predictions(
     true = real[:, known:]
     sets = [generation.predictions(seed, known).frames[:, known:] for seed in seeds]
     copies = copied(real, known)
-    made = [_frames(networks, true, each) for each in sets]
-    copy = _frames(networks, true, copies)
-    tokens = _frames(networks, true, decoded_NTHWC[:, known:])
+    with ProgressBar("scores of predicted frames", len(sets) + 2, stderr=True) as progress:
+        scored = []
+        for each in (*sets, copies, decoded_NTHWC[:, known:]):
+            scored.append(_frames(networks, true, each))
+            progress.update()
+    *made, copy, tokens = scored
     better = [float((each["psnr"].mean(1) > copy["psnr"].mean(1)).mean()) for each in made]
     return {
         "known_frames": known,
