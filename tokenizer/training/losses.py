@@ -26,7 +26,7 @@ def pixel_losses(recon_BCTHW: Tensor, real_BCTHW: Tensor, hardest: float = 1.0) 
     loss of Sundermeyer et al. 2018 ("Implicit 3D Orientation Learning for 6D Object Detection from RGB Images", 3.3).
     """
     difference = recon_BCTHW.float() - real_BCTHW.float()
-    l1, square = difference.abs().mean(), difference.square().mean()
+    l1, square = difference.abs().mean(), F.mse_loss(recon_BCTHW.float(), real_BCTHW.float())
     if hardest >= 1:
         return {"l1": l1, "l2": square, "square": square}
     pixels_BCN = difference.flatten(2)
