@@ -10,10 +10,12 @@ to four times the trained length). OUT/SHA256SUMS names every file.
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,10 +40,12 @@ SETS = tuple(each for each in report.SETS if each[0] != "flicker")
 def table(folder: Path, scores: Mapping[str, Any]) -> str:
     """Return the scores of one proof in Markdown."""
     data = json.loads((folder / "data" / "dataset.json").read_text())
+    with (folder / "data" / "captions.csv").open(newline="") as text:
+        splits = Counter(row["file"].partition("/")[0] for row in csv.DictReader(text))
     seconds = json.loads((folder / "steps.json").read_text())
     machines = json.loads((folder / "machines.json").read_text())
     lines = [
-        f"Data: {data['name']}, {data['clips']['train']} clips to train, {data['clips']['test']} held out, digest {data['digest'][:12]}.",
+        f"Data: {data['name']}, {splits['train']} videos to train, {splits['test']} held out, digest {data['digest'][:12]}.",
         f"Model {scores['model'][:12]}, tokenizer {scores['tokenizer'][:12]}. Scored on {scores['samples']['clips']} held-out clips, "
         f"seeds {', '.join(map(str, scores['seeds']))}. Machine: {'; '.join(machines)}.",
         "Minutes: " + ", ".join(f"{name} {value / 60:.1f}" for name, value in seconds.items())
