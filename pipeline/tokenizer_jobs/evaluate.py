@@ -149,7 +149,8 @@ def quality(real: Tensor, reconstructed: Tensor, *, fvd: bool = True, note: Call
     if scores["explained"] is not None and scores["explained"] < LITTLE:
         note(
             f"explained {scores['explained']:.2f}: the reconstructions are hardly closer to the clips than the mean of all clips is. The tokenizer "
-            "has not learnt such clips, or its codes say nothing of what moves before an unchanging background: see `videoar tokenizer reconstruct`"
+            "has not learnt such clips, or its codes say nothing of what moves before an unchanging background: see `videoar tokenizer reconstruct`. "
+            "The second was mended by tokenizer.loss.hardest=0.05 with tokenizer.training.unquantized_steps=1000 and quantization_ramp=1000"
         )
     side = min(real.shape[2:4])
     if side >= 11:
