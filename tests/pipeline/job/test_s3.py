@@ -129,3 +129,30 @@ def test_a_key_with_an_empty_folder_in_it_is_listed_and_fetched(server: s3_serve
     for name, source in zip(names, found, strict=True):
         with fetch.local(source) as path:
             assert path.read_bytes() == name.encode()
+
+
+def test_a_pattern_is_listed_as_a_folder_is(server: s3_server.Unreliable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What s3fs's glob finds, every third request failing; of another year's folder nothing is asked."""
+    names = ["a//b.mp4", "a/c.mp4", "d.mp4", "2023-12/clips/5.mp4"]
+    names += ["2024-01/clips/1.mp4", "2024-01/clips/22.mp4", "2024-02/clips/3.mp4", "2024-02/x/y/4.mp4"]
+    s3_server.fill("tree", [(name, b"") for name in names])
+    filesystem = s3fs.S3FileSystem()
+    patterns = ("*.mp4", "*/*.mp4", "**/*.mp4", "2024-*/clips/?.mp4", "2024-*/**/*.mp4", "a/**", "[!2]*/*")
+    wanted = {
+        pattern: sorted(name for name in filesystem.glob(f"tree/{pattern}") if filesystem.isfile(name)) for pattern in patterns
+    }
+    real, asked = s3fs.S3FileSystem.call_s3, []
+
+    def call(self: s3fs.S3FileSystem, method: str, **request: str) -> object:
+        asked.append(request.get("Prefix", ""))
+        return real(self, method, **request)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "call_s3", call)
+    monkeypatch.setattr(s3fs.S3FileSystem, "glob", None)
+    server.every = 3
+    for pattern, matches in wanted.items():
+        s3fs.S3FileSystem.clear_instance_cache()
+        asked.clear()
+        found = [video.source for video in find(CorpusConfig(videos=(f"s3://tree/{pattern}",)))]
+        assert found == [f"s3://{name}" for name in matches] != [], pattern
+        assert not (pattern.startswith("2024") and any(prefix.startswith("2023") for prefix in asked))
