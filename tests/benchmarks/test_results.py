@@ -29,6 +29,8 @@ def proof(tmp_path: Path) -> Path:
         (folder / part).mkdir(parents=True)
     described = {"name": "moving-mnist", "clips": {"train": 30, "test": 24}, "digest": "ab" * 32}
     (folder / "data" / "dataset.json").write_text(json.dumps(described))
+    rows = [f"{split}/{number}.mp4,a clip" for split, count in described["clips"].items() for number in range(count)]
+    (folder / "data" / "captions.csv").write_text("\n".join(["file,caption", *rows]) + "\n")
     (folder / "machines.json").write_text(json.dumps(["a fast CPU", "a slow CPU"]))
     (folder / "steps.json").write_text(json.dumps({"data": 60.0, "train": 600.0}))
     lines = [{"step": step, "bucket": "f009x64x64", "psnr": 10.0 + step} for step in range(1, 30)]
