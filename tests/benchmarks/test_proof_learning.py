@@ -28,7 +28,7 @@ def test_each_data_set_has_a_recipe_and_the_command_line_comes_last(proof: Modul
     made = {
         name: load(FOLDER / "proof_learning.yaml", list(recipe)).get(TokenizerConfig) for name, recipe in proof.RECIPES.items()
     }
-    assert made["moving-mnist"].training.quantization_ramp == 0
+    assert made["moving-mnist"].training.quantization_ramp == 300
     assert made["freeway"].loss.hardest == 0.05 and made["freeway"].training.quantization_ramp == 1000
     assert made["weizmann"].training.augment.zoom == 2 and made["weizmann"].training.mirror
     words = [*proof.RECIPES["freeway"], "tokenizer.loss.hardest=0.5"]
