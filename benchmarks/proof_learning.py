@@ -150,9 +150,8 @@ def main() -> int:
     config.write_text(text)
     fps = RATES[asked.data]
     rates = [f"{key}={fps}" for key in ("pipeline.fps", "tokenizer.training.fps", "sample.fps")]
-    write_text(
-        config, load(config, [*rates, *RECIPES[asked.data], *asked.overrides]).yaml()
-    )  # whole: the ablation starts from it
+    words = [*rates, *RECIPES[asked.data], *asked.overrides]
+    write_text(config, load(config, words).yaml())  # whole: the ablation starts from it
     given = ["-c", str(config)]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     series = Series(out, time.monotonic() + 60 * asked.minutes)

@@ -180,6 +180,16 @@ class TokenizerTraining(Section):
     init: Path | None = None
     """Tokenizer folder to start from, as written by `videoar tokenizer import` or by another run."""
 
+    @model_validator(mode="after")
+    def _check_quantized(self) -> TokenizerTraining:
+        before = self.unquantized_steps + self.quantization_ramp
+        if before and before >= self.steps:
+            raise ValueError(
+                f"training.unquantized_steps + quantization_ramp is {before} and training.steps {self.steps}: the tokenizer would never train "
+                "with whole quantization; lower the first two, or raise steps"
+            )
+        return self
+
 
 class TokenizerConfig(Section):
     """The tokenizer that a job uses, and how one is trained."""

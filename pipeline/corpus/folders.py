@@ -23,10 +23,9 @@ from cluster.runtime.atomic_files import DamagedFile
 from cluster.runtime.remote_files import NETWORK, retried
 from pipeline.corpus import bucket_listing
 from pipeline.corpus.spilled_names import SpilledNames
-from pipeline.corpus.url_pattern import UrlPattern
+from pipeline.corpus.url_pattern import MAGIC, UrlPattern
 
 Found = Iterator[str]
-_GLOB = frozenset("*?[")
 _BESIDE = (".txt", ".json")
 """Endings of caption files, which are not counted as left out where a video of the same name is."""
 
@@ -55,7 +54,7 @@ class Names:
     @staticmethod
     def is_glob(entry: str) -> bool:
         """Whether an entry is a pattern."""
-        return bool(_GLOB & set(entry))
+        return bool(MAGIC & set(entry))
 
     def counted(self, names: Iterable[str], also: tuple[str, ...] = ()) -> Found:
         """Yield the names that count. also: more endings that do. Hidden files never count.
@@ -113,7 +112,7 @@ def _matches(pattern: str) -> Iterator[str]:
         return
     folder = before.rpartition("/")[0] or ("/" if before.startswith("/") else ".")
     # The folder itself may be a pattern.
-    roots = sorted(glob.iglob(folder)) if _GLOB & set(folder) else [folder]  # noqa: PTH207 - absolute patterns
+    roots = sorted(glob.iglob(folder)) if MAGIC & set(folder) else [folder]  # noqa: PTH207 - absolute patterns
     for root in filter(os.path.isdir, roots):
         rest = pattern[len(before.rpartition("/")[0]) :].lstrip("/")
         wanted = re.compile(_expression(rest))
@@ -129,7 +128,7 @@ def _expression(pattern: str) -> str:
         if part == "**":
             found += r"(?:(?!\.)[^/]+/)*"
         else:
-            visible = r"(?!\.)" if part[:1] in _GLOB else ""
+            visible = r"(?!\.)" if part[:1] in MAGIC else ""
             found += visible + re.sub(r"\[!?\]?[^\]]*\]|\*+|\?|[^*?\[]+|\[", _piece, part) + "/"
     # What ends in `**` means every file below.
     return found.removesuffix("/") if not found.endswith("/)*") else found + r"(?!\.)[^/]+"
@@ -208,4 +207,4 @@ def remote_names(entry: str, names: Names, kept: SpilledNames | None = None) -> 
 def _named_by(entry: str) -> tuple[str, ...]:
     """Return the ending that a pattern spells out, such as .tar in *.tar: it counts whatever corpus.extensions says."""
     ending = PurePosixPath(entry).suffix.lower()
-    return () if not ending or _GLOB & set(ending) else (ending,)
+    return () if not ending or MAGIC & set(ending) else (ending,)

@@ -192,6 +192,8 @@ def _nothing(entry: str, found: Names, extensions: tuple[str, ...]) -> str:
     else:
         if found.left_out:
             message += "; add to corpus.extensions what counts"
+        elif Names.is_glob(entry) and "." not in entry.rstrip("/").rsplit("/", 1)[-1]:
+            message += f"; a pattern names files, not folders: for all below folders write {entry.rstrip('/')}/**"
     return message
 
 

@@ -12,6 +12,7 @@ import re
 from fsspec.utils import glob_translate
 
 MAGIC = frozenset("*?[")
+"""Characters that make an entry a pattern."""
 
 
 class UrlPattern:

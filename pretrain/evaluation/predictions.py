@@ -26,7 +26,7 @@ def score_predictions(
 ) -> dict[str, Any]:
     """Return the scores of the frames after the `known` ones. `better_share`: clips with a higher PSNR than copying.
 
-    decoded_NTHWC: the held-out clips through the tokenizer.
+    decoded_NTHWC: the held-out clips through the tokenizer, uint8.
     """
     real = generation.held_out.frames
     true = real[:, known:]
@@ -55,7 +55,8 @@ def score_continued(
 ) -> dict[str, Any]:
     """Return the scores of sets of clips whose first `known` frames are the real ones: FVD as it is reported for prediction.
 
-    The real set is of the same clips, as in the protocols of BAIR and Kinetics-600: below what other real clips score.
+    The real set is of the same clips, as in the protocols of BAIR and Kinetics-600: below what other real clips score. decoded_NTHWC: as
+    for `score_predictions`.
     """
     real = generation.held_out.frames
 

@@ -1,10 +1,12 @@
-"""Programs of Debian packages that some tests start."""
+"""What some tests need beside Python packages: programs of Debian packages, networks that the set-up fetches."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+
+from tokenizer.evaluation.pretrained import available
 
 
 def lacking(name: str, packages: str) -> None:
@@ -13,3 +15,8 @@ def lacking(name: str, packages: str) -> None:
     if os.environ.get("VIDEOAR_NO_SKIP") == "1":
         pytest.fail(message)
     pytest.skip(message)
+
+
+def unfetched(*networks: str) -> bool:
+    """Whether a test of these scoring networks is skipped: `make setup` has not fetched them. Where nothing may be skipped it runs, and fails."""
+    return os.environ.get("VIDEOAR_NO_SKIP") != "1" and not all(map(available, networks))

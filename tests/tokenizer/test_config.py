@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from tokenizer.config import AugmentConfig, NetworkConfig, TokenizerConfig
+from tokenizer.config import AugmentConfig, NetworkConfig, TokenizerConfig, TokenizerTraining
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,10 @@ def test_what_cannot_be_trained_is_named(section: dict[str, object], message: st
 def test_augmentation_is_off_by_default() -> None:
     assert not AugmentConfig().active
     assert AugmentConfig(backwards=True).active
+
+
+def test_training_ends_with_whole_quantization() -> None:
+    with pytest.raises(ValueError, match=r"unquantized_steps \+ quantization_ramp is 2000 and training\.steps 1500"):
+        TokenizerTraining(steps=1500, unquantized_steps=1000, quantization_ramp=1000)
+    assert TokenizerTraining(steps=2001, unquantized_steps=1000, quantization_ramp=1000).quantization_ramp == 1000
+    assert TokenizerTraining(steps=1).steps == 1

@@ -140,3 +140,11 @@ def test_folders_that_cannot_hold_a_match_are_not_asked_for(store: MemoryFileSys
 def test_two_stars_inside_of_a_name_are_refused() -> None:
     with pytest.raises(CorpusError, match="can only be an entire path component"):
         find(CorpusConfig(videos=("memory://bucket/a**b.mp4",)))
+
+
+def test_a_pattern_that_names_folders_says_how_files_are_named(store: MemoryFileSystem) -> None:
+    with pytest.raises(
+        CorpusError, match=r"a pattern names files, not folders: for all below folders write memory://bucket/b\*/\*\*$"
+    ):
+        find(CorpusConfig(videos=("memory://bucket/b*",)))
+    assert len(find(CorpusConfig(videos=("memory://bucket/b*/**",)))) == 3

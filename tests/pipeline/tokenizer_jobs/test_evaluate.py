@@ -12,9 +12,9 @@ from cluster.config import load
 from pipeline.tokenizer_jobs import evaluate as module
 from pipeline.tokenizer_jobs.evaluate import EvaluationError, evaluate, held_out_clips, quality, reconstruct, roundtrip, score
 from pipeline.video import probe
+from tests.helpers.tools import unfetched
 from tokenizer.codec import VideoCodec
 from tokenizer.config import TrainingBucket
-from tokenizer.evaluation.pretrained import available
 
 NETWORKS = ("lpips-alex", "lpips-vgg", "i3d")
 
@@ -73,7 +73,7 @@ def test_a_tokenizer_that_shows_the_mean_of_all_clips_explains_nothing() -> None
     assert not [note for note in notes if "explained" in note]
 
 
-@pytest.mark.skipif(not all(map(available, NETWORKS)), reason="scoring networks not fetched (`make setup` fetches them)")
+@pytest.mark.skipif(unfetched(*NETWORKS), reason="scoring networks not fetched (`make setup` fetches them)")
 def test_a_perfect_copy_scores_perfectly_on_true_networks(clips: Path) -> None:
     real = real_clips(clips, 2)
     scores = quality(real, real)

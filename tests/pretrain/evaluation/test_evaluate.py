@@ -12,8 +12,9 @@ import pytest
 
 from cluster.config import Config, RunConfig
 from tests.helpers import eval_job
+from tests.helpers.tools import unfetched
 from tests.helpers.training import ROOT
-from tokenizer.evaluation.pretrained import SOURCES, available, cache
+from tokenizer.evaluation.pretrained import SOURCES, cache
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 SMALL = ("--clips", "3", "--seeds", "2", "--drift-clips", "2", "--length", "2", "--bucket", eval_job.BUCKET.name)
@@ -37,7 +38,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 def test_all_scores_and_again_without_new_work(job: Config, tmp_path: Path, weights: Path) -> None:
-    if not all(available(name) for name in SOURCES):
+    if unfetched(*SOURCES):
         pytest.skip("scoring networks not fetched (`make setup` fetches them)")
     output = tmp_path / "out"
     done = videoar(job, output, *SMALL, weights=weights)

@@ -11,14 +11,12 @@ import torch
 from PIL import Image
 
 from pretrain.evaluation.networks import ScoringNetworks
+from tests.helpers.tools import unfetched
 from tokenizer.evaluation.metrics import frechet
-from tokenizer.evaluation.pretrained import available
 from tokenizer.evaluation.set_distances import kernel_distance
 
 FRAMES, SIDE = 16, 64
-needs = pytest.mark.skipif(
-    not (available("i3d") and available("lpips-vgg")), reason="scoring networks not fetched (`make setup`)"
-)
+needs = pytest.mark.skipif(unfetched("i3d", "lpips-vgg"), reason="scoring networks not fetched (`make setup`)")
 
 
 def weizmann(shared: Path) -> list[np.ndarray]:

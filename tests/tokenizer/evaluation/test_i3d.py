@@ -9,11 +9,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.helpers.tools import unfetched
 from tokenizer.evaluation.i3d import I3d, pad_same
-from tokenizer.evaluation.pretrained import available
 
 
-@pytest.mark.skipif(not available("i3d"), reason="scoring networks not fetched (`make setup` fetches them)")
+@pytest.mark.skipif(unfetched("i3d"), reason="scoring networks not fetched (`make setup` fetches them)")
 def test_logits_on_true_weights() -> None:
     t, y, x = (
         torch.arange(16).view(1, 16, 1, 1, 1),

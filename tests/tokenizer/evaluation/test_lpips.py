@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers.tools import unfetched
 from tokenizer.evaluation.lpips import Lpips, PerceptualLoss, perceptual
-from tokenizer.evaluation.pretrained import WeightsError, available
+from tokenizer.evaluation.pretrained import WeightsError
 
 FETCHED = pytest.mark.skipif(
-    not (available("lpips-alex") and available("lpips-vgg")), reason="scoring networks not fetched (`make setup` fetches them)"
+    unfetched("lpips-alex", "lpips-vgg"), reason="scoring networks not fetched (`make setup` fetches them)"
 )
 
 
