@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from proof_clips import shared
 
-from cluster.config import load
+from cluster.config import ConfigError, load
 from cluster.config.precision import hardware
 from cluster.runtime.atomic_files import write_text
 
@@ -151,7 +151,11 @@ def main() -> int:
     fps = RATES[asked.data]
     rates = [f"{key}={fps}" for key in ("pipeline.fps", "tokenizer.training.fps", "sample.fps")]
     words = [*rates, *RECIPES[asked.data], *asked.overrides]
-    write_text(config, load(config, words).yaml())  # whole: the ablation starts from it
+    try:
+        whole = load(config, words)
+    except ConfigError as error:
+        parser.error(str(error))
+    write_text(config, whole.yaml())  # the ablation starts from it
     given = ["-c", str(config)]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     series = Series(out, time.monotonic() + 60 * asked.minutes)
