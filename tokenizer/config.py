@@ -154,6 +154,9 @@ class TokenizerTraining(Section):
     """Decay of the exponential moving average of the weights; 0 turns it off."""
     scale_dropout: float = Field(default=0.5, ge=0, lt=1)
     """Probability that a scale, except the last, is dropped from a step."""
+    quantizer_dropout: float = Field(default=0.0, ge=0, le=1)
+    """Probability that a clip's quantizer stops before its last scale, at one drawn evenly (quantizer dropout of SoundStream, Zeghidour et al.
+    2021, 3.3; InfinityStar's stochastic quantizer depth), so that coarse scales alone show as much as they can hold."""
     multi_scale: bool = True
     """Quantize at all scales; false quantizes at the last one only (the single-scale stage)."""
     single_scale_steps: int = Field(default=0, ge=0)
@@ -179,6 +182,14 @@ class TokenizerTraining(Section):
     """Decoding threads per rank, which prepare the next batches."""
     init: Path | None = None
     """Tokenizer folder to start from, as written by `videoar tokenizer import` or by another run."""
+
+    @model_validator(mode="after")
+    def _check_dropout(self) -> TokenizerTraining:
+        if self.quantizer_dropout and not self.multi_scale:
+            raise ValueError(
+                "training.quantizer_dropout leaves out fine scales, but training.multi_scale is false: there is one scale; set it to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_quantized(self) -> TokenizerTraining:

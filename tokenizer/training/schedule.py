@@ -1,4 +1,4 @@
-"""What a training step uses, as pure functions of its number: clip shape, learning rate, kept scales, averaging decay.
+"""What a training step uses, as pure functions of its number: clip shape, learning rate, kept scales, where quantizers stop, averaging decay.
 
 In:  a step (counted from 0), the training section, a seed.
 Out: plain values, equal on every rank and after every restart.
@@ -35,6 +35,20 @@ def kept_scales_at(step: int, count: int, training: TokenizerTraining, seed: int
         return [False] * (count - 1) + [True]
     draw = np.random.Generator(np.random.Philox(key=seed, counter=[0, 2, 0, step]))
     return [bool(value >= training.scale_dropout) for value in draw.random(count - 1)] + [True]
+
+
+def depths_at(step: int, batch: int, kept: list[bool], training: TokenizerTraining, seed: int) -> list[int] | None:
+    """Return after how many scales the quantizer of each clip of a step's whole batch stops; None when it stops for none.
+
+    By `quantizer_dropout` it stops at one of the step's kept scales but the last, so that something is left of every clip.
+    """
+    used = [scale for scale, keeps in enumerate(kept) if keeps]
+    if not training.quantizer_dropout or len(used) == 1:
+        return None
+    draw = np.random.Generator(np.random.Philox(key=seed, counter=[0, 4, 0, step]))
+    shallow = draw.random(batch) < training.quantizer_dropout
+    last = draw.integers(1, len(used), batch)
+    return [used[int(number) - 1] + 1 if drop else len(kept) for drop, number in zip(shallow, last)]
 
 
 def quantized_share_at(step: int, training: TokenizerTraining) -> float:

@@ -38,7 +38,7 @@ from tokenizer.training import checkpoint
 from tokenizer.training.autoencoder import Autoencoder
 from tokenizer.training.engine import TrainingError
 from tokenizer.training.run_logger import RunLogger
-from tokenizer.training.schedule import bucket_at, kept_scales_at, perceptual_frames_at
+from tokenizer.training.schedule import bucket_at, depths_at, kept_scales_at, perceptual_frames_at
 from tokenizer.training.trainer import Trainer, log
 
 CHECKPOINTS = "tokenizer-checkpoints"
@@ -101,9 +101,12 @@ def _run(config: Config, clips: ClipSource, ranks: Ranks, recipe: str, stop: Sto
             _, rows, columns = spec.grid(bucket.frames, bucket.height, bucket.width)
             scales = spec.scales(rows, columns)
             kept = kept_scales_at(step, len(scales), training, run.seed)
+            depths = depths_at(step, bucket.batch, kept, training, run.seed)
             compared = perceptual_frames_at(step, bucket.frames, tokenizer.loss.perceptual_frames, run.seed)
             asked = stop.asked(step + 1)
-            metrics, stops = trainer.step(pixels(frames.to(ranks.device)), scales, kept, step, compared, stop=asked)
+            own = None if depths is None else torch.tensor(depths, device=ranks.device).chunk(ranks.world)[ranks.rank]
+            clips_BCTHW = pixels(frames.to(ranks.device))
+            metrics, stops = trainer.step(clips_BCTHW, scales, kept, step, compared, depth_B=own, stop=asked)
             if not math.isfinite(metrics["loss"]):
                 raise TrainingError(
                     f"step {step + 1}: the loss is not finite; start again with a lower tokenizer.training.learning_rate "
@@ -191,7 +194,11 @@ def recipe_values(config: Config) -> dict[str, Any]:
     tokenizer = config.get(TokenizerConfig).model_dump(mode="json", exclude={"weights"})
     if tokenizer["training"]["dtype"] == "auto":
         tokenizer["training"]["dtype"] = "float32"
-    for section, key, plain in (("loss", "hardest", 1), ("training", "quantization_ramp", 0)):
+    for section, key, plain in (
+        ("loss", "hardest", 1),
+        ("training", "quantization_ramp", 0),
+        ("training", "quantizer_dropout", 0),
+    ):
         if tokenizer[section][key] == plain:
             del tokenizer[section][key]  # earlier versions had no such key
     return {"tokenizer": tokenizer, "corpus": _corpus(config), "seed": config.get(RunConfig).seed}

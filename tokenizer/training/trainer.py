@@ -51,11 +51,20 @@ class Trainer:
     # One step ---------------------------------------------------------------------------------------------------------------
 
     def step(
-        self, x_BCTHW: Tensor, scales: Scales, kept: list[bool], step: int, frames: list[int], *, stop: bool = False
+        self,
+        x_BCTHW: Tensor,
+        scales: Scales,
+        kept: list[bool],
+        step: int,
+        frames: list[int],
+        *,
+        depth_B: Tensor | None = None,
+        stop: bool = False,
     ) -> tuple[dict[str, Any], bool]:
         """Update the generator and, once it has started, the discriminator.
 
-        kept: which scales are used. frames: those that the perceptual loss compares. stop: whether this rank was asked to stop.
+        kept: which scales are used. frames: those that the perceptual loss compares. depth_B: after how many scales each clip's quantizer stops,
+        None for no clip. stop: whether this rank was asked to stop.
         Returns metrics that are equal on all ranks, and whether any rank was asked to stop.
         """
         training, rate = self.training, learning_rate_at(step, self.training)
@@ -68,7 +77,8 @@ class Trainer:
         norm = math.nan
         for number, x_bCTHW in enumerate(micro_batches):
             share = len(x_bCTHW) / len(x_BCTHW)
-            recon, middle = self.generator(x_bCTHW, scales, kept, quantized)
+            depth_b = None if depth_B is None else depth_B[len(reconstructions) * len(micro_batches[0]) :][: len(x_bCTHW)]
+            recon, middle = self.generator(x_bCTHW, scales, kept, quantized, depth_b)
             pixels = losses.pixel_losses(recon, x_bCTHW, self.loss.hardest)
             square = pixels.pop("square")
             terms = pixels | self._generator_terms(x_bCTHW, recon, middle, adversarial, frames)
@@ -90,7 +100,7 @@ class Trainer:
         square = metrics.pop("square")
         metrics["psnr"] = 10 * math.log10(4 / max(square, 1e-10)) if square == square else math.nan
         metrics["quantized"] = quantized
-        metrics |= {"grad_norm": norm, "learning_rate": rate} | self._bit_entropy(torch.stack(usage).mean(0), scales)
+        metrics |= {"grad_norm": norm, "learning_rate": rate} | self._bit_entropy(torch.stack(usage), scales)
         return metrics, stops
 
     def _generator_terms(
@@ -130,9 +140,13 @@ class Trainer:
         self.discriminator.step(loss, rate * self.training.discriminator_factor, last=last)
         return {"discriminator": hinge, "lecam": lecam}
 
-    def _bit_entropy(self, usage_Kd: Tensor, scales: Scales) -> dict[str, Any]:
-        """Entropy in bits of each scale's mean bit: 1 = both values equally often, 0 = dead bits, None = scale dropped."""
-        share = self.ranks.mean(usage_Kd.float())
+    def _bit_entropy(self, usage_MKd: Tensor, scales: Scales) -> dict[str, Any]:
+        """Entropy in bits of each scale's mean bit: 1 = both values equally often, 0 = dead bits, None = scale dropped.
+
+        usage_MKd: of each micro-batch, NaN where none of its frames used the scale.
+        """
+        summed, counted = self.ranks.mean(torch.stack((usage_MKd.float().nan_to_num(), (~usage_MKd.isnan()).float())).sum(1))
+        share = summed / counted
         safe = share.clamp(1e-6, 1 - 1e-6)
         entropy = -(safe * safe.log2() + (1 - safe) * (1 - safe).log2()).mean(1)
         return {"bit_entropy": {f"{r}x{c}": value for (r, c), value in zip(scales, entropy.tolist())}}

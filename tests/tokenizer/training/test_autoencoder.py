@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from tokenizer.quantization.bsq import quantize
+from tokenizer.quantization.bsq import accumulate, quantize
 from tokenizer.quantization.scale_schedule import scales
 from tokenizer.training.autoencoder import straight_through
 
@@ -62,6 +62,37 @@ def test_a_part_of_the_error_passes_small_differences_on_with_their_gradient() -
     assert torch.allclose(other - half, torch.full_like(second, 0.005), atol=1e-6)
     (gradient,) = torch.autograd.grad(half.sum(), first)
     assert torch.equal(gradient, torch.ones_like(first))
+
+
+def test_frames_whose_quantizer_stops_early_show_their_coarse_scales() -> None:
+    features = torch.randn(3, 8, 4, 4)
+    depth = torch.tensor([1, 3, 4])
+    made = straight_through(features, SCALES, [True] * 4, 100.0, depth_N=depth)
+    bits = quantize(features, SCALES)[0]
+    for frame, scales_used in enumerate(depth.tolist()):
+        wanted = accumulate([item[frame : frame + 1] for item in bits[:scales_used]], SCALES)
+        assert torch.allclose(made.quantized[frame : frame + 1], wanted, atol=1e-6)
+    assert torch.allclose(made.usage_Kd[3], bits[3][2].float().mean((0, 1))), "the last scale is the third frame's alone"
+
+
+def test_what_fine_scales_hold_is_lost_before_quantization_too() -> None:
+    """Else the decoder would read, through the first unquantized steps, what it must find in the coarse scales."""
+    features = torch.randn(2, 8, 4, 4, requires_grad=True)
+    made = straight_through(features, SCALES, [True] * 4, 100.0, share=0.0, depth_N=torch.tensor([1, 4])).quantized
+    assert torch.allclose(made[0], features[0].mean((1, 2), keepdim=True).expand(-1, 4, 4), atol=1e-6)
+    assert torch.allclose(made[1], features[1], atol=1e-6)
+    (gradient,) = torch.autograd.grad(made[0, :, 0, 0].sum(), features)
+    assert torch.allclose(gradient[0], torch.full((8, 4, 4), 1 / 16)), "one place of the mean is moved by all"
+    assert not gradient[1].any()
+
+
+def test_commitment_does_not_pull_features_to_what_an_early_stop_left() -> None:
+    """A frame of one constant is its own mean: stopping at 1x1 loses nothing, and no detail is punished for being left out."""
+    detail = torch.randn(1, 8, 4, 4)
+    detail = detail - detail.mean((2, 3), keepdim=True)
+    flat = torch.full((1, 8, 4, 4), 1 / math.sqrt(8))
+    stopped = straight_through(flat + detail, SCALES, [True] * 4, 100.0, depth_N=torch.tensor([1]))
+    assert stopped.commitment.item() < 1e-6
 
 
 def test_entropy_is_lowest_for_sure_and_balanced_bits() -> None:

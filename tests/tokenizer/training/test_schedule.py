@@ -9,6 +9,7 @@ import pytest
 from tokenizer.config import TokenizerTraining, TrainingBucket
 from tokenizer.training.schedule import (
     bucket_at,
+    depths_at,
     ema_decay_at,
     kept_scales_at,
     learning_rate_at,
@@ -43,6 +44,22 @@ def test_the_quantizers_error_begins_at_once_or_grows() -> None:
     assert [quantized_share_at(step, late) for step in (0, 4, 5, 6)] == [0.0, 0.0, 1.0, 1.0]
     grown = TokenizerTraining(unquantized_steps=2, quantization_ramp=3)
     assert [quantized_share_at(step, grown) for step in range(7)] == [0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_quantizer_dropout_stops_at_any_kept_scale_but_the_last() -> None:
+    training = TokenizerTraining(quantizer_dropout=0.5)
+    drawn = [depth for step in range(200) for depth in depths_at(step, 8, [True] * 6, training, 0) or []]
+    counts = [drawn.count(depth) for depth in range(1, 7)]
+    assert sum(counts) == 1600 and 720 < counts[5] < 880 and min(counts[:5]) > 110 and max(counts[:5]) < 210
+    thinned = {depth for step in range(50) for depth in depths_at(step, 8, [False, True, False, True, True], training, 0) or []}
+    assert thinned == {2, 4, 5}, "every clip has at least the first kept scale"
+    assert (
+        depths_at(3, 8, [True] * 6, training, 0)
+        == depths_at(3, 8, [True] * 6, training, 0)
+        != depths_at(4, 8, [True] * 6, training, 0)
+    )
+    assert depths_at(3, 8, [False, False, True], training, 0) is None, "the single-scale stage has nothing to leave out"
+    assert depths_at(3, 8, [True] * 6, TokenizerTraining(), 0) is None
 
 
 def test_buckets_open_and_close_by_step() -> None:

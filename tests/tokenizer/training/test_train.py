@@ -212,6 +212,24 @@ def test_the_number_of_ranks_may_change_and_changes_nothing(
     assert moved / torch.cat([weight.flatten() for weight in want.values()]).norm() < 2e-3
 
 
+@pytest.mark.system
+def test_where_quantizers_stop_depends_on_the_clip_alone(tmp_path: Path) -> None:
+    """Ranks and micro-batches cut a step's batch; each clip keeps the depth that was drawn for it."""
+    word = "tokenizer.training.quantizer_dropout=0.6"
+    cuts = {"whole": (1, []), "micro": (1, ["tokenizer.training.micro_batch=1"]), "ranks": (2, [])}
+    for name, (ranks, words) in cuts.items():
+        done = run([str(configure(tmp_path / name)), "-1", word, *words], ranks=ranks)
+        assert done.returncode == 0, done.stderr + done.stdout
+    for whole, micro, two in zip(*(figures(tmp_path / name) for name in cuts), strict=True):
+        for other in (micro, two):
+            assert math.isclose(whole["loss"], other["loss"], rel_tol=2e-3), (whole, other)
+            assert math.isclose(whole["grad_norm"], other["grad_norm"], rel_tol=2e-2)
+        assert two["bit_entropy"] == micro["bit_entropy"], "both are means over single clips"
+    plain = tmp_path / "plain"
+    assert run([str(configure(plain)), "-1"]).returncode == 0
+    assert figures(plain)[-1]["loss"] != figures(tmp_path / "whole")[-1]["loss"]
+
+
 def test_the_figures_say_what_training_did(straight: Path) -> None:
     lines = figures(straight)
     assert {line["bucket"] for line in lines} <= {"f005x32x32", "f001x24x32"}
@@ -232,7 +250,11 @@ def test_another_recipe_is_not_overwritten(straight: Path) -> None:
 
 @pytest.mark.parametrize(
     ("word", "plain"),
-    [("loss.hardest=0.05", "loss.hardest=1"), ("training.quantization_ramp=5", "training.quantization_ramp=0")],
+    [
+        ("loss.hardest=0.05", "loss.hardest=1"),
+        ("training.quantization_ramp=5", "training.quantization_ramp=0"),
+        ("training.quantizer_dropout=0.5", "training.quantizer_dropout=0"),
+    ],
 )
 def test_a_later_option_counts_only_where_it_is_used(tmp_path: Path, word: str, plain: str) -> None:
     without, same, other = (
