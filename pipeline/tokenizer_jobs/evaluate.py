@@ -37,6 +37,8 @@ from tokenizer.evaluation.pretrained import available
 
 LITTLE = 0.1
 """Share of the differences between clips below which a tokenizer is said to show nothing of them."""
+SHALLOW_CLIPS = 8
+"""Clips of each shape that are also decoded from their coarse scales alone: each of these decodes costs as much as a whole one."""
 CHUNK = 32
 """Pixel frames that go through the codec at once; the stream's memory does not grow with the length of the video."""
 
@@ -122,6 +124,7 @@ def score(
         "clips": len(clips),
         "shape": [frames, height, width],
         **quality(torch.stack(list(clips)), torch.stack(decoded), fvd=fvd, note=note),
+        "depth_psnr": depth_psnr(codec, clips[:SHALLOW_CLIPS], packed[:SHALLOW_CLIPS]),
         "bits_per_pixel": metrics.bits_per_pixel(size, latents, frames, height, width),
         "bits_per_frame": size * 8 * latents / frames,
         "bit_usage": metrics.bit_statistics(torch.cat(packed), scales, codec.spec.bits),
@@ -129,6 +132,20 @@ def score(
         "decode_frames_per_second": frames * len(clips) / decode_s,
         "tokenizer": codec.spec.digest,
     }
+
+
+def depth_psnr(codec: VideoCodec, clips: Sequence[Tensor], packed: Sequence[Tensor]) -> dict[str, float]:
+    """Return the PSNR in dB of decoding the scales up to each one, by that scale such as `4x4`; a mean over clips.
+
+    clips: uint8 (T,H,W,3). packed: the bits of each, uint8 (T', bytes of a latent frame).
+    """
+    height, width = clips[0].shape[1:3]
+    _, rows, columns = codec.spec.grid(*clips[0].shape[:3])
+    found: dict[str, float] = {}
+    for depth, (r, c) in enumerate(codec.spec.scales(rows, columns), 1):
+        shown = [codec.decode(bits.reshape(1, -1), height, width, depth)[0].cpu() for bits in packed]
+        found[f"{r}x{c}"] = float(metrics.psnr(torch.stack(list(clips)), torch.stack(shown)).mean())
+    return found
 
 
 def quality(real: Tensor, reconstructed: Tensor, *, fvd: bool = True, note: Callable[[str], None] = print) -> dict[str, Any]:
@@ -201,10 +218,10 @@ def print_tables(name: str, scores: dict[str, Any]) -> None:
     keys += ["encode_frames_per_second", "decode_frames_per_second"]
     table.add_row(*("-" if scores[key] is None else f"{scores[key]:.4g}" for key in keys))
     usage = Table(title="bits")
-    for heading in ("scale", "entropy per bit", "dead bits"):
+    for heading in ("scale", "entropy per bit", "dead bits", "PSNR dB up to it"):
         usage.add_column(heading, justify="right")
     for scale, each in scores["bit_usage"].items():
-        usage.add_row(scale, f"{each['entropy']:.3f}", f"{100 * each['dead']:.0f} %")
+        usage.add_row(scale, f"{each['entropy']:.3f}", f"{100 * each['dead']:.0f} %", f"{scores['depth_psnr'][scale]:.1f}")
     console = Console()
     console.print(table)
     console.print(usage)

@@ -111,9 +111,12 @@ class VideoCodec:
         return self._encoded(self._encoder(self._pixels(frames_BTHWC)))
 
     @torch.no_grad()
-    def decode(self, bits_BX: Tensor, height: int, width: int) -> Tensor:
-        """Decode the packed bits of whole clips of height x width pixels to frames, uint8 (B,T,H,W,3)."""
-        return to_uint8(self._decoder(self._quantized(bits_BX, height, width)))
+    def decode(self, bits_BX: Tensor, height: int, width: int, depth: int | None = None) -> Tensor:
+        """Decode the packed bits of whole clips of height x width pixels to frames, uint8 (B,T,H,W,3).
+
+        depth: how many scales to use, the coarsest ones; None = all. Raises CodecError.
+        """
+        return to_uint8(self._decoder(self._quantized(bits_BX, height, width, depth)))
 
     @torch.no_grad()
     def encode_chunk(self, frames_BTHWC: Tensor, state: EncodeState | None, last: bool = False) -> tuple[Encoded, EncodeState]:
@@ -190,7 +193,7 @@ class VideoCodec:
         bits, _ = quantize(features.flatten(0, 1), self.spec.scales(rows, columns))
         return Encoded(pack(bits).reshape(batch, -1), features)
 
-    def _quantized(self, bits_BX: Tensor, height: int, width: int) -> Tensor:
+    def _quantized(self, bits_BX: Tensor, height: int, width: int, depth: int | None = None) -> Tensor:
         _, rows, columns = self._grid(1, height, width)
         size = self.spec.frame_bytes(rows, columns)
         if (
@@ -204,5 +207,7 @@ class VideoCodec:
             raise CodecError(f"bits must be a uint8 tensor (B, n*{size}) for {height}x{width} pixels, found {found}")
         scales = self.spec.scales(rows, columns)
         maps = unpack(bits_BX.to(self.device).reshape(-1, size), scales, self.spec.bits)
-        features: Tensor = accumulate(maps, scales).unflatten(0, (bits_BX.shape[0], -1)).transpose(1, 2)
+        if depth is not None and not 0 < depth <= len(scales):
+            raise CodecError(f"depth {depth}: {height}x{width} pixels have {len(scales)} scales, and at least one is needed")
+        features: Tensor = accumulate(maps[:depth], scales).unflatten(0, (bits_BX.shape[0], -1)).transpose(1, 2)
         return features.to(self.dtype).contiguous(memory_format=torch.channels_last_3d)

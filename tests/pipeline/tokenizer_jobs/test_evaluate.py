@@ -111,6 +111,8 @@ def test_scores_of_one_shape_count_bits(config: Path, tmp_path: Path, clips: Pat
     assert figures["bits_per_frame"] == 5 * 8 * 2 / 5, "2x2 grid: 1 + 4 positions of 8 bits, 2 latents for 5 frames"
     assert figures["bits_per_pixel"] == pytest.approx(5 * 8 * 2 / (5 * 256))
     assert figures["rfvd"] is None
+    assert list(figures["depth_psnr"]) == ["1x1", "2x2"]
+    assert figures["depth_psnr"]["2x2"] == pytest.approx(figures["psnr"]) != figures["depth_psnr"]["1x1"]
 
 
 def test_a_corpus_of_short_videos_cannot_be_scored(config: Path) -> None:

@@ -186,6 +186,23 @@ def test_bad_streams_and_bits_are_named(codecs: dict[str, VideoCodec]) -> None:
         codec.decode(torch.zeros(1, 7, dtype=torch.uint8), 16, 16)
 
 
+def test_coarse_scales_alone_are_decoded_as_their_sum(codecs: dict[str, VideoCodec]) -> None:
+    codec = codecs["f16"]
+    frames = clip(codec, 5, batch=2)
+    encoded, side = codec.encode(frames), frames.shape[2]
+    listed = codec.spec.scales(2, 2)
+    assert torch.equal(codec.decode(encoded.bits, side, side, len(listed)), codec.decode(encoded.bits, side, side))
+    features = encoded.features.flatten(0, 1)
+    coarse = resize_linear(codes((resize_area(features, listed[0]) > 0).permute(0, 2, 3, 1)), listed[-1])
+    with torch.no_grad():
+        wanted = codec.network.decoder(coarse.unflatten(0, (2, -1)).transpose(1, 2))
+    shown = codec.decode(encoded.bits, side, side, 1).permute(0, 4, 1, 2, 3) / 127.5 - 1
+    assert (shown - wanted.clamp(-1, 1)).abs().max() < 1 / 127
+    for depth in (0, len(listed) + 1):
+        with pytest.raises(CodecError, match=f"depth {depth}: 32x32 pixels have 2 scales"):
+            codec.decode(encoded.bits, side, side, depth)
+
+
 def test_one_frame_works(codecs: dict[str, VideoCodec]) -> None:
     codec = codecs["f16"]
     encoded = codec.encode(clip(codec, 1))
