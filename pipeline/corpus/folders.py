@@ -185,7 +185,8 @@ def remote_names(entry: str, names: Names, kept: SpilledNames | None = None) -> 
                 found = bucket_listing.find(filesystem, pattern.root, kept and kept.within(entry), pattern)
             else:  # links of a page, or buckets
                 found = iter(sorted(retried(lambda: filesystem.glob(inner))))
-            yield from names.counted((str(filesystem.unstrip_protocol(name)) for name in found), _named_by(entry))
+            urls = names.counted((str(filesystem.unstrip_protocol(name)) for name in found), _named_by(inner))
+            yield from (url + _behind(entry) for url in urls)
             return
         if web:
             listed = iter(sorted(retried(lambda: filesystem.find(inner))))
@@ -195,7 +196,8 @@ def remote_names(entry: str, names: Names, kept: SpilledNames | None = None) -> 
         if begin == [inner]:
             yield entry
             return
-        yield from names.counted(str(filesystem.unstrip_protocol(name)) for name in chain(begin, listed))
+        urls = names.counted(str(filesystem.unstrip_protocol(name)) for name in chain(begin, listed))
+        yield from (url + _behind(entry) for url in urls)
     except DamagedFile:
         raise
     except (ImportError, ValueError) as error:
@@ -204,7 +206,13 @@ def remote_names(entry: str, names: Names, kept: SpilledNames | None = None) -> 
         raise CorpusError(f"corpus.videos: cannot list {entry}: {error}") from error
 
 
-def _named_by(entry: str) -> tuple[str, ...]:
+def _behind(entry: str) -> str:
+    """Return what a file's URL ends with where `entry` is a chain of fsspec's file systems, such as zip://*.mp4::s3://b/x.zip: the archive."""
+    links = [link for link in entry.split("::") if "/" in link]  # `simplecache` and its like name no place
+    return "".join(f"::{link}" for link in links[1:])
+
+
+def _named_by(pattern: str) -> tuple[str, ...]:
     """Return the ending that a pattern spells out, such as .tar in *.tar: it counts whatever corpus.extensions says."""
-    ending = PurePosixPath(entry).suffix.lower()
+    ending = PurePosixPath(pattern).suffix.lower()
     return () if not ending or MAGIC & set(ending) else (ending,)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import CorpusConfig
+from pipeline.corpus.fetch import local, sidecar
 from pipeline.corpus.folders import CorpusError, Names
 from pipeline.corpus.folders import local_names as streamed
 from pipeline.corpus.listing import survey
@@ -121,3 +123,21 @@ def test_a_caption_file_counts_by_its_stem_however_many_names_are_between() -> N
     found = Names(EXTENSIONS)
     assert list(found.counted(sorted(names))) == ["a.b.mp4", "a.mp4", "bb.webm"]
     assert found.left_out == {".json": 2, ".txt": 2}
+
+
+@pytest.mark.parametrize(
+    "entry", ["zip://**/*.mp4::{}", "zip://::{}", "zip://**::file://{}", "simplecache::zip://**/*.mp4::{}"]
+)
+def test_videos_in_an_archive_are_listed_with_it_and_can_be_fetched(tmp_path: Path, entry: str) -> None:
+    archive = tmp_path / "videos.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, data in {"a/one.mp4": b"1", "two.mp4": b"2", "two.txt": b"a caption", "left.zip": b"3"}.items():
+            file.writestr(name, data)
+    found = survey(CorpusConfig(videos=(entry.format(archive),)))
+    assert [video.source.split("::")[0] for video in found.videos] == ["zip://a/one.mp4", "zip://two.mp4"]
+    contents = []
+    for video in found.videos:
+        with local(video.source) as path:
+            contents.append(path.read_bytes())
+    assert contents == [b"1", b"2"]
+    assert [sidecar(video.source) for video in found.videos] == ["", "a caption"]
