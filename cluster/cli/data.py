@@ -73,6 +73,9 @@ def tokenizer_reconstruct(
     overrides: Overrides = None,
     seconds: Annotated[float, typer.Option(help="Seconds to use, from the start of the video.", min=0.1)] = 4.0,
     size: Annotated[int, typer.Option(help="Height and width in pixels; 0: those of the largest training shape.", min=0)] = 0,
+    by_scale: Annotated[
+        bool, typer.Option("--by-scale", help="Also what the scales up to each one show, coarse to fine.")
+    ] = False,
 ) -> None:
     """Encode and decode a video, and write original and reconstruction side by side.
 
@@ -81,7 +84,7 @@ def tokenizer_reconstruct(
     from cluster.config import load
     from pipeline.tokenizer_jobs.evaluate import reconstruct
 
-    psnr = reconstruct(load(config, overrides or ()), video, output, seconds, size)
+    psnr = reconstruct(load(config, overrides or ()), video, output, seconds, size, by_scale=by_scale)
     typer.echo(f"{output}: PSNR {psnr:.2f} dB")
 
 

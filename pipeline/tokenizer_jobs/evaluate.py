@@ -230,10 +230,13 @@ def print_tables(name: str, scores: dict[str, Any]) -> None:
 # ---- reconstruction -----------------------------------------------------------------------------------------------
 
 
-def reconstruct(config: Config, video: str, output: Path, seconds: float = 4.0, size: int = 0) -> float:
+def reconstruct(
+    config: Config, video: str, output: Path, seconds: float = 4.0, size: int = 0, *, by_scale: bool = False
+) -> float:
     """Write original | reconstruction side by side as an mp4; return the PSNR in dB.
 
-    size: height and width in pixels; 0 takes the largest training bucket. Raises CodecError, VideoError or OSError.
+    size: height and width in pixels; 0 takes the largest training bucket. by_scale: between the two, what the scales up to each one show,
+    coarse to fine. Raises CodecError, VideoError or OSError.
     """
     tokenizer = config.get(TokenizerConfig)
     codec = _load(tokenizer)
@@ -248,15 +251,18 @@ def reconstruct(config: Config, video: str, output: Path, seconds: float = 4.0, 
     if not frames:
         raise CodecError(f"{video}: no frame can be decoded")
     original = np.stack(frames[:whole])
+    _, rows, columns = codec.spec.grid(whole, height, width)
+    coarse = range(1, len(codec.spec.scales(rows, columns)) if by_scale else 1)
     decoded = roundtrip(codec, original)
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_video(output, np.concatenate((original, decoded), axis=2), fps)
+    panels = (original, *(roundtrip(codec, original, depth) for depth in coarse), decoded)
+    write_video(output, np.concatenate(panels, axis=2), fps)
     error = float(np.mean((original.astype(np.float64) - decoded) ** 2))
     return float(10 * np.log10(255**2 / max(error, 1e-10)))
 
 
-def roundtrip(codec: VideoCodec, frames_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Encode and decode one clip of 1 + s*n frames as a stream; return the same shape."""
+def roundtrip(codec: VideoCodec, frames_THWC: NDArray[np.uint8], depth: int | None = None) -> NDArray[np.uint8]:
+    """Encode and decode one clip of 1 + s*n frames as a stream; return the same shape. depth: scales to use; None = all."""
     height, width = frames_THWC.shape[1:3]
     encoding = decoding = None
     decoded: list[Tensor] = []
@@ -264,7 +270,7 @@ def roundtrip(codec: VideoCodec, frames_THWC: NDArray[np.uint8]) -> NDArray[np.u
         chunk = torch.from_numpy(frames_THWC[begin : begin + CHUNK])[None]
         encoded, encoding = codec.encode_chunk(chunk, encoding, last=begin + CHUNK >= len(frames_THWC))
         if encoded.bits.shape[1]:
-            shown, decoding = codec.decode_chunk(encoded.bits, height, width, decoding)
+            shown, decoding = codec.decode_chunk(encoded.bits, height, width, decoding, depth)
             decoded.append(shown[0].cpu())
     return torch.cat(decoded).numpy()
 

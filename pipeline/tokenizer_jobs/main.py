@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log = config.get(RunConfig).dir / "log" / f"tokenizer-rank-{rank}.log"
             report.code = train(config)
         elif given.command == "reconstruct":
-            psnr = reconstruct(config, given.video, given.output, given.seconds, given.size)
+            psnr = reconstruct(config, given.video, given.output, given.seconds, given.size, by_scale=given.by_scale)
             print(f"{given.output}: PSNR {psnr:.2f} dB", flush=True)
         else:
             evaluate(config, clips=given.clips, report=given.json)
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--output", required=True, type=Path, help="the mp4 to write")
             command.add_argument("--seconds", type=float, default=4.0, help="seconds from the start of the video")
             command.add_argument("--size", type=int, default=0, help="height and width; 0 takes the largest training shape")
+            command.add_argument("--by-scale", action="store_true", help="also what the scales up to each one show")
         if name == "evaluate":
             command.add_argument("--clips", type=int, default=64, help="clips of each training shape")
             command.add_argument("--json", type=Path, default=None, help="write the scores to this file too")

@@ -139,9 +139,14 @@ class VideoCodec:
         return self._encoded(features), EncodeState(stream, seen, (batch, height, width))
 
     @torch.no_grad()
-    def decode_chunk(self, bits_BX: Tensor, height: int, width: int, state: DecodeState | None) -> tuple[Tensor, DecodeState]:
-        """Decode the next latent frames of a stream: the first latent frame gives one frame, each later one s frames."""
-        quantized = self._quantized(bits_BX, height, width)
+    def decode_chunk(
+        self, bits_BX: Tensor, height: int, width: int, state: DecodeState | None, depth: int | None = None
+    ) -> tuple[Tensor, DecodeState]:
+        """Decode the next latent frames of a stream: the first latent frame gives one frame, each later one s frames.
+
+        depth: as in `decode`.
+        """
+        quantized = self._quantized(bits_BX, height, width, depth)
         shape = (quantized.shape[0], height, width)
         if state is not None and state.shape != shape:
             raise CodecError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from cluster.config import load
 from pipeline.tokenizer_jobs import evaluate as module
 from pipeline.tokenizer_jobs.evaluate import EvaluationError, evaluate, held_out_clips, quality, reconstruct, roundtrip, score
-from pipeline.video import probe
+from pipeline.video import iter_frames, probe
 from tests.helpers.tools import unfetched
 from tokenizer.codec import VideoCodec
 from tokenizer.config import TrainingBucket
@@ -26,8 +27,17 @@ def test_reconstruct_writes_both_side_by_side(config: Path, clips: Path, tmp_pat
     info = probe(output)
     assert (info.height, info.width) == (32, 96)
     assert len(info.times) == 13, "16 frames asked for, 1 + 4n shown"
-    reconstruct(load(config), str(clips / "carphone_pristine.mp4"), output, seconds=0.1, size=64)
-    assert (probe(output).height, len(probe(output).times)) == (64, 1)
+    reconstruct(load(config), str(clips / "carphone_pristine.mp4"), output, seconds=0.1, size=64, by_scale=True)
+    info = probe(output)
+    assert (info.height, info.width, len(info.times)) == (64, 64 * (1 + 6), 1), "original, five coarse depths, all six scales"
+    with av.open(str(output)) as container:
+        shown = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(float)
+    panels = shown.reshape(64, 7, 64, 3).swapaxes(0, 1)
+    codec = VideoCodec.load(tmp_path / "tokenizer")
+    first = torch.from_numpy(next(iter_frames(clips / "carphone_pristine.mp4", 8.0, 64, 64))[1])[None, None]
+    wanted = np.stack([codec.decode(codec.encode(first).bits, 64, 64, depth)[0, 0].numpy() for depth in range(1, 7)])
+    nearest = [int(np.abs(wanted - panel).mean((1, 2, 3)).argmin()) for panel in panels[1:]]
+    assert nearest == [0, 1, 2, 3, 4, 5], "each panel is its depth's own decoding, but for the mp4's losses"
 
 
 def test_the_streamed_roundtrip_is_the_whole_one(config: Path, tmp_path: Path) -> None:
