@@ -31,6 +31,7 @@ def test_each_data_set_has_a_recipe_and_the_command_line_comes_last(proof: Modul
     assert made["moving-mnist"].training.quantization_ramp == 300
     assert made["freeway"].loss.hardest == 0.05 and made["freeway"].training.quantization_ramp == 1000
     assert made["weizmann"].training.augment.zoom == 2 and made["weizmann"].training.mirror
+    assert [each.training.quantizer_dropout for each in made.values()] == [0.5, 0.5, 0.0]
     words = [*proof.RECIPES["freeway"], "tokenizer.loss.hardest=0.5"]
     assert load(FOLDER / "proof_learning.yaml", words).get(TokenizerConfig).loss.hardest == 0.5
 
