@@ -34,7 +34,7 @@ def write(output: Path, scores: Mapping[str, Any], real: Tensor, samples: Tensor
     known = int(scores["prediction"]["known_frames"])
     at = sheet_frames(real.shape[1])
     rows = [[video[place].numpy() for place in at] for trio in zip(real[:ROWS], samples, predictions) for video in trio]
-    contact_sheet(rows, [place < known for place in at]).save(output / "sheet.png")
+    contact_sheet(rows, [place < known for place in at], unmarked=range(1, len(rows), 3)).save(output / "sheet.png")
     _plots(output / "plots.png", scores)
     for table in tables(scores):
         Console(width=160).print(table)

@@ -8,7 +8,7 @@ Legend: B videos, T frames, H x W pixels, C = 3 colors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -78,10 +78,11 @@ def sheet_frames(frames: int) -> list[int]:
     return [int(at) for at in np.linspace(0, frames - 1, min(SHEET_COLUMNS, frames)).round()]
 
 
-def contact_sheet(rows: Sequence[Sequence[np.ndarray]], given: Sequence[bool]) -> Image.Image:
+def contact_sheet(rows: Sequence[Sequence[np.ndarray]], given: Sequence[bool], unmarked: Collection[int] = ()) -> Image.Image:
     """Return one picture of rows of equally many pictures, uint8 (H, W, 3).
 
     given: by column, whether the frame was given to the sampler; such a column is marked with a green bar above it.
+    unmarked: rows of samples that were given none.
     """
     height, width = rows[0][0].shape[:2]
     canvas = np.full((len(rows) * (height + MARGIN), len(given) * (width + MARGIN), 3), 255, dtype=np.uint8)
@@ -89,6 +90,6 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]], given: Sequence[bool]) -
         for column, picture in enumerate(pictures):
             y, x = row * (height + MARGIN) + MARGIN, column * (width + MARGIN)
             canvas[y : y + height, x : x + width] = picture
-            if given[column]:
+            if given[column] and row not in unmarked:
                 canvas[y - 3 : y - 1, x : x + width] = GREEN
     return Image.fromarray(canvas)

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cluster.config import Config, RunConfig
 from tests.helpers import eval_job
@@ -60,6 +62,8 @@ def test_all_scores_and_again_without_new_work(job: Config, tmp_path: Path, weig
     assert any("too few clips for FVD without its bias: 16" in note for note in scores["notes"])
     assert scores["samples"]["fvd_extrapolated"] is None
     assert (output / "plots.png").stat().st_size > 5000 and (output / "sheet.png").stat().st_size > 5000
+    green = (np.asarray(Image.open(output / "sheet.png")) == (0, 160, 0)).all(2).any(1)
+    assert green.reshape(9, -1).any(1).tolist() == [True, False, True] * 3, "samples from text were given no frame"
     before = {
         path: path.stat().st_mtime_ns for folder in (output / "videos", weights / "features") for path in folder.iterdir()
     }

@@ -61,3 +61,6 @@ def test_contact_sheet_marks_the_given_frames() -> None:
     assert sheet.shape == (24, 9 * 12, 3)
     green = (sheet == (0, 160, 0)).all(2)
     assert green[1].any() and green[1, :36].sum() == 24 and not green[1, 36:].any()
+    again = np.asarray(contact_sheet([[video[at] for at in shown]] * 3, [at < 5 for at in shown], unmarked=[1]))
+    green = (again == (0, 160, 0)).all(2)
+    assert green[1].any() and not green[12:24].any() and green[25].any(), "what was sampled from text alone was given no frame"
