@@ -156,7 +156,9 @@ class TokenizerTraining(Section):
     """Probability that a scale, except the last, is dropped from a step."""
     quantizer_dropout: float = Field(default=0.0, ge=0, le=1)
     """Probability that a clip's quantizer stops before its last scale, at one drawn evenly (quantizer dropout of SoundStream, Zeghidour et al.
-    2021, 3.3; InfinityStar's stochastic quantizer depth), so that coarse scales alone show as much as they can hold."""
+    2021; InfinityStar's stochastic quantizer depth), so that coarse scales alone show as much as they can hold, and the transformer draws
+    what is where before it draws details (docs/results.md). It costs some PSNR of whole clips, and the PSNR of a training step counts the
+    clips that were cut short too."""
     multi_scale: bool = True
     """Quantize at all scales; false quantizes at the last one only (the single-scale stage)."""
     single_scale_steps: int = Field(default=0, ge=0)

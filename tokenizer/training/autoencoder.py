@@ -96,7 +96,8 @@ def straight_through(
         code = torch.where(z_Ndhw > 0, 1.0, -1.0) / math.sqrt(d)
         entropy = entropy + _entropy(z_Ndhw, inverse_temperature)
         ones_Nd = (z_Ndhw.detach() > 0).float().mean((2, 3))
-        usage[k] = ones_Nd.mean(0) if depth_N is None else ones_Nd[depth_N > k].mean(0)
+        used = None if depth_N is None else (depth_N > k).float()
+        usage[k] = ones_Nd.mean(0) if used is None else used @ ones_Nd / used.sum()
         total = total + _masked(resize_linear(code, scales[-1]), k, depth_N)
     # Squared distance of whole feature vectors: codes have unit length whatever d is.
     commitment = F.mse_loss(passable, total) * d
