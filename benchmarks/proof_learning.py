@@ -83,6 +83,7 @@ class Series:
         print(f"$ videoar {' '.join(words)}", flush=True)
         began = time.monotonic()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the command would go on without its series
         process = subprocess.Popen([sys.executable, "-m", "cluster.cli.main", *words], env=environment)
         try:
             code = process.wait(timeout=max(1.0, self.deadline - began))
@@ -94,6 +95,8 @@ class Series:
             process.send_signal(signal.SIGTERM)  # a terminal's signal reached it too; within two seconds both are one
             process.wait(timeout=GRACE)
             code = STOPPED
+        finally:
+            signal.signal(signal.SIGTERM, before)
         self._count(name, time.monotonic() - began)
         if code == STOPPED:
             print(f"`{name}` was stopped: start again to go on", flush=True)
@@ -161,7 +164,6 @@ def main() -> int:
         parser.error(str(error))
     write_text(config, whole.yaml())  # the ablation starts from it
     given = ["-c", str(config)]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     series = Series(out, time.monotonic() + 60 * asked.minutes)
     made = (
         ["--train", str(asked.train), "--test", str(asked.test)] if asked.data != "weizmann" else ["--from", str(asked.strips)]

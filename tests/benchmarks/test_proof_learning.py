@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 
 from cluster.config import load
@@ -56,3 +59,26 @@ def test_a_bar_without_its_score_does_not_hold(proof: ModuleType) -> None:
         "fvd_below_frozen": False,
     }
     assert proof.verdict(scores(None, 0.1))["fvd_below_frozen"] is False
+
+
+@pytest.mark.system
+def test_a_series_that_is_stopped_stops_its_command(tmp_path: Path) -> None:
+    """Of the ablation's series too: a training that went on alone was found beside the next one."""
+    code = "import sys, time; from pathlib import Path; from proof_learning import Series; "
+    code += "Series(Path(sys.argv[1]), time.monotonic() + 600).run('pages', 'monitor', sys.argv[1], '--port', '0')"
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=FOLDER, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "http://" in line:
+            break
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        said = process.communicate(timeout=60)[0]
+        assert process.returncode == 75 and "`pages` was stopped: start again to go on" in said
+        assert children and not any(child.is_running() for child in children)
+    finally:
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    assert not (tmp_path / "done" / "pages").exists()
