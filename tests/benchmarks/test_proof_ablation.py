@@ -41,12 +41,12 @@ def test_every_variant_is_a_configuration_that_builds_on_the_one_it_names(proof:
         assert made[name].get(ModelConfig).text_length == base["model"]["text_length"], "what `common` does not name stays"
         assert made[name].get(TrainConfig).learning_rate == float(base["train"]["learning_rate"])
     parts = {name: (config.get(ModelConfig), config.get(ObjectiveConfig)) for name, config in made.items()}
-    assert [model.rope for model, _ in parts.values()] == ["flat", *["multiscale"] * 6]
-    assert [objective.flip_max for _, objective in parts.values()] == [0, 0, 0.1, 0.1, 0.1, 0.1, 0]
-    assert [objective.flip_inherit for _, objective in parts.values()] == [False, False, False, True, True, True, False]
-    assert [objective.frame_mask for _, objective in parts.values()] == [0, 0, 0, 0, 0, 0.1, 0]
-    assert [model.order for model, _ in parts.values()] == [*["scales"] * 6, "tokens"]
-    assert [model.previous_frame for model, _ in parts.values()] == [*["first_scale"] * 4, "every_scale", *["first_scale"] * 2]
+    assert [model.rope for model, _ in parts.values()] == ["flat", *["multiscale"] * 7]
+    assert [objective.flip_max for _, objective in parts.values()] == [0, 0, 0.1, 0.1, 0.1, 0.02, 0.1, 0]
+    assert [objective.flip_inherit for _, objective in parts.values()] == [False, False, False, True, True, True, True, False]
+    assert [objective.frame_mask for _, objective in parts.values()] == [0, 0, 0, 0, 0, 0, 0.1, 0]
+    assert [model.order for model, _ in parts.values()] == [*["scales"] * 7, "tokens"]
+    assert [model.previous_frame for model, _ in parts.values()] == [*["first_scale"] * 4, "every_scale", *["first_scale"] * 3]
 
 
 def _scores(fvd: float | None, last: float) -> dict[str, Any]:
