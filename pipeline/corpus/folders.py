@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, dropwhile, islice
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
@@ -208,7 +208,7 @@ def remote_names(entry: str, names: Names, kept: SpilledNames | None = None) -> 
 
 def _behind(entry: str) -> str:
     """Return what a file's URL ends with where `entry` is a chain of fsspec's file systems, such as zip://*.mp4::s3://b/x.zip: the archive."""
-    links = [link for link in entry.split("::") if "/" in link]  # `simplecache` and its like name no place
+    links = list(dropwhile(lambda link: "://" not in link, entry.split("::")))  # `simplecache` and its like name no place
     return "".join(f"::{link}" for link in links[1:])
 
 

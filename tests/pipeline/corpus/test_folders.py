@@ -126,15 +126,27 @@ def test_a_caption_file_counts_by_its_stem_however_many_names_are_between() -> N
 
 
 @pytest.mark.parametrize(
-    "entry", ["zip://**/*.mp4::{}", "zip://::{}", "zip://**::file://{}", "simplecache::zip://**/*.mp4::{}"]
+    "entry",
+    [
+        "zip://**/*.mp4::{}",
+        "zip://**/*.mp4::videos.zip",
+        "zip://::{}",
+        "zip://**::file://{}",
+        "simplecache::zip://**/*.mp4::{}",
+        "zip://**/*.mp4::simplecache::file://{}",
+    ],
 )
-def test_videos_in_an_archive_are_listed_with_it_and_can_be_fetched(tmp_path: Path, entry: str) -> None:
+def test_videos_in_an_archive_are_listed_with_it_and_can_be_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     archive = tmp_path / "videos.zip"
     with zipfile.ZipFile(archive, "w") as file:
         for name, data in {"a/one.mp4": b"1", "two.mp4": b"2", "two.txt": b"a caption", "left.zip": b"3"}.items():
             file.writestr(name, data)
     found = survey(CorpusConfig(videos=(entry.format(archive),)))
-    assert [video.source.split("::")[0] for video in found.videos] == ["zip://a/one.mp4", "zip://two.mp4"]
+    behind = entry.format(archive).removeprefix("simplecache::").partition("::")[2]
+    assert [video.source for video in found.videos] == [f"zip://a/one.mp4::{behind}", f"zip://two.mp4::{behind}"]
     contents = []
     for video in found.videos:
         with local(video.source) as path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import zipfile
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -53,6 +54,18 @@ def test_faults_cost_tries_not_data(server: s3_server.Unreliable, clips: Path, t
     assert s3_server.job("s3://corpus/", tmp_path / "bad") == good
     assert all(server.counts[kind] for kind in s3_server.KINDS), f"no fault of some kind: {server.counts}"
     assert server.counts["requests"] > calm, "faults cost tries"
+
+
+def test_videos_in_an_archive_in_a_bucket(server: s3_server.Unreliable, clips: Path, tmp_path: Path) -> None:
+    """The same samples as from the archive on disk."""
+    archive = tmp_path / "videos.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(clips.glob("*.mp4"))[:2]:
+            file.write(path, f"day/{path.name}")
+    s3_server.fill("archives", [("videos.zip", archive.read_bytes())])
+    local = s3_server.job(f"zip://**/*.mp4::{archive}", tmp_path / "local")
+    assert len(local[1]) > 1
+    assert s3_server.job("zip://**/*.mp4::s3://archives/videos.zip", tmp_path / "remote")[1:] == local[1:]
 
 
 def test_what_a_dead_or_foreign_server_says(server: s3_server.Unreliable, monkeypatch: pytest.MonkeyPatch) -> None:
