@@ -253,26 +253,40 @@ def reconstruct(
     original = np.stack(frames[:whole])
     _, rows, columns = codec.spec.grid(whole, height, width)
     coarse = range(1, len(codec.spec.scales(rows, columns)) if by_scale else 1)
-    decoded = roundtrip(codec, original)
+    bits = _encoded(codec, original)
+    decoded = _decoded(codec, bits, height, width)
     output.parent.mkdir(parents=True, exist_ok=True)
-    panels = (original, *(roundtrip(codec, original, depth) for depth in coarse), decoded)
+    panels = (original, *(_decoded(codec, bits, height, width, depth) for depth in coarse), decoded)
     write_video(output, np.concatenate(panels, axis=2), fps)
     error = float(np.mean((original.astype(np.float64) - decoded) ** 2))
     return float(10 * np.log10(255**2 / max(error, 1e-10)))
 
 
-def roundtrip(codec: VideoCodec, frames_THWC: NDArray[np.uint8], depth: int | None = None) -> NDArray[np.uint8]:
-    """Encode and decode one clip of 1 + s*n frames as a stream; return the same shape. depth: scales to use; None = all."""
-    height, width = frames_THWC.shape[1:3]
-    encoding = decoding = None
-    decoded: list[Tensor] = []
+def roundtrip(codec: VideoCodec, frames_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Encode and decode one clip of 1 + s*n frames as a stream; return the same shape."""
+    return _decoded(codec, _encoded(codec, frames_THWC), *frames_THWC.shape[1:3])
+
+
+def _encoded(codec: VideoCodec, frames_THWC: NDArray[np.uint8]) -> list[Tensor]:
+    """Return the bits of a stream, chunk by chunk: uint8 (1, bytes of its latent frames)."""
+    state = None
+    bits: list[Tensor] = []
     for begin in range(0, len(frames_THWC), CHUNK):
         chunk = torch.from_numpy(frames_THWC[begin : begin + CHUNK])[None]
-        encoded, encoding = codec.encode_chunk(chunk, encoding, last=begin + CHUNK >= len(frames_THWC))
+        encoded, state = codec.encode_chunk(chunk, state, last=begin + CHUNK >= len(frames_THWC))
         if encoded.bits.shape[1]:
-            shown, decoding = codec.decode_chunk(encoded.bits, height, width, decoding, depth)
-            decoded.append(shown[0].cpu())
-    return torch.cat(decoded).numpy()
+            bits.append(encoded.bits)
+    return bits
+
+
+def _decoded(codec: VideoCodec, bits: Sequence[Tensor], height: int, width: int, depth: int | None = None) -> NDArray[np.uint8]:
+    """Return the frames of a stream, uint8 (T,H,W,3). depth: how many scales to use, the coarsest ones; None = all."""
+    state = None
+    shown: list[Tensor] = []
+    for each_1X in bits:
+        frames_1THWC, state = codec.decode_chunk(each_1X, height, width, state, depth)
+        shown.append(frames_1THWC[0].cpu())
+    return torch.cat(shown).numpy()
 
 
 def _load(tokenizer: TokenizerConfig) -> VideoCodec:
