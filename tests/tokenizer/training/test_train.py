@@ -224,7 +224,8 @@ def test_where_quantizers_stop_depends_on_the_clip_alone(tmp_path: Path) -> None
         for other in (micro, two):
             assert math.isclose(whole["loss"], other["loss"], rel_tol=2e-3), (whole, other)
             assert math.isclose(whole["grad_norm"], other["grad_norm"], rel_tol=2e-2)
-        assert two["bit_entropy"] == micro["bit_entropy"], "both are means over single clips"
+        if whole["step"] == 1:  # weights that no step has yet changed
+            assert two["bit_entropy"] == micro["bit_entropy"], "both are means over single clips"
     plain = tmp_path / "plain"
     assert run([str(configure(plain)), "-1"]).returncode == 0
     assert figures(plain)[-1]["loss"] != figures(tmp_path / "whole")[-1]["loss"]
