@@ -35,7 +35,8 @@ STOPPED = 75
 RATES = {"moving-mnist": 8, "freeway": 15, "weizmann": 25}
 """Frames per second at which each data set is read."""
 RECIPES: dict[str, tuple[str, ...]] = {
-    # The first three: 1 dB better after 1,500 steps than without. The others: samples from text whose parts agree (docs/log.md, 2026-11-28).
+    # The first three: 1 dB better after 1,500 steps than without. The others: coarse scales that say what is where, and first frames
+    # (docs/log.md, 2026-11-28).
     "moving-mnist": (
         "tokenizer.loss.hardest=0.25",
         "tokenizer.training.unquantized_steps=300",
